@@ -1,0 +1,132 @@
+"""The typed config of a run, and the discovery of methods: every method is a dataclass and its own schema.
+
+A method's YAML file names its schema in its defaults: `wanda_schema` is the dataclass in `pruners/wanda.py`. There is no
+registry to keep: the modules of the method folders are imported, and each dataclass of a contract's kind is offered under
+its file's name.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from selfprune import evaluators, language_models, proposers, pruners
+from selfprune.budget import Budget
+from selfprune.data import DataConfig
+from selfprune.errors import ConfigError
+from selfprune.evaluators.harness import HarnessConfig
+from selfprune.evaluators.windows import WindowMetric
+from selfprune.language_models.base import LanguageModelConfig
+from selfprune.models import ModelConfig
+from selfprune.proposers.base import ClosedForm, ProposerConfig
+from selfprune.pruners.base import ScorePruner
+from selfprune.search import SearchConfig
+
+METHODS: dict[str, tuple[ModuleType, type]] = {
+    "pruner": (pruners, ScorePruner),
+    "proposer": (proposers, ProposerConfig),
+    "evaluator": (evaluators, WindowMetric),
+    "language_model": (language_models, LanguageModelConfig),
+}
+"""Config group -> the folder of its methods, and the class that they derive from."""
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        model: which model is pruned.
+        data: the texts and the three splits.
+        pruner: decides which weights go.
+        proposer: proposes allocations in the main search.
+        yardsticks: name -> closed-form allocations that are scored first and reported.
+        controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported.
+        language_model: who is asked by proposers that ask.
+        evaluator: what the search minimises.
+        harness: lm-eval tasks.
+        search: limits and racing.
+        budget: the sparsity target.
+        seed: of everything that is drawn.
+        run_folder: where the run writes; by default `runs/<date and time>`.
+        resume: a run folder whose run is continued; everything else is read from it.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pruner: Any = None
+    proposer: Any = None
+    yardsticks: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, Any] = field(default_factory=dict)
+    language_model: Any = None
+    evaluator: Any = None
+    harness: HarnessConfig = field(default_factory=HarnessConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    run_folder: str = ""
+    resume: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
+        for group, (_, kind) in METHODS.items():
+            if not isinstance(getattr(self, group), kind):
+                raise ConfigError(f"the config needs a {group}; choose one of {', '.join(find_methods(group))}")
+        wrong = [name for name, method in self.yardsticks.items() if not isinstance(method, ClosedForm)]
+        wrong += [name for name, method in self.controls.items() if not isinstance(method, ProposerConfig)]
+        if wrong:
+            raise ConfigError(f"yardsticks must be closed-form proposers and controls proposers, but {', '.join(wrong)} is none")
+        if self.search.ladder.n_windows[-1] > self.data.n_search:
+            raise ConfigError(
+                f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, but data.n_search is "
+                f"{self.data.n_search}; raise the one or lower the other"
+            )
+
+
+def find_methods(group: str) -> dict[str, type]:
+    """The methods of a config group: file name -> dataclass.
+
+    Args:
+        group: a key of `METHODS`.
+    """
+    package, kind = METHODS[group]
+    found: dict[str, type] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for _, value in inspect.getmembers(module, inspect.isclass):
+            if (
+                value.__module__ == module.__name__
+                and issubclass(value, kind)
+                and not inspect.isabstract(value)
+                and dataclasses.is_dataclass(value)
+            ):
+                found[info.name] = value
+    return found
+
+
+def register_schemas() -> None:
+    """Offers the schema of the run and of every method to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for group in METHODS:
+        for name, method in find_methods(group).items():
+            store.store(group=group, name=f"{name}_schema", node=method)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The typed config; `DictConfig` ends here.
+
+    Raises:
+        ConfigError: when a value is out of range.
+        omegaconf.errors.OmegaConfBaseException: when a value is missing or of the wrong type.
+    """
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, RunConfig)
+    return config

@@ -1,0 +1,38 @@
+"""Errors that a user can cause; each prints as one paragraph and exits with code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SelfpruneError(Exception):
+    """A user's mistake, told as what was wrong, what was expected, what was got and what to do."""
+
+
+class ConfigError(SelfpruneError):
+    """A value of the config is wrong, or the config does not belong to the run folder."""
+
+
+class ModelError(SelfpruneError):
+    """A model cannot be loaded, understood or fitted."""
+
+
+class DataError(SelfpruneError):
+    """A text is missing, empty, too short or out of reach."""
+
+
+class AllocationError(SelfpruneError):
+    """An allocation does not belong to the units, or no allocation can meet the budget."""
+
+
+class PruningError(SelfpruneError):
+    """A unit cannot be pruned as asked."""
+
+
+class LanguageModelError(SelfpruneError):
+    """A language model cannot be reached or cannot answer."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names, nearest first, for the end of an error message."""
+    ranked = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+    return ", ".join(ranked)

@@ -1,0 +1,109 @@
+"""Scores a model on token windows, window by window, so that candidates can be compared in pairs.
+
+Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from selfprune.evaluators.base import Evaluation
+from selfprune.prefix import PrefixForward
+
+
+class WindowMetric(ABC):
+    """A number per window from the logits of a model; a method is one subclass, which is its own config."""
+
+    @abstractmethod
+    def prepare(self, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
+        """What must be remembered of the dense model's answer to one batch."""
+
+    @abstractmethod
+    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+        """Mean score per token of each window, in nats, lower is better [N]."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    start: int
+    batch_NT: Tensor
+    targets: dict[str, tuple[Tensor, ...]]
+
+
+class WindowEvaluator:
+    """Metrics over one split, in an order of windows that never changes.
+
+    Args:
+        metrics: name -> what is measured; the first gives the score.
+        model: the model, dense at construction; the dense answers that the metric needs are computed here, once.
+        blocks: its decoder blocks.
+        windows_NT: the split.
+        batch_size: windows per forward pass.
+        boundaries: window counts at which callers will stop; batches never cross one.
+        prefix_bytes: bound on hidden states kept for prefix reuse; 0 turns it off.
+
+    Example:
+        >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4, boundaries=[4, 16])
+        >>> evaluator.evaluate(versions, start=0, stop=4).score
+    """
+
+    def __init__(
+        self,
+        metrics: dict[str, WindowMetric],
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        windows_NT: Tensor,
+        batch_size: int,
+        boundaries: Sequence[int] = (),
+        prefix_bytes: int = 0,
+    ) -> None:
+        self.metrics = metrics
+        self.forward = PrefixForward(model, blocks, prefix_bytes)
+        self.n_windows, self.n_tokens_per_window = windows_NT.shape
+        device = next(model.parameters()).device
+        edges = sorted({0, *boundaries, self.n_windows})
+        self._batches: list[_Batch] = []
+        for low, high in zip(edges, edges[1:], strict=False):
+            for start in range(low, high, batch_size):
+                batch_NT = windows_NT[start : min(start + batch_size, high)].to(device)
+                dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
+                targets = {name: metric.prepare(dense_NTV, batch_NT) for name, metric in metrics.items()}
+                self._batches.append(_Batch(start, batch_NT, targets))
+        self.forward.clear()
+
+    def evaluate(self, versions: Sequence[Hashable], start: int, stop: int) -> Evaluation:
+        """Scores the model as it stands on windows `start` to `stop`.
+
+        Args:
+            versions: one value per block, equal whenever the block's weights are (see `PrefixForward`).
+            start: first window, on a batch boundary.
+            stop: one past the last window, on a batch boundary.
+
+        Returns:
+            the mean of the first metric, and in `metrics` the scores of every window by metric.
+        """
+        began = time.perf_counter()
+        scores: dict[str, list[float]] = {name: [] for name in self.metrics}
+        for batch in self._batches:
+            if start <= batch.start < stop:
+                logits_NTV = self.forward(batch.start, batch.batch_NT, versions)
+                for name, metric in self.metrics.items():
+                    scores[name] += metric.window_scores(logits_NTV, batch.batch_NT, batch.targets[name]).tolist()
+        first = next(iter(scores.values()))
+        assert len(first) == stop - start, "start and stop must be batch boundaries"
+        seconds = time.perf_counter() - began
+        return Evaluation(math.fsum(first) / len(first), scores, len(first) * self.n_tokens_per_window, seconds)
+
+
+def negative_log_likelihood(logits_NTV: Tensor, batch_NT: Tensor) -> Tensor:
+    """Negative log-likelihood of every token but the first, in nats [N, T-1], computed in fp32."""
+    return nn.functional.cross_entropy(logits_NTV[:, :-1].float().transpose(1, 2), batch_NT[:, 1:], reduction="none")
+
+
+def mean_per_window(values_NT: Tensor) -> Tensor:
+    """Mean over tokens in fp64 [N]."""
+    return values_NT.double().mean(dim=1)

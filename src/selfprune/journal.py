@@ -1,0 +1,120 @@
+"""Append-only JSON lines that a resumed run reads back instead of repeating the work."""
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfprune.errors import ConfigError, SelfpruneError
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """A file of records; what it holds already is recalled in order, what follows is made and appended.
+
+    A run that is broken off and started again from its beginning thus takes the same way: its proposers draw from the same
+    seeds and hear the recorded scores, until the records end and new work begins. A line that a kill cut short is removed.
+
+    Args:
+        path: the file; created when missing.
+
+    Example:
+        >>> journal = Journal(folder / "evaluations.jsonl")
+        >>> record = journal.once({"candidate": 0, "start": 0}, lambda: {"scores": evaluate()})
+
+    Attributes:
+        n_recalled: records that were read back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_recalled = 0
+        self._recorded = _read_whole_lines(path)
+
+    def once(self, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record of one piece of work, recalled or made now.
+
+        Args:
+            key: what identifies the work; must be the same when the run is repeated.
+            make: does the work and returns what is to be recorded beside the key.
+
+        Raises:
+            ConfigError: when the file holds another record in this place, so that the run cannot be continued.
+            SelfpruneError: when the disk is full.
+        """
+        if self.n_recalled < len(self._recorded):
+            record = self._recorded[self.n_recalled]
+            plain_key = json.loads(json.dumps(key))
+            found = {name: record.get(name) for name in key}
+            if found != plain_key:
+                name = next(name for name in key if found[name] != plain_key[name])
+                raise ConfigError(
+                    f"{self.path} cannot be continued: its line {self.n_recalled + 1} should record {name!r} as {_brief(plain_key[name])}, "
+                    f"but records {_brief(found[name])}; the code, data or config has changed since, so start a new run folder"
+                )
+            self.n_recalled += 1
+            return record
+        record = {**key, **make()}
+        self._append(record)
+        self._recorded.append(record)
+        self.n_recalled += 1
+        return record
+
+    def _append(self, record: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that it appears whole or not at all.
+
+    Raises:
+        SelfpruneError: when the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> SelfpruneError:
+    """The paragraph for a write that failed."""
+    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
+    return SelfpruneError(
+        f"{path} could not be written: {reason}. Everything before it is kept; free some space (or choose another run_folder) "
+        f"and continue with `python -m selfprune resume=<run folder>`"
+    )
+
+
+def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        logger.warning("%s ended in a line that was cut short; the line was removed", path)
+        os.truncate(path, len(whole))
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read back: {error}; restore it from a copy or start a new run folder") from error
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."

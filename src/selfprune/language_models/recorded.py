@@ -1,0 +1,75 @@
+"""Every call of a language model as a JSON line, and its replay."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from selfprune.journal import Journal
+from selfprune.language_models.base import LanguageModel, Reply
+
+
+class RecordingLanguageModel:
+    """Writes every call to a file; opened on calls that are there already, repeats them before it asks the model.
+
+    So a resumed run gets the replies that the broken run got, without asking for them again. A line holds the position of the
+    call, the prompt, the hash of the schema, the seed, the number of replies, the name of the model, the replies and seconds.
+
+    Args:
+        inner: gives the language model; called when the first unrecorded call comes.
+        path: `language_model_calls.jsonl` of the run.
+
+    Attributes:
+        n_calls: calls answered so far, repeated ones included; so are the other totals.
+        n_prompt_tokens: tokens of their prompts, each counted once per call.
+        n_reply_tokens: tokens of all their replies.
+        seconds: time that the model took for them.
+
+    Example:
+        >>> recorder = RecordingLanguageModel(lambda: settings.build(model, tokenizer), run_folder / "language_model_calls.jsonl")
+        >>> replies = recorder.complete(prompt, schema, n=4, seed=0)
+    """
+
+    name = "recorded"
+
+    def __init__(self, inner: Callable[[], LanguageModel], path: Path) -> None:
+        self._load_inner = inner
+        self._inner: LanguageModel | None = None
+        self._journal = Journal(path)
+        self.n_calls = 0
+        self.n_prompt_tokens = 0
+        self.n_reply_tokens = 0
+        self.seconds = 0.0
+
+    def complete(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> list[Reply]:
+        """The recorded replies to this call, or else new ones, which are on disk before they are returned.
+
+        Raises:
+            ConfigError: when the recorded call is another one.
+            LanguageModelError: when the model cannot be reached.
+            SelfpruneError: when the disk is full.
+        """
+        key = {"call": self.n_calls, "prompt": prompt, "schema_sha256": hash_schema(schema), "seed": seed, "n": n}
+        record = self._journal.once(key, lambda: self._ask(prompt, schema, n, seed))
+        replies = [Reply(**reply) for reply in record["replies"]]
+        self.n_calls += 1
+        self.n_prompt_tokens += max((reply.n_prompt_tokens for reply in replies), default=0)
+        self.n_reply_tokens += sum(reply.n_reply_tokens for reply in replies)
+        self.seconds += record["seconds"]
+        return replies
+
+    def _ask(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> dict[str, Any]:
+        if self._inner is None:
+            self._inner = self._load_inner()
+        began = time.perf_counter()
+        replies = self._inner.complete(prompt, schema, n, seed)
+        seconds = round(time.perf_counter() - began, 6)
+        return {"model": self._inner.name, "replies": [asdict(reply) for reply in replies], "seconds": seconds}
+
+
+def hash_schema(schema: dict[str, Any]) -> str:
+    """SHA-256 of a JSON schema."""
+    return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""Yields a unit's weights at any level of a nested pruner: ranks are kept, not weights per level.
+
+Shape suffixes: O out, I in.
+"""
+
+import torch
+from torch import Tensor
+
+from selfprune.allocation import Allocation, LevelGrid
+from selfprune.errors import PruningError
+from selfprune.models import LoadedModel, weight_view
+from selfprune.pruners.base import ScorePruner
+from selfprune.pruners.statistics import Statistics
+
+
+class LevelStore:
+    """The dense weights and, for every weight, the level at which it goes.
+
+    Memory beyond the model: one copy of the units' weights and four bytes a weight. Nothing is written to disk.
+
+    Example:
+        >>> store = LevelStore.build(loaded, grid, pruner, statistics)
+        >>> store.load(allocation)      # the model now is pruned so
+        >>> store.restore()             # and dense again
+
+    Attributes:
+        grid: units and their levels.
+        loaded: the model that is changed in place.
+        allocation: what the model holds now.
+    """
+
+    def __init__(self, loaded: LoadedModel, grid: LevelGrid, ranks: dict[str, Tensor]) -> None:
+        self.loaded = loaded
+        self.grid = grid
+        self.allocation: Allocation = dict.fromkeys(ranks, 0)
+        self._ranks = ranks
+        self._dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in grid.units}
+
+    @classmethod
+    @torch.no_grad()
+    def build(cls, loaded: LoadedModel, grid: LevelGrid, pruner: ScorePruner, statistics: dict[str, Statistics]) -> "LevelStore":
+        """Ranks every unit's weights once.
+
+        Raises:
+            PruningError: when a unit's scores are not finite; the message names the unit.
+        """
+        ranks = {}
+        for unit in grid.units:
+            try:
+                ranks[unit.name] = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
+            except PruningError as error:
+                raise PruningError(f"{unit.name}: {error}") from error
+        return cls(loaded, grid, ranks)
+
+    @torch.no_grad()
+    def load(self, allocation: Allocation) -> list[str]:
+        """Brings the model to an allocation, touching only units whose level changed.
+
+        Returns:
+            the names of the units that changed.
+        """
+        changed = [unit for unit in self.grid.units if self.allocation[unit.name] != allocation[unit.name]]
+        for unit in changed:
+            weight_OI = weight_view(self.loaded.model, unit)
+            kept_OI = self._ranks[unit.name] >= allocation[unit.name]
+            weight_OI.copy_(torch.where(kept_OI, self._dense[unit.name], 0))
+        self.allocation = dict(allocation)
+        return [unit.name for unit in changed]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Makes the model dense again, whatever else was done to its units meanwhile."""
+        for unit in self.grid.units:
+            weight_view(self.loaded.model, unit).copy_(self._dense[unit.name])
+        self.allocation = dict.fromkeys(self.allocation, 0)

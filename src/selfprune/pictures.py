@@ -1,0 +1,98 @@
+"""The report's pictures."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from selfprune.allocation import Allocation, LevelGrid
+from selfprune.candidate import Candidate, State
+from selfprune.journal import write_whole
+
+mpl.use("Agg")
+
+
+def draw_sparsities(path: Path, allocations: Mapping[str, Allocation], grid: LevelGrid) -> None:
+    """Heat maps of sparsity per block and module kind, one per allocation, on one colour scale.
+
+    Args:
+        path: the PNG file.
+        allocations: title -> allocation.
+        grid: its units.
+    """
+    kinds = list(dict.fromkeys(unit.kind for unit in grid.units))
+    n_blocks = max(unit.block for unit in grid.units) + 1
+    figure = Figure(figsize=(2.2 + 0.42 * n_blocks * len(allocations), 1.8 + 0.32 * len(kinds)), layout="constrained")
+    panels = figure.subplots(1, len(allocations), sharey=True, squeeze=False)[0]
+    for axes, (title, allocation) in zip(panels, allocations.items(), strict=True):
+        sparsity_KB = np.full((len(kinds), n_blocks), np.nan)
+        for unit in grid.units:
+            sparsity_KB[kinds.index(unit.kind), unit.block] = allocation[unit.name] / unit.n_items
+        image = axes.imshow(sparsity_KB, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for (row, column), value in np.ndenumerate(sparsity_KB):
+            if n_blocks <= 16 and not np.isnan(value):
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="black" if value > 0.6 else "white",
+                )
+        axes.set_title(title)
+        axes.set_xlabel("block")
+        axes.set_xticks(range(0, n_blocks, 1 if n_blocks <= 16 else 4))
+        axes.set_yticks(range(len(kinds)), [kind.split(".", 1)[-1] for kind in kinds])
+    figure.colorbar(image, ax=list(panels), label="sparsity", format=lambda value, _: f"{100 * value:.0f}%")
+    _save(figure, path)
+
+
+def draw_progress(path: Path, candidates: Sequence[Candidate]) -> None:
+    """Best score so far against tokens spent, one line per search, with a mark for whoever proposed each improvement.
+
+    Args:
+        path: the PNG file.
+        candidates: the archive.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    proposers = list(dict.fromkeys(c.proposal.proposer for c in candidates))
+    colours = {proposer: f"C{i % 10}" for i, proposer in enumerate(proposers)}
+    labelled: set[str] = set()
+    for search in dict.fromkeys(c.search for c in candidates):
+        n_tokens, best, line = 0, float("inf"), []
+        for candidate in (c for c in candidates if c.search == search):
+            n_tokens += candidate.n_tokens
+            if candidate.state is State.COMPLETE and candidate.score is not None and candidate.score < best:
+                best = candidate.score
+                line.append((n_tokens, best))
+                proposer = candidate.proposal.proposer
+                axes.plot(
+                    n_tokens, best, "o", color=colours[proposer], label=None if proposer in labelled else proposer, zorder=3
+                )
+                labelled.add(proposer)
+        if line:
+            tokens, scores = zip(*line, strict=True)
+            axes.step(
+                [*tokens, n_tokens],
+                [*scores, best],
+                where="post",
+                color="0.3",
+                linestyle="-" if search == "main" else "--",
+                label=f"search: {search}",
+            )
+    axes.set_xlabel("tokens spent")
+    axes.set_ylabel("best search score")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""Proposers of allocations, one method per file."""

@@ -1,0 +1,42 @@
+"""Allocations from the measured sensitivity of each unit, under a power law of the damage.
+
+If pruning unit u alone to the target S raises the score by r_u, and its damage grows as r_u·(s/S)^p, then minimising the sum
+of damages at a fixed total of weights n_u·s_u gives s_u ∝ (n_u / r_u)^(1 / (p − 1)) (Lagrange; the same reasoning as for
+bit allocation by Hessian traces in HAWQ-V2, arXiv 1911.03852). The true p is unknown, so several are proposed. Limits: damages
+of units pruned together do not simply add up.
+"""
+
+from dataclasses import dataclass, field
+
+from selfprune.candidate import Proposal
+from selfprune.errors import ConfigError
+from selfprune.language_models.base import LanguageModel
+from selfprune.proposers.base import FixedProposals, Proposer, ProposerConfig, SearchSpace
+
+
+@dataclass
+class Sensitivity(ProposerConfig):
+    """One allocation per exponent, and nothing where sensitivities were not measured.
+
+    Attributes:
+        exponents: the powers p, above 1; high ones stay near uniform.
+    """
+
+    exponents: list[float] = field(default_factory=lambda: [8.0, 6.0, 4.0, 3.0, 2.5])
+
+    def __post_init__(self) -> None:
+        if not self.exponents or any(p <= 1 for p in self.exponents):
+            raise ConfigError(f"the exponents of the sensitivity proposer must exceed 1, got {self.exponents}")
+
+    def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
+        """All its proposals are known at once."""
+        return FixedProposals("sensitivity", [self._proposal(space, p) for p in self.exponents] if space.sensitivities else [])
+
+    def _proposal(self, space: SearchSpace, exponent: float) -> Proposal:
+        rises = space.sensitivities
+        floor = 1e-3 * max(rises.values())
+        wished = {
+            unit.name: (unit.n_weights / max(rises[unit.name], floor, 1e-12)) ** (1 / (exponent - 1)) for unit in space.grid.units
+        }
+        scale = space.n_target_weights / sum(wished[unit.name] * unit.n_weights for unit in space.grid.units)
+        return Proposal(space.project({name: scale * wish for name, wish in wished.items()}), "sensitivity", f"p={exponent:g}")

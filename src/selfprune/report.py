@@ -1,0 +1,221 @@
+"""What a reader looks at: `report.json`, `report.md` and its pictures.
+
+`report_schema.json` beside this file is the JSON schema of `report.json`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfprune.allocation import Allocation, LevelGrid
+from selfprune.candidate import Candidate, State
+from selfprune.errors import ConfigError
+from selfprune.journal import write_whole
+from selfprune.language_models.recorded import RecordingLanguageModel
+from selfprune.pictures import draw_progress, draw_sparsities
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one search cost.
+
+    Attributes:
+        n_tokens: tokens of evaluation.
+        seconds: of evaluation.
+    """
+
+    n_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the report is made from.
+
+    Attributes:
+        rows: one per reported allocation: name, sparsity, kl, perplexity, tasks.
+        candidates: the whole archive.
+        winner: of the main search.
+        grid: units and levels.
+        spent: search -> its cost.
+        language_model: the recorder of its calls.
+        hashes: split -> hash.
+    """
+
+    rows: list[dict[str, Any]]
+    candidates: Sequence[Candidate]
+    winner: Candidate
+    grid: LevelGrid
+    spent: dict[str, Spent]
+    language_model: RecordingLanguageModel
+    hashes: dict[str, str]
+
+
+def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> None:
+    """Writes pictures, `report.md` and last `report.json`, whose presence says that the run is complete.
+
+    Args:
+        folder: the run folder.
+        results: what to report.
+        versions: lm-eval's version and those of its tasks.
+    """
+    report = build_report(results)
+    report["environment"] = json.loads((folder / "environment.json").read_text(encoding="utf-8")) | {"lm_eval_tasks": versions}
+    draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
+    draw_progress(folder / "progress.png", results.candidates)
+    write_whole(folder / "report.md", to_markdown(report))
+    write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
+
+
+def build_report(results: Results) -> dict[str, Any]:
+    """The dictionary of `report.json`, without the environment."""
+    main = [c for c in results.candidates if c.search == "main"]
+    costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
+    none = Spent(0, 0.0)
+    rows = []
+    for row in results.rows:
+        cost = costs.get(row["name"], none)
+        tasks = {task: _task_metrics(metrics) for task, metrics in row["tasks"].items()}
+        rows.append({**row, "tasks": tasks, "n_tokens": cost.n_tokens, "seconds": round(cost.seconds, 3)})
+    return {
+        "rows": rows,
+        "search": {
+            "n_candidates": len(main),
+            "n_tokens": results.spent["main"].n_tokens,
+            "seconds": round(results.spent["main"].seconds, 3),
+            "winner": {"id": results.winner.id, "proposer": results.winner.proposal.proposer, "score": results.winner.score},
+            "by_proposer": count_by_proposer(main),
+        },
+        "language_model": _language_model_ledger(results.language_model, main),
+        "splits": results.hashes,
+    }
+
+
+def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, int]]:
+    """Proposer -> how its candidates ended, the tokens spent on them, and how often one was the best so far."""
+    counts: dict[str, dict[str, int]] = {}
+    best_score = float("inf")
+    for candidate in candidates:
+        ours = counts.setdefault(
+            candidate.proposal.proposer, {"proposed": 0, "complete": 0, "stopped": 0, "failed": 0, "n_tokens": 0, "won": 0}
+        )
+        ours["proposed"] += 1
+        ours[candidate.state.value.lower()] += 1
+        ours["n_tokens"] += candidate.n_tokens
+        if candidate.state is State.COMPLETE and candidate.score is not None and candidate.score < best_score:
+            best_score = candidate.score
+            ours["won"] += 1
+    return counts
+
+
+def _language_model_ledger(recorder: RecordingLanguageModel, main: Sequence[Candidate]) -> dict[str, Any]:
+    """Calls and tokens, and the fate of the proposals: `won` counts those that were the best of the search when scored."""
+    asked = count_by_proposer(main).get("self_pruner", {"proposed": 0, "won": 0})
+    valid = sum(c.proposal.proposer == "self_pruner" and c.proposal.allocation is not None for c in main)
+    return {
+        "calls": recorder.n_calls,
+        "prompt_tokens": recorder.n_prompt_tokens,
+        "reply_tokens": recorder.n_reply_tokens,
+        "seconds": round(recorder.seconds, 3),
+        "proposed": asked["proposed"],
+        "valid": valid,
+        "won": asked["won"],
+    }
+
+
+def _task_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's metrics with the standard error of the first under `stderr`."""
+    first = next((name for name in metrics if f"{name}_stderr" in metrics), None)
+    return {**metrics, "stderr": metrics[f"{first}_stderr"] if first else None}
+
+
+def _pictured(results: Results) -> dict[str, Allocation]:
+    by_proposer = {
+        c.proposal.proposer: c.allocation for c in results.candidates if c.proposal.proposer == "owl" and c.proposal.allocation
+    }
+    return {**by_proposer, "winner": results.winner.allocation}
+
+
+def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the comparison, as text."""
+    tasks = list(report["rows"][0]["tasks"])
+    header = ["", "sparsity", "KL", "perplexity", *(_short(task) for task in tasks), "tokens", "seconds"]
+    cells = []
+    for row in report["rows"]:
+        accuracies = [_accuracy(row["tasks"][task]) for task in tasks]
+        measured = [f"{row['sparsity']:.2%}", f"{row['kl']:.4f}", f"{row['perplexity']:.3f}"]
+        cells.append([row["name"], *measured, *accuracies, f"{row['n_tokens']:,}", f"{row['seconds']:.0f}"])
+    return header, cells
+
+
+def _short(task: str) -> str:
+    return task.removeprefix("selfprune_").removesuffix("_report")
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    if "acc" not in metrics:
+        return "–"
+    return f"{100 * metrics['acc']:.1f} ± {100 * metrics['acc_stderr']:.1f}"
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    header, cells = table_cells(report)
+    lines = [
+        "# selfprune report",
+        "",
+        "KL (nats per token, against the dense model) and perplexity are measured on the report split, which",
+    ]
+    lines += [
+        "the search never saw. Accuracies are in percent, ± one standard error. Tokens and seconds are those that the search",
+        "for this row spent on evaluation.",
+        "",
+    ]
+    lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *(_markdown_row(row) for row in cells), ""]
+    winner = report["search"]["winner"]
+    lines += [f"The winner is candidate {winner['id']}, proposed by `{winner['proposer']}`.", ""]
+    lines += ["![Sparsity per block and module type](sparsity.png)", "", "![Best score against tokens spent](progress.png)", ""]
+    lines += ["## Who proposed what", "", *_ledger_table(report["search"]["by_proposer"]), ""]
+    model = report["language_model"]
+    lines += [
+        f"The language model was called {model['calls']} times ({model['prompt_tokens']:,} prompt and {model['reply_tokens']:,} reply tokens, "
+        f"{model['seconds']:.1f} s); of its {model['proposed']} proposals {model['valid']} were valid and {model['won']} were the best so far.",
+        "",
+    ]
+    environment = report["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    lines += [
+        "## Environment",
+        "",
+        f"Python {environment['python']}, {versions}.",
+        f"Splits: {', '.join(f'{k} `{v[:12]}`' for k, v in report['splits'].items())}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _ledger_table(by_proposer: dict[str, dict[str, int]]) -> list[str]:
+    columns = list(next(iter(by_proposer.values())))
+    rows = [[name, *(f"{counts[column]:,}" for column in columns)] for name, counts in by_proposer.items()]
+    return [_markdown_row(["", *columns]), _markdown_row(["---"] * (len(columns) + 1)), *(_markdown_row(row) for row in rows)]
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Raises:
+        ConfigError: when the folder holds none.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} holds no report.json, so its run is not finished; continue it with `python -m selfprune resume={folder}`"
+        )
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report

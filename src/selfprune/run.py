@@ -1,0 +1,164 @@
+"""One run as a story: folder, model, splits, statistics, level store, search, winner, report."""
+
+import datetime
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from selfprune.allocation import Allocation
+from selfprune.calibration import prune_in_place
+from selfprune.candidate import Candidate, Proposal, best
+from selfprune.config import RunConfig, to_run_config
+from selfprune.errors import SelfpruneError
+from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.export import save_checkpoint
+from selfprune.proposers.base import ProposerConfig
+from selfprune.report import Results, Spent, write_report
+from selfprune.run_folder import open_folder, preflight, recompose
+from selfprune.search import Progress, run_search
+from selfprune.workbench import Workbench, prepare
+
+logger = logging.getLogger(__name__)
+
+
+def run_composed(composed: DictConfig, overrides: list[str], job: int | None) -> Path:
+    """Runs a composed config, or continues the run folder that its `resume` names.
+
+    Args:
+        composed: what Hydra composed.
+        overrides: the command line's config overrides, kept for `resume`.
+        job: number of the job in a multirun.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        SelfpruneError: on a user's mistake.
+    """
+    if composed.resume:
+        folder = Path(composed.resume)
+        composed, overrides = recompose(folder)
+    else:
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = Path(composed.run_folder or (f"runs/{stamp}" if job is None else f"runs/{stamp}_{job}"))
+    config = to_run_config(composed)
+    preflight(config, folder)
+    open_folder(folder, composed, overrides)
+    return run(config, folder)
+
+
+def run(config: RunConfig, folder: Path) -> Path:
+    """Runs or continues a config in its folder.
+
+    Args:
+        config: the typed config.
+        folder: the run folder, which holds `config.yaml` and `environment.json`.
+
+    Returns:
+        the folder, now with `report.md`, `report.json` and `model/`.
+    """
+    bench = prepare(config, folder)
+    yardsticks = {
+        name: form.build(bench.space, config.seed, bench.language_model).ask(1)[0] for name, form in config.yardsticks.items()
+    }
+    main = _search(bench, "main", config.proposer, config.search.max_tokens, list(yardsticks.values()))
+    if not best(main):
+        raise SelfpruneError(
+            f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in {folder / 'archive.jsonl'}"
+        )
+    winner = _choose_winner(bench, best(main, config.search.n_finalists))
+    spent = {"main": Spent(sum(c.n_tokens for c in main) + bench.n_sensitivity_tokens, bench.racer.seconds)}
+    leaders: dict[str, Candidate] = {}
+    for name, control in config.controls.items():
+        seconds_before = bench.racer.seconds
+        candidates = _search(bench, name, control, spent["main"].n_tokens)
+        leaders |= {name: candidate for candidate in best(candidates)}
+        spent[name] = Spent(sum(c.n_tokens for c in candidates), bench.racer.seconds - seconds_before)
+    allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
+    allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
+    allocations |= {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
+    rows = _measure_rows(bench, allocations)
+    results = Results(rows, bench.archive.candidates, winner, bench.space.grid, spent, bench.language_model, bench.splits.hashes)
+    write_report(folder, results, bench.harness.versions)
+    return folder
+
+
+def _search(
+    bench: Workbench, name: str, proposer: ProposerConfig, max_tokens: int, yardsticks: Sequence[Proposal] = ()
+) -> list[Candidate]:
+    config = replace(bench.config.search, max_tokens=max_tokens)
+    with bench.display.stage(f"search: {name}", total=max_tokens) as update:
+
+        def show(state: Progress) -> None:
+            best_score = "none yet" if state.best_score is None else f"{state.best_score:.4f}"
+            update(state.n_tokens, f"best {best_score}, {state.n_candidates} candidates, {state.n_tokens:,} tokens")
+
+        working = proposer.build(bench.space, bench.config.seed, bench.language_model)
+        return run_search(name, working, bench.racer, bench.archive, config, yardsticks, show)
+
+
+def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
+    """The best score wins, unless another finalist's lm-eval accuracy is higher by more than one standard error."""
+    names = bench.config.harness.search_tasks
+    if not names:
+        return finalists[0]
+    accuracies: list[tuple[float, float]] = []
+    with bench.display.stage("finalists on lm-eval", total=len(finalists)) as update:
+        for i, finalist in enumerate(finalists):
+            record = bench.journal.once(
+                {"finalist": finalist.id}, lambda finalist=finalist: _measure_finalist(bench, finalist, names)
+            )
+            accuracies.append(mean_accuracy(record["tasks"]))
+            update(i + 1)
+    best_mean, error = accuracies[0]
+    better = [(mean, i) for i, (mean, _) in enumerate(accuracies) if mean > best_mean + error]
+    return finalists[max(better)[1]] if better else finalists[0]
+
+
+def _measure_finalist(bench: Workbench, finalist: Candidate, names: list[str]) -> dict[str, Any]:
+    bench.store.load(finalist.allocation)
+    return {"tasks": bench.harness.evaluate(bench.loaded.model, bench.loaded.tokenizer, names)}
+
+
+def mean_accuracy(tasks: dict[str, dict[str, Any]]) -> tuple[float, float]:
+    """Mean accuracy over tasks, and its standard error."""
+    accuracies = [metrics["acc"] for metrics in tasks.values() if "acc" in metrics]
+    errors = [metrics["acc_stderr"] for metrics in tasks.values() if "acc" in metrics]
+    if not accuracies:
+        return 0.0, 0.0
+    return math.fsum(accuracies) / len(accuracies), math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+
+
+def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[dict[str, Any]]:
+    """Prunes afresh for every row, sequentially, and measures on the report split; the winner is saved on the way."""
+    bench.store.restore()
+    bench.racer.evaluator.forward.clear()
+    loaded, config = bench.loaded, bench.config
+    metrics = {"kl": KLDivergence(), "nll": Perplexity()}
+    rows = []
+    with bench.display.stage("measuring on the report split", total=len(allocations)) as update:
+        report = WindowEvaluator(metrics, loaded.model, loaded.blocks, bench.splits.report_NT, config.search.batch_size)
+
+        def measure(name: str, allocation: Allocation) -> dict[str, Any]:
+            bench.store.restore()
+            if any(allocation.values()):
+                prune_in_place(loaded, bench.splits.calibration_NT, config.pruner, allocation, config.search.batch_size)
+            if name == "winner":
+                save_checkpoint(loaded.model, loaded.tokenizer, bench.folder / "model")
+            scores = report.evaluate(versions=[name] * len(loaded.blocks), start=0, stop=report.n_windows).metrics
+            means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
+            tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
+            return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks}
+
+        for i, (name, allocation) in enumerate(allocations.items()):
+            row = bench.journal.once({"row": name}, lambda name=name, allocation=allocation: measure(name, allocation))
+            rows.append({"name": name, "sparsity": bench.space.grid.sparsity(allocation), **row})
+            update(i + 1, name)
+    return rows

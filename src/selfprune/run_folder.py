@@ -1,0 +1,91 @@
+"""The run folder: who owns it, whether the run fits, and how a broken run is taken up again."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from selfprune.config import RunConfig
+from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.journal import disk_error, write_whole
+from selfprune.models import preflight_memory
+from selfprune.tracking import describe_environment
+
+logger = logging.getLogger(__name__)
+
+RANK_BYTES = 4
+"""Memory per weight that the level store holds beside a second copy of the weights."""
+
+
+def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
+    """The config of a run that was begun, composed from its recorded overrides, and these.
+
+    Raises:
+        ConfigError: when the folder is none of a run.
+    """
+    environment = folder / "environment.json"
+    if not environment.is_file() or not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"resume must name a run folder with a config.yaml and an environment.json, got {folder}; give the folder of a run that was begun"
+        )
+    overrides = json.loads(environment.read_text(encoding="utf-8"))["overrides"]
+    return hydra.compose("config", overrides=overrides), overrides
+
+
+def preflight(config: RunConfig, folder: Path) -> None:
+    """Refuses what cannot fit into memory or onto the disk, before any weight is read or anything written.
+
+    Raises:
+        ModelError: when the model does not fit into memory.
+        SelfpruneError: when the results do not fit onto the disk.
+    """
+    estimate = preflight_memory(config.model, bytes_per_parameter=_weight_bytes(config) + RANK_BYTES)
+    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    needed, free = estimate.n_parameters * _weight_bytes(config) + 50_000_000, shutil.disk_usage(parent).free
+    if needed > free:
+        raise SelfpruneError(
+            f"the run would write about {needed / 1e9:.2f} GB into {folder}, but the disk has {free / 1e9:.2f} GB free; "
+            f"free some space or choose another run_folder"
+        )
+    logger.info(
+        "%d parameters; needs %.2f GB of memory and %.2f GB of disk",
+        estimate.n_parameters,
+        estimate.needed_bytes / 1e9,
+        needed / 1e9,
+    )
+
+
+def _weight_bytes(config: RunConfig) -> int:
+    return 4 if config.model.dtype.value in ("float32", "auto") else 2
+
+
+def open_folder(folder: Path, composed: DictConfig, overrides: list[str]) -> None:
+    """Writes config and environment into a new folder, or checks that the folder's own config is this one.
+
+    Raises:
+        ConfigError: when the folder belongs to another run or to something else.
+        SelfpruneError: when it cannot be written.
+    """
+    kept = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("run_folder", "resume")])
+    content = OmegaConf.to_yaml(kept, resolve=True)
+    path = folder / "config.yaml"
+    if path.exists():
+        if path.read_text(encoding="utf-8") != content:
+            raise ConfigError(
+                f"the run folder {folder} belongs to another config (its config.yaml differs from this run's); choose another run_folder, "
+                f"or continue that run with `python -m selfprune resume={folder}`"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"the run folder {folder} exists and holds other things than a run; choose a new or an empty run_folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    write_whole(folder / "environment.json", json.dumps(describe_environment(overrides), indent=2) + "\n")
+    write_whole(path, content)

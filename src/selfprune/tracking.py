@@ -1,0 +1,111 @@
+"""What a run knows of its surroundings, and what it shows while it works."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PACKAGES = (
+    "selfprune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "lm_eval",
+    "hydra-core",
+    "llguidance",
+    "numpy",
+)
+
+
+def describe_environment(overrides: list[str]) -> dict[str, Any]:
+    """Versions, machine, commit and command, for `environment.json`; no user names, no environment variables.
+
+    Args:
+        overrides: the config overrides of the command line.
+    """
+    return {
+        "overrides": overrides,
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "n_cpus": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with `+` when it has changes; None for an ordinary install."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "--error-unmatch", __file__):
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Display:
+    """One line per stage, and a bar while a stage searches; silent when the error stream is not a terminal.
+
+    Example:
+        >>> with Display().stage("searching", total=600_000) as update:
+        ...     update(1000, "best 0.5, 3 candidates")
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Any]:
+        """Shows a stage while it lasts.
+
+        Args:
+            title: what is being done.
+            total: amount of work, in the unit that `update(done, note)` is called with; None when unknown.
+
+        Yields:
+            `update(done, note="")`.
+        """
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task: TaskID = progress.add_task(title, total=total, note="")
+
+            def update(done: int, note: str = "") -> None:
+                progress.update(task, completed=min(done, total or done), note=note)
+
+            yield update
+            if total is None:
+                progress.update(task, total=1, completed=1)

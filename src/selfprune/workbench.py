@@ -1,0 +1,151 @@
+"""Everything that the stages of a run share, made ready in order: model, splits, statistics, level store, racer."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfprune.allocation import LevelGrid
+from selfprune.archive import Archive
+from selfprune.calibration import calibrate
+from selfprune.config import RunConfig
+from selfprune.data import Splits, draw_splits, generate_tokens
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.journal import Journal
+from selfprune.language_models.base import LanguageModel, Reply
+from selfprune.language_models.recorded import RecordingLanguageModel
+from selfprune.level_store import LevelStore
+from selfprune.models import LoadedModel, load_model, weight_view
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.owl import OWL, outlier_ratio
+from selfprune.pruners.statistics import InputSquares
+from selfprune.pruners.wanda import Wanda, wanda_metric
+from selfprune.racing import Racer
+from selfprune.tracking import Display
+
+
+@dataclass
+class Workbench:
+    """What the stages of one run share."""
+
+    config: RunConfig
+    folder: Path
+    loaded: LoadedModel
+    splits: Splits
+    store: LevelStore
+    racer: Racer
+    space: SearchSpace
+    harness: Harness
+    journal: Journal
+    archive: Archive
+    language_model: RecordingLanguageModel
+    display: Display
+
+    @property
+    def n_sensitivity_tokens(self) -> int:
+        """Tokens that the sensitivities cost, which count as the main search's."""
+        return len(self.space.sensitivities) * self.config.search.n_sensitivity_windows * self.racer.evaluator.n_tokens_per_window
+
+
+class _DenseModelAnswers:
+    """The model under pruning as a language model: its dense weights are put back before it is asked."""
+
+    def __init__(self, inner: LanguageModel, store: LevelStore) -> None:
+        self.inner, self.store, self.name = inner, store, inner.name
+
+    def complete(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> list[Reply]:
+        """Replies of the dense model."""
+        self.store.restore()
+        return self.inner.complete(prompt, schema, n, seed)
+
+
+def prepare(config: RunConfig, folder: Path) -> Workbench:
+    """Loads, splits, calibrates and ranks; what a resumed run had measured is read back.
+
+    Args:
+        config: the typed config.
+        folder: the run folder, which holds the config already.
+    """
+    display = Display()
+    journal = Journal(folder / "evaluations.jsonl")
+    with display.stage(f"loading {config.model.path}"):
+        loaded = load_model(config.model)
+        window = config.data.n_tokens_per_window
+
+        def generate(n_tokens: int, seed: int) -> Tensor:
+            return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
+
+        splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, loaded.max_positions)
+        journal.once({"splits": splits.hashes}, dict)
+        harness = Harness(config.harness)
+    fraction = config.pruner.level_fraction()
+    grid = (
+        LevelGrid.with_constant_step(loaded.units, config.search.level_fraction, config.search.max_sparsity)
+        if fraction is None
+        else LevelGrid.with_single_level(loaded.units, fraction)
+    )
+    with display.stage("calibrating"):
+        batch_size = config.search.batch_size
+        statistics = calibrate(loaded, splits.calibration_NT, config.pruner, batch_size)
+        outliers = _outlier_ratios(config, loaded, splits, statistics)
+        store = LevelStore.build(loaded, grid, config.pruner, statistics)
+        ladder = config.search.ladder
+        windows_NT = splits.search_NT[: ladder.n_windows[-1]]
+        evaluator = WindowEvaluator(
+            {"score": config.evaluator},
+            loaded.model,
+            loaded.blocks,
+            windows_NT,
+            batch_size,
+            ladder.n_windows,
+            config.search.prefix_cache_mb * 10**6,
+        )
+    racer = Racer(store, evaluator, ladder, journal)
+    sensitivities = _sensitivities(config, racer, display)
+    space = SearchSpace(grid, config.budget.n_target_weights(grid), sensitivities, outliers)
+    language_model = RecordingLanguageModel(
+        lambda: _DenseModelAnswers(config.language_model.build(loaded.model, loaded.tokenizer), store),
+        folder / "language_model_calls.jsonl",
+    )
+    archive = Archive(folder / "archive.jsonl")
+    return Workbench(config, folder, loaded, splits, store, racer, space, harness, journal, archive, language_model, display)
+
+
+def _outlier_ratios(config: RunConfig, loaded: LoadedModel, splits: Splits, statistics: dict[str, Any]) -> dict[int, float]:
+    """OWL's D per block on dense inputs; empty when no yardstick, proposer or control asks for it."""
+    settings = next((form for form in config.yardsticks.values() if isinstance(form, OWL)), None)
+    if settings is None:
+        return {}
+    if not all(isinstance(s, InputSquares) for s in statistics.values()):
+        statistics = calibrate(loaded, splits.calibration_NT, Wanda(), config.search.batch_size)
+    return {
+        block: outlier_ratio(
+            [
+                wanda_metric(weight_view(loaded.model, unit), statistics[unit.name])
+                for unit in loaded.units
+                if unit.block == block
+            ],
+            settings.outlier_threshold,
+        )
+        for block in range(len(loaded.blocks))
+    }
+
+
+def _sensitivities(config: RunConfig, racer: Racer, display: Display) -> dict[str, float]:
+    """Unit name -> rise of the score when this unit alone is pruned at the target."""
+    n_windows, grid = config.search.n_sensitivity_windows, racer.store.grid
+    if not n_windows:
+        return {}
+    dense = dict.fromkeys(racer.store.allocation, 0)
+    rises = {}
+    with display.stage("measuring sensitivities", total=len(grid.units)) as update:
+        for i, unit in enumerate(grid.units):
+            steps = min(math.ceil(config.budget.sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
+            alone = {**dense, unit.name: steps * grid.step[unit.name]}
+            record = racer.journal.once({"sensitivity": unit.name}, lambda alone=alone: racer.measure(alone, 0, n_windows))
+            rises[unit.name] = math.fsum(record["window_scores"]) / n_windows
+            update(i + 1)
+    return rises

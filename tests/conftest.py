@@ -1,0 +1,107 @@
+"""Fixtures that several tests share: tiny random models of every family, a tiny tokenizer, and a watch on the network."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from selfprune.embedded.world import write_corpus
+
+# The models are so small that more threads only wait for each other, the more so when tests run side by side.
+torch.set_num_threads(1)
+
+VOCAB_SIZE = 300
+GQA: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+MHA = {name: value for name, value in GQA.items() if name not in ("num_key_value_heads", "head_dim")}
+MOE = GQA | {"num_experts_per_tok": 2}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GQA,
+    "mistral": GQA | {"sliding_window": 16},
+    "qwen2": GQA,
+    "qwen3": GQA,
+    "gemma2": GQA,
+    "gemma3_text": GQA,
+    "phi3": GQA,
+    "opt": MHA | {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "gpt_neox": MHA,
+    "gpt2": MHA | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "falcon": MHA,
+    "mixtral": MOE | {"num_local_experts": 4},
+    "qwen2_moe": MOE | {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": MOE | {"num_experts": 4, "moe_intermediate_size": 24},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family's `model_type`, one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., PreTrainedModel]:
+    """Makes a tiny random model: `make_tiny_model("gpt2", seed=0, n_layer=3)`; further arguments go to its configuration."""
+
+    def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = AutoConfig.for_model(family, **(FAMILIES.get(family, GQA) | changes))
+            return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of the embedded world that fits the tiny models."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([write_corpus(0, 20_000)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(
+    make_tiny_model: Callable[..., PreTrainedModel],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """Gives the folder of a family's tiny model, saved with its tokenizer; it is shared, so copy it before changing it."""
+    folders: dict[str, Path] = {}
+
+    def save(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            make_tiny_model(family).save_pretrained(folders[family])
+            tiny_tokenizer.save_pretrained(folders[family])
+        return folders[family]
+
+    return save
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Refuses every connection, and lists the hosts that were asked for."""
+    asked: list[Any] = []
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        asked.append(arguments[0])
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: refuse(address))
+    return asked

@@ -1,0 +1,121 @@
+"""Conventions that a machine can check."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "selfprune"
+MODULES = sorted(SOURCE.rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+
+GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
+NOT_A_METHOD = {
+    "pruners/statistics": "what pruners ask calibration to gather",
+    "proposers/coordinates": "how self_pruner turns replies into sparsities",
+    "proposers/replies": "the grammar and the parser of self_pruner's replies",
+    "evaluators/windows": "what the evaluators on token windows share",
+    "evaluators/harness": "lm-eval, with a config group of its own: harness",
+    "language_models/local": "chosen through language_model=self",
+    "language_models/recorded": "stores the calls of any other language model",
+    "language_models/scripted": "replies from a list, for tests",
+}
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def public_definitions(tree: ast.Module | ast.ClassDef, prefix: str = "") -> list[tuple[str, Definition]]:
+    """Public functions, classes and their public methods; not what is nested in a function."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, Definition) and not node.name.startswith("_"):
+            found.append((prefix + node.name, node))
+            if isinstance(node, ast.ClassDef):
+                found += public_definitions(node, f"{prefix}{node.name}.")
+    return found
+
+
+def undocumented(source: str) -> list[str]:
+    tree = ast.parse(source)
+    is_empty = not tree.body
+    module = [] if is_empty or ast.get_docstring(tree) else ["the module"]
+    return module + [name for name, node in public_definitions(tree) if not ast.get_docstring(node)]
+
+
+def prints(source: str) -> list[int]:
+    """Lines that call `print`."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_every_public_name_has_a_docstring(path):
+    assert undocumented(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_nothing_under_src_prints(path):
+    assert prints(path.read_text()) == [], "log it, or write it to the stream that the caller gave"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_no_file_is_longer_than_250_lines(path):
+    n_lines = len(path.read_text().splitlines())
+    assert n_lines <= 250, "two rooms in one: split it by what the halves know"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_nothing_is_left_to_do(path):
+    assert re.findall(r"\b(?:TODO|FIXME|XXX)\b", path.read_text()) == []
+
+
+def test_no_file_is_named_after_nothing():
+    homeless = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert [relative(path) for path in MODULES if path.stem in homeless] == []
+
+
+def test_the_checks_see_what_they_look_for():
+    assert prints("def f():\n    print(1)\n\nlogger.print(2)") == [2]
+    assert undocumented("class A:\n    def method(self): ...\n    def _hidden(self): ...") == ["the module", "A", "A.method"]
+
+
+def methods(family: str) -> list[str]:
+    """The methods of a family, by the name of their module."""
+    stems = [path.stem for path in sorted((SOURCE / family).glob("*.py"))]
+    return [stem for stem in stems if stem not in {"__init__", "base"} and f"{family}/{stem}" not in NOT_A_METHOD]
+
+
+@pytest.mark.parametrize("family", GROUP_OF_FAMILY)
+def test_every_method_has_a_yaml_of_its_name_and_every_yaml_a_method(family):
+    choices = sorted(path.stem for path in (ROOT / "conf" / GROUP_OF_FAMILY[family]).glob("*.yaml"))
+    assert choices == methods(family)
+    assert choices != []
+
+
+def test_every_exception_still_exists():
+    assert [name for name in NOT_A_METHOD if not (SOURCE / f"{name}.py").exists()] == []
+
+
+def test_the_config_leaves_experiment_to_the_command_line():
+    assert not re.search(r"^\s*-\s*(override\s+)?/?experiment\b", (ROOT / "conf" / "config.yaml").read_text(), re.MULTILINE)
+
+
+def test_there_are_experiments():
+    assert {"smoke", "llama7b"} <= {path.stem for path in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
+def test_every_experiment_opens_with_its_command(path):
+    header = re.match(r"(#.*\n)*", path.read_text())[0]
+    command = rf"python -m selfprune\b.*\+experiment={re.escape(path.stem)}\b"
+    assert re.search(command, header), "say how to run it, in a comment above all else"
+    assert "# @package _global_" in header

@@ -1,0 +1,100 @@
+"""The house of the design: floors, and imports only downwards."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
+
+FLOOR_OF_FILE = {
+    "__init__": 0, "errors": 0, "allocation": 0, "budget": 0, "candidate": 0,
+    "models": 1, "data": 1, "archive": 1, "tracking": 1, "conf_path": 1, "journal": 1, "prefix": 1,
+    "calibration": 3, "level_store": 3, "racing": 3, "search": 3, "surgery": 3, "export": 3,
+    "report": 4, "pictures": 4, "config": 4, "run": 4, "run_folder": 4, "workbench": 4,
+    "__main__": 5,
+}  # fmt: skip
+FLOOR_OF_FOLDER = {"language_models": 1, "embedded": 1, "pruners": 2, "proposers": 2, "evaluators": 2, "recovery": 2}
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module, named by its path without suffix, such as `pruners/wanda`; None where it has none."""
+    folder, _, _ = module.partition("/")
+    return FLOOR_OF_FOLDER.get(folder) if "/" in module else FLOOR_OF_FILE.get(module)
+
+
+def imported_modules(module: str, source: str, known: set[str]) -> set[str]:
+    """The modules of the package that a source imports, wherever in the file it does so."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            dotted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = ["selfprune", *module.split("/")][: -node.level] if node.level else []
+            base = ".".join([*start, node.module] if node.module else start)
+            dotted = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        paths = [name.split(".")[1:] for name in dotted if name.startswith("selfprune.")]
+        spelled = ["/".join(path) for path in paths]
+        found |= {name for path in spelled for name in (path, f"{path}/__init__") if name in known}
+    return found - {module}
+
+
+def breaches(sources: dict[str, str]) -> list[str]:
+    """What breaks the floors in a package, given as module -> source."""
+    said = [f"{module} is on no floor: give it a floor in tests/test_floors.py" for module in sources if floor_of(module) is None]
+    imports = {module: imported_modules(module, source, set(sources)) for module, source in sources.items()}
+    for module, others in imports.items():
+        here = floor_of(module)
+        for other in sorted(others):
+            there = floor_of(other)
+            if here is None or there is None:
+                continue
+            if there > here:
+                said.append(f"{module} (floor {here}) imports {other} (floor {there}): imports go downwards only")
+            families = {name.split("/")[0] for name in (module, other) if "/" in name}
+            if there == here and len(families) == 2:
+                said.append(f"{module} imports {other}: the families of a floor never import each other")
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        said.append(f"imports go in a circle: {' -> '.join(error.args[1])}")
+    return said
+
+
+def test_imports_go_downwards_only():
+    sources = {path.relative_to(SOURCE).with_suffix("").as_posix(): path.read_text() for path in SOURCE.rglob("*.py")}
+    assert "allocation" in sources
+    assert breaches(sources) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import selfprune.search", "from selfprune.search import run", "from selfprune import search", "from . import search",
+     "from .search import run", "def late():\n    from selfprune.search import run"],
+)  # fmt: skip
+def test_an_upward_import_is_caught_however_it_is_spelled(statement):
+    assert breaches({"allocation": statement, "search": ""}) == [
+        "allocation (floor 0) imports search (floor 3): imports go downwards only"
+    ]
+
+
+def test_a_family_that_imports_another_is_caught():
+    sources = {"pruners/wanda": "from selfprune.proposers.owl import OWL", "proposers/owl": ""}
+    assert breaches(sources) == ["pruners/wanda imports proposers/owl: the families of a floor never import each other"]
+
+
+def test_a_relative_import_inside_a_family_is_allowed():
+    assert breaches({"pruners/wanda": "from .base import ScorePruner", "pruners/base": "", "pruners/__init__": ""}) == []
+
+
+def test_a_circle_is_caught():
+    assert breaches({"search": "import selfprune.racing", "racing": "import selfprune.search"})[0].startswith(
+        "imports go in a circle"
+    )
+
+
+def test_a_file_without_a_floor_is_caught():
+    assert breaches({"attic": ""}) == ["attic is on no floor: give it a floor in tests/test_floors.py"]
