@@ -7,9 +7,10 @@ import torch
 from datasets import config as datasets_config
 from huggingface_hub import constants
 
-from selfprune.data import DataConfig, Source, draw_splits, generate_tokens
+from selfprune.data import DataConfig, Source, draw_splits
 from selfprune.embedded.world import write_corpus
 from selfprune.errors import ConfigError, DataError
+from selfprune.self_generated import generate_tokens
 
 SMALL = {"n_tokens_per_window": 16, "n_calibration": 5, "n_search": 6, "n_report": 7}
 SPLITS = ("calibration", "search", "report")

@@ -10,7 +10,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
 
 FLOOR_OF_FILE = {
     "__init__": 0, "errors": 0, "allocation": 0, "budget": 0, "candidate": 0,
-    "models": 1, "data": 1, "archive": 1, "tracking": 1, "conf_path": 1, "journal": 1, "prefix": 1,
+    "models": 1, "units": 1, "preflight": 1, "data": 1, "hub_texts": 1, "text_files": 1, "self_generated": 1,
+    "archive": 1, "tracking": 1, "conf_path": 1, "journal": 1, "prefix": 1,
     "calibration": 3, "level_store": 3, "racing": 3, "search": 3, "surgery": 3, "export": 3,
     "report": 4, "pictures": 4, "config": 4, "run": 4, "run_folder": 4, "workbench": 4,
     "__main__": 5,

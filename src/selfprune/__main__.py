@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -11,38 +12,50 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from transformers.utils.logging import disable_progress_bar
 
 from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
 from selfprune.errors import SelfpruneError
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def start(composed: DictConfig) -> None:
-    """Runs one composed config."""
-    from selfprune.run import run_composed
-
-    hydra_config = HydraConfig.get()
-    job = hydra_config.job.num if hydra_config.mode == hydra.types.RunMode.MULTIRUN else None
-    run_composed(composed, list(hydra_config.overrides.task), job)
+from selfprune.run import run_composed
 
 
 def main() -> int:
-    """The exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Runs what the command line says.
+
+    Returns:
+        the exit code: 0, 2 for a user's mistake, 130 when interrupted. In a sweep, the other jobs go on after a mistake.
+    """
     logging.basicConfig(level=os.environ.get("SELFPRUNE_LOG", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s")
+    disable_progress_bar()
     register_schemas()
+    codes: list[int] = []
+
+    # Mistakes are told here, inside the job: Hydra would put a line of its own before them.
+    @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+    def start(composed: DictConfig) -> None:
+        config = HydraConfig.get()
+        job = config.job.num if config.mode == RunMode.MULTIRUN else None
+        codes.append(_guarded(lambda: run_composed(composed, list(config.overrides.task), job)))
+
+    codes.append(_guarded(start))
+    return max(codes)
+
+
+def _guarded(work: Callable[[], object]) -> int:
+    """Runs `work` and tells what went wrong, if it was a user's mistake."""
     try:
-        start()
+        work()
     except SelfpruneError as error:
         return _complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _complain(_plain(error))
     except KeyboardInterrupt:
-        return _complain(
-            "interrupted; nothing that was recorded is lost, continue with `python -m selfprune resume=<run folder>`", 130
-        )
+        advice = "interrupted; nothing that was recorded is lost, continue with `python -m selfprune resume=<run folder>`"
+        return _complain(advice, 130)
     return 0
 
 

@@ -54,6 +54,12 @@ class LevelGrid:
     step: Mapping[str, int]
     n_levels: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        if not self.units:
+            raise AllocationError(
+                "a level grid needs at least one unit, got none; check the model and the units that were asked for"
+            )
+
     @classmethod
     def with_constant_step(cls, units: Sequence[Unit], fraction_of_smallest: float, max_sparsity: float = 1.0) -> "LevelGrid":
         """Levels a constant number of weights apart, so that any two units can exchange them (EvoPress, arXiv 2410.14649, §3).
@@ -66,13 +72,9 @@ class LevelGrid:
         Raises:
             AllocationError: when there is no unit.
         """
-        if not units:
-            raise AllocationError(
-                "a level grid needs at least one unit, got none; check the model and the units that were asked for"
-            )
-        step_weights = max(1, math.floor(fraction_of_smallest * min(unit.n_weights for unit in units)))
+        step_weights = max(1, _floor(fraction_of_smallest * min((unit.n_weights for unit in units), default=1)))
         step = {unit.name: max(1, step_weights // unit.weights_per_item) for unit in units}
-        n_levels = {unit.name: math.floor(max_sparsity * unit.n_items) // step[unit.name] for unit in units}
+        n_levels = {unit.name: _floor(max_sparsity * unit.n_items) // step[unit.name] for unit in units}
         return cls(tuple(units), step, n_levels)
 
     @classmethod
@@ -82,8 +84,12 @@ class LevelGrid:
         Args:
             units: the units in model order.
             fraction: that sparsity, in (0, 1).
+
+        Raises:
+            AllocationError: when there is no unit.
         """
-        return cls(tuple(units), {unit.name: round(fraction * unit.n_items) for unit in units}, {unit.name: 1 for unit in units})
+        step = {unit.name: max(1, round(fraction * unit.n_items)) for unit in units}
+        return cls(tuple(units), step, dict.fromkeys(step, 1))
 
     def step_weights(self, unit: Unit) -> int:
         """Weights between adjacent levels of a unit."""
@@ -118,7 +124,8 @@ class LevelGrid:
         known = {unit.name for unit in self.units}
         for name in allocation.keys() - known:
             raise AllocationError(
-                f"an allocation names the unit {name!r}, which this model lacks; its units, nearest first: {did_you_mean(name, known)}"
+                f"an allocation names the unit {name!r}, which this model lacks; its units, nearest first: "
+                f"{did_you_mean(name, known)}"
             )
         for unit in self.units:
             if unit.name not in allocation:
@@ -183,16 +190,21 @@ def _total(sparsities: Mapping[str, float], grid: LevelGrid, shift: float) -> fl
 def _round_to_budget(wished: Mapping[str, float], grid: LevelGrid, n_target_weights: int) -> Allocation:
     """Rounds down, then raises by the largest remainder until the target is met, then gives back what is not needed."""
     steps = {unit.name: wished[unit.name] * unit.n_items / grid.step[unit.name] for unit in grid.units}
-    allocation = {unit.name: grid.step[unit.name] * math.floor(steps[unit.name] + 1e-6) for unit in grid.units}
+    allocation = {unit.name: grid.step[unit.name] * _floor(steps[unit.name]) for unit in grid.units}
     missing = n_target_weights - grid.n_removed_weights(allocation)
-    by_remainder = sorted(grid.units, key=lambda unit: math.floor(steps[unit.name] + 1e-6) - steps[unit.name])
+    by_remainder = sorted(grid.units, key=lambda unit: _floor(steps[unit.name]) - steps[unit.name])
     while missing > 0:
         for unit in by_remainder:
             if missing > 0 and allocation[unit.name] < grid.max_level(unit):
                 allocation[unit.name] += grid.step[unit.name]
                 missing -= grid.step_weights(unit)
     for unit in sorted(by_remainder[::-1], key=lambda unit: -grid.step_weights(unit)):
-        if missing + grid.step_weights(unit) <= 0 and allocation[unit.name] > 0:
-            allocation[unit.name] -= grid.step[unit.name]
-            missing += grid.step_weights(unit)
+        n_back = min(-missing // grid.step_weights(unit), allocation[unit.name] // grid.step[unit.name])
+        allocation[unit.name] -= n_back * grid.step[unit.name]
+        missing += n_back * grid.step_weights(unit)
     return allocation
+
+
+def _floor(value: float) -> int:
+    """The floor, where a value that rounding left just below a whole number counts as that number."""
+    return math.floor(value + 1e-6)

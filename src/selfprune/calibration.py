@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from selfprune.allocation import Allocation, Unit
 from selfprune.errors import ModelError, PruningError
-from selfprune.models import LoadedModel, n_row_groups, weight_view
+from selfprune.models import LoadedModel
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.statistics import Statistics
+from selfprune.units import n_row_groups, weight_view
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +53,17 @@ def walk_blocks(loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> Ite
     Raises:
         ModelError: when a block does not take and return hidden states.
     """
-    batches = list(windows_NT.to(loaded.device).split(batch_size))
+    batches = torch.split(windows_NT.to(loaded.device), batch_size)
     calls = {len(batch): _record_calls(loaded, batch) for batch in {len(batch): batch for batch in batches}.values()}
     hidden = [_embed(loaded, batch) for batch in batches]
 
     for index, block in enumerate(loaded.blocks):
 
-        def forward(index: int = index, block: nn.Module = block) -> None:
+        def forward(index: int = index, block: nn.Module = block, inputs: tuple[Tensor, ...] = tuple(hidden)) -> None:
             for i, hidden_NTD in enumerate(inputs):
                 arguments, keywords = calls[len(hidden_NTD)][index]
                 hidden[i] = first_tensor(block(hidden_NTD, *arguments, **keywords))
 
-        inputs = list(hidden)
         yield BlockVisit(index, [unit for unit in loaded.units if unit.block == index], forward)
 
 
@@ -72,7 +72,8 @@ def first_tensor(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     if not isinstance(hidden, Tensor) or hidden.dim() != 3:
         raise ModelError(
-            f"a decoder block must return hidden states [N, T, D], got {type(hidden).__name__}; this architecture is not supported"
+            f"a decoder block must return hidden states [N, T, D], got {type(hidden).__name__}; this architecture is "
+            f"not supported"
         )
     return hidden
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from selfprune import evaluators, language_models, proposers, pruners
 from selfprune.budget import Budget
 from selfprune.data import DataConfig
-from selfprune.errors import ConfigError
+from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness import HarnessConfig
 from selfprune.evaluators.windows import WindowMetric
 from selfprune.language_models.base import LanguageModelConfig
@@ -83,9 +83,16 @@ class RunConfig:
         wrong += [name for name, method in self.controls.items() if not isinstance(method, ProposerConfig)]
         if wrong:
             raise ConfigError(f"yardsticks must be closed-form proposers and controls proposers, but {', '.join(wrong)} is none")
+        names = [*self.yardsticks, *self.controls]
+        taken = [name for name in names if names.count(name) > 1 or name in ("dense", "main", "winner")]
+        if taken:
+            raise ConfigError(
+                f"yardsticks and controls need names of their own, other than dense, main and winner, got {', '.join(taken)}"
+            )
         if self.search.ladder.n_windows[-1] > self.data.n_search:
             raise ConfigError(
-                f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, but data.n_search is "
+                f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, "
+                f"but data.n_search is "
                 f"{self.data.n_search}; raise the one or lower the other"
             )
 
@@ -124,9 +131,24 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     """The typed config; `DictConfig` ends here.
 
     Raises:
-        ConfigError: when a value is out of range.
+        ConfigError: when a value is out of range, or an option that was added with `+` is none.
         omegaconf.errors.OmegaConfBaseException: when a value is missing or of the wrong type.
     """
+    _check_keys(composed, "")
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"the config needs a value for {', '.join(missing)}; give it on the command line as {missing[0]}=VALUE")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, RunConfig)
     return config
+
+
+def _check_keys(node: DictConfig, path: str) -> None:
+    """Refuses keys that a dataclass lacks; Hydra lets `+key=value` add anything."""
+    kind = OmegaConf.get_type(node)
+    fields = {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None
+    for key in map(str, node):
+        if fields is not None and key not in fields:
+            raise ConfigError(f"there is no option {path}{key}; the options there, nearest first: {did_you_mean(key, fields)}")
+        if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
+            _check_keys(node[key], f"{path}{key}.")

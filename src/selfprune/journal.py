@@ -1,5 +1,6 @@
 """Append-only JSON lines that a resumed run reads back instead of repeating the work."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -20,7 +21,10 @@ class Journal:
     seeds and hear the recorded scores, until the records end and new work begins. A line that a kill cut short is removed.
 
     Args:
-        path: the file; created when missing.
+        path: the file; created with its first record.
+
+    Raises:
+        ConfigError: when the file holds something else.
 
     Example:
         >>> journal = Journal(folder / "evaluations.jsonl")
@@ -53,21 +57,22 @@ class Journal:
             if found != plain_key:
                 name = next(name for name in key if found[name] != plain_key[name])
                 raise ConfigError(
-                    f"{self.path} cannot be continued: its line {self.n_recalled + 1} should record {name!r} as {_brief(plain_key[name])}, "
+                    f"{self.path} cannot be continued: its line {self.n_recalled + 1} should record {name!r} as "
+                    f"{_brief(plain_key[name])}, "
                     f"but records {_brief(found[name])}; the code, data or config has changed since, so start a new run folder"
                 )
             self.n_recalled += 1
             return record
-        record = {**key, **make()}
-        self._append(record)
-        self._recorded.append(record)
-        self.n_recalled += 1
-        return record
+        line = json.dumps({**key, **make()})
+        self._append(line)
+        # Read back at once, so that a run goes on with the very values that a resumed one will recall.
+        made: dict[str, Any] = json.loads(line)
+        return made
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, line: str) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -88,7 +93,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.errors import PruningError
-from selfprune.models import LoadedModel, weight_view
+from selfprune.models import LoadedModel
 from selfprune.pruners.base import ScorePruner
 from selfprune.pruners.statistics import Statistics
+from selfprune.units import weight_view
 
 
 class LevelStore:

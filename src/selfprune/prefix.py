@@ -88,10 +88,10 @@ def _entering(path: list[Tensor], given: Tensor | None) -> Callable[[nn.Module, 
 def _handing_through(block: nn.Module) -> Iterator[None]:
     """While open, the block returns its input."""
     own = vars(block).get("forward")
-    block.forward = lambda hidden_NTD, *_, **__: hidden_NTD  # type: ignore[method-assign]
+    block.forward = lambda hidden_NTD, *_, **__: hidden_NTD
     try:
         yield
     finally:
         del block.forward
         if own is not None:
-            block.forward = own  # type: ignore[method-assign]
+            block.forward = own

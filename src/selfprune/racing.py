@@ -128,10 +128,12 @@ class Racer:
 
 
 def paired_z(scores: Sequence[float], others: Sequence[float]) -> float:
-    """Mean difference of paired scores in standard errors; positive when `scores` are higher."""
+    """Mean difference of paired scores in standard errors; positive when `scores` are higher; 0 where one pair shows none."""
     differences = [a - b for a, b in zip(scores, others, strict=True)]
+    if len(differences) < 2:
+        return 0.0
     mean = statistics.fmean(differences)
-    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    spread = statistics.stdev(differences)
     if spread == 0.0:
         return 0.0 if mean == 0.0 else math.copysign(math.inf, mean)
     return mean / (spread / math.sqrt(len(differences)))

@@ -4,10 +4,14 @@
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.candidate import Candidate, State
@@ -53,13 +57,16 @@ class Results:
     hashes: dict[str, str]
 
 
-def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> None:
+def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
     """Writes pictures, `report.md` and last `report.json`, whose presence says that the run is complete.
 
     Args:
         folder: the run folder.
         results: what to report.
         versions: lm-eval's version and those of its tasks.
+
+    Returns:
+        the content of `report.json`.
     """
     report = build_report(results)
     report["environment"] = json.loads((folder / "environment.json").read_text(encoding="utf-8")) | {"lm_eval_tasks": versions}
@@ -67,6 +74,20 @@ def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> No
     draw_progress(folder / "progress.png", results.candidates)
     write_whole(folder / "report.md", to_markdown(report))
     write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def print_table(report: dict[str, Any], folder: Path) -> None:
+    """Shows the comparison on the standard output, and where the rest is."""
+    header, cells = table_cells(report)
+    table = Table(title="Report split")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in cells:
+        table.add_row(*row, style="bold" if row[0] == "winner" else None)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", highlight=False)
 
 
 def build_report(results: Results) -> dict[str, Any]:
@@ -145,7 +166,7 @@ def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     cells = []
     for row in report["rows"]:
         accuracies = [_accuracy(row["tasks"][task]) for task in tasks]
-        measured = [f"{row['sparsity']:.2%}", f"{row['kl']:.4f}", f"{row['perplexity']:.3f}"]
+        measured = [f"{row['sparsity']:.2%}", f"{max(row['kl'], 0.0):.4f}", f"{row['perplexity']:.3f}"]
         cells.append([row["name"], *measured, *accuracies, f"{row['n_tokens']:,}", f"{row['seconds']:.0f}"])
     return header, cells
 
@@ -163,34 +184,40 @@ def _accuracy(metrics: dict[str, Any]) -> str:
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     header, cells = table_cells(report)
+    winner, model, environment = report["search"]["winner"], report["language_model"], report["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    splits = ", ".join(f"{split} `{digest[:12]}`" for split, digest in report["splits"].items())
     lines = [
         "# selfprune report",
         "",
-        "KL (nats per token, against the dense model) and perplexity are measured on the report split, which",
-    ]
-    lines += [
-        "the search never saw. Accuracies are in percent, ± one standard error. Tokens and seconds are those that the search",
-        "for this row spent on evaluation.",
+        "KL (nats per token, against the dense model) and perplexity are measured on the report split, which the search never",
+        "saw. Accuracies are in percent, ± one standard error. Tokens and seconds are those that the search for this row spent",
+        "on evaluation.",
         "",
-    ]
-    lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *(_markdown_row(row) for row in cells), ""]
-    winner = report["search"]["winner"]
-    lines += [f"The winner is candidate {winner['id']}, proposed by `{winner['proposer']}`.", ""]
-    lines += ["![Sparsity per block and module type](sparsity.png)", "", "![Best score against tokens spent](progress.png)", ""]
-    lines += ["## Who proposed what", "", *_ledger_table(report["search"]["by_proposer"]), ""]
-    model = report["language_model"]
-    lines += [
-        f"The language model was called {model['calls']} times ({model['prompt_tokens']:,} prompt and {model['reply_tokens']:,} reply tokens, "
-        f"{model['seconds']:.1f} s); of its {model['proposed']} proposals {model['valid']} were valid and {model['won']} were the best so far.",
+        _markdown_row(header),
+        _markdown_row(["---"] * len(header)),
+        *(_markdown_row(row) for row in cells),
         "",
-    ]
-    environment = report["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
-    lines += [
+        f"The winner is candidate {winner['id']}, proposed by `{winner['proposer']}`.",
+        "",
+        "![Sparsity per block and module type](sparsity.png)",
+        "",
+        "![Best score against tokens spent](progress.png)",
+        "",
+        "## Who proposed what",
+        "",
+        "`won` counts the candidates that were the best so far when they were scored.",
+        "",
+        *_ledger_table(report["search"]["by_proposer"]),
+        "",
+        f"The language model was called {model['calls']} times ({model['prompt_tokens']:,} prompt and "
+        f"{model['reply_tokens']:,} reply tokens, {model['seconds']:.1f} s); of its {model['proposed']} proposals "
+        f"{model['valid']} were valid and {model['won']} were the best so far.",
+        "",
         "## Environment",
         "",
         f"Python {environment['python']}, {versions}.",
-        f"Splits: {', '.join(f'{k} `{v[:12]}`' for k, v in report['splits'].items())}.",
+        f"Splits: {splits}.",
         "",
     ]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.export import save_checkpoint
 from selfprune.proposers.base import ProposerConfig
-from selfprune.report import Results, Spent, write_report
-from selfprune.run_folder import open_folder, preflight, recompose
+from selfprune.report import Results, Spent, print_table, write_report
+from selfprune.run_folder import opened, preflight, recompose
 from selfprune.search import Progress, run_search
 from selfprune.workbench import Workbench, prepare
 
@@ -50,8 +51,8 @@ def run_composed(composed: DictConfig, overrides: list[str], job: int | None) ->
         folder = Path(composed.run_folder or (f"runs/{stamp}" if job is None else f"runs/{stamp}_{job}"))
     config = to_run_config(composed)
     preflight(config, folder)
-    open_folder(folder, composed, overrides)
-    return run(config, folder)
+    with opened(folder, composed, overrides):
+        return run(config, folder)
 
 
 def run(config: RunConfig, folder: Path) -> Path:
@@ -71,7 +72,8 @@ def run(config: RunConfig, folder: Path) -> Path:
     main = _search(bench, "main", config.proposer, config.search.max_tokens, list(yardsticks.values()))
     if not best(main):
         raise SelfpruneError(
-            f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in {folder / 'archive.jsonl'}"
+            f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in "
+            f"{folder / 'archive.jsonl'}"
         )
     winner = _choose_winner(bench, best(main, config.search.n_finalists))
     spent = {"main": Spent(sum(c.n_tokens for c in main) + bench.n_sensitivity_tokens, bench.racer.seconds)}
@@ -79,14 +81,16 @@ def run(config: RunConfig, folder: Path) -> Path:
     for name, control in config.controls.items():
         seconds_before = bench.racer.seconds
         candidates = _search(bench, name, control, spent["main"].n_tokens)
-        leaders |= {name: candidate for candidate in best(candidates)}
+        for leader in best(candidates):
+            leaders[name] = leader
         spent[name] = Spent(sum(c.n_tokens for c in candidates), bench.racer.seconds - seconds_before)
     allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
     allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     allocations |= {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
     rows = _measure_rows(bench, allocations)
     results = Results(rows, bench.archive.candidates, winner, bench.space.grid, spent, bench.language_model, bench.splits.hashes)
-    write_report(folder, results, bench.harness.versions)
+    report = write_report(folder, results, bench.harness.versions)
+    print_table(report, folder)
     return folder
 
 
@@ -112,9 +116,7 @@ def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
     accuracies: list[tuple[float, float]] = []
     with bench.display.stage("finalists on lm-eval", total=len(finalists)) as update:
         for i, finalist in enumerate(finalists):
-            record = bench.journal.once(
-                {"finalist": finalist.id}, lambda finalist=finalist: _measure_finalist(bench, finalist, names)
-            )
+            record = bench.journal.once({"finalist": finalist.id}, partial(_measure_finalist, bench, finalist, names))
             accuracies.append(mean_accuracy(record["tasks"]))
             update(i + 1)
     best_mean, error = accuracies[0]
@@ -158,7 +160,7 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
             return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks}
 
         for i, (name, allocation) in enumerate(allocations.items()):
-            row = bench.journal.once({"row": name}, lambda name=name, allocation=allocation: measure(name, allocation))
+            row = bench.journal.once({"row": name}, partial(measure, name, allocation))
             rows.append({"name": name, "sparsity": bench.space.grid.sparsity(allocation), **row})
             update(i + 1, name)
     return rows

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -29,7 +31,8 @@ def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
     environment = folder / "environment.json"
     if not environment.is_file() or not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"resume must name a run folder with a config.yaml and an environment.json, got {folder}; give the folder of a run that was begun"
+            f"resume must name a run folder with a config.yaml and an environment.json, got {folder}; give the folder "
+            f"of a run that was begun"
         )
     overrides = json.loads(environment.read_text(encoding="utf-8"))["overrides"]
     return hydra.compose("config", overrides=overrides), overrides
@@ -62,30 +65,54 @@ def _weight_bytes(config: RunConfig) -> int:
     return 4 if config.model.dtype.value in ("float32", "auto") else 2
 
 
-def open_folder(folder: Path, composed: DictConfig, overrides: list[str]) -> None:
-    """Writes config and environment into a new folder, or checks that the folder's own config is this one.
+@contextmanager
+def opened(folder: Path, composed: DictConfig, overrides: list[str]) -> Iterator[None]:
+    """Holds the folder for a run: a new one gets config and environment first, another must belong to this config.
+
+    A new folder is removed again when a user's mistake ends the run before anything was measured.
 
     Raises:
         ConfigError: when the folder belongs to another run or to something else.
         SelfpruneError: when it cannot be written.
     """
-    kept = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("run_folder", "resume")])
-    content = OmegaConf.to_yaml(kept, resolve=True)
+    content = OmegaConf.to_yaml(
+        OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("run_folder", "resume")]), resolve=True
+    )
     path = folder / "config.yaml"
     if path.exists():
         if path.read_text(encoding="utf-8") != content:
             raise ConfigError(
-                f"the run folder {folder} belongs to another config (its config.yaml differs from this run's); choose another run_folder, "
-                f"or continue that run with `python -m selfprune resume={folder}`"
+                f"the run folder {folder} belongs to another config (its config.yaml differs from this run's); choose another "
+                f"run_folder, or continue that run with `python -m selfprune resume={folder}`"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"the run folder {folder} exists and holds other things than a run; choose a new or an empty run_folder"
         )
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        if not path.exists():
+            _begin(folder, content, overrides)
+        yield
+    except SelfpruneError:
+        if not (folder / "evaluations.jsonl").exists():
+            _remove(folder, made)
+        raise
+
+
+def _begin(folder: Path, content: str, overrides: list[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     write_whole(folder / "environment.json", json.dumps(describe_environment(overrides), indent=2) + "\n")
-    write_whole(path, content)
+    write_whole(folder / "config.yaml", content)
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    """Removes the two files of a run that never began, and the folders that were made for it."""
+    for name in ("config.yaml", "environment.json"):
+        (folder / name).unlink(missing_ok=True)
+    for parent in made:
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()

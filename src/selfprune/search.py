@@ -57,7 +57,8 @@ class SearchConfig:
                 raise ConfigError(f"search.{name} must lie in (0, 1], got {getattr(self, name)}")
         if self.n_sensitivity_windows not in (0, *self.ladder.n_windows):
             raise ConfigError(
-                f"search.n_sensitivity_windows must be 0 or one of search.ladder.n_windows {self.ladder.n_windows}, got {self.n_sensitivity_windows}"
+                f"search.n_sensitivity_windows must be 0 or one of search.ladder.n_windows {self.ladder.n_windows}, "
+                f"got {self.n_sensitivity_windows}"
             )
         if self.prefix_cache_mb < 0:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,22 @@ from selfprune.allocation import LevelGrid
 from selfprune.archive import Archive
 from selfprune.calibration import calibrate
 from selfprune.config import RunConfig
-from selfprune.data import Splits, draw_splits, generate_tokens
+from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.level_store import LevelStore
-from selfprune.models import LoadedModel, load_model, weight_view
+from selfprune.models import LoadedModel, load_model
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.owl import OWL, outlier_ratio
 from selfprune.pruners.statistics import InputSquares
 from selfprune.pruners.wanda import Wanda, wanda_metric
 from selfprune.racing import Racer
+from selfprune.self_generated import generate_tokens
 from selfprune.tracking import Display
+from selfprune.units import weight_view
 
 
 @dataclass
@@ -79,8 +82,8 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
             return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
 
         splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, loaded.max_positions)
-        journal.once({"splits": splits.hashes}, dict)
         harness = Harness(config.harness)
+        journal.once({"splits": splits.hashes}, dict)
     fraction = config.pruner.level_fraction()
     grid = (
         LevelGrid.with_constant_step(loaded.units, config.search.level_fraction, config.search.max_sparsity)
@@ -145,7 +148,7 @@ def _sensitivities(config: RunConfig, racer: Racer, display: Display) -> dict[st
         for i, unit in enumerate(grid.units):
             steps = min(math.ceil(config.budget.sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
             alone = {**dense, unit.name: steps * grid.step[unit.name]}
-            record = racer.journal.once({"sensitivity": unit.name}, lambda alone=alone: racer.measure(alone, 0, n_windows))
+            record = racer.journal.once({"sensitivity": unit.name}, partial(racer.measure, alone, 0, n_windows))
             rises[unit.name] = math.fsum(record["window_scores"]) / n_windows
             update(i + 1)
     return rises

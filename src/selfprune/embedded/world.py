@@ -190,7 +190,7 @@ class CorpusWriter:
     def copying(self) -> str:
         """Unrelated words and numbers, repeated."""
         pool = self.world.words["nouns"] + self.world.words["foods"] + self.world.words["colours"]
-        words = " ".join(self.rng.sample(pool, self.rng.randint(3, 6)) + [str(self.rng.randint(0, 99))])
+        words = " ".join([*self.rng.sample(pool, self.rng.randint(3, 6)), str(self.rng.randint(0, 99))])
         return f"Say: {words}. Again: {words}."
 
     def translation(self) -> str:

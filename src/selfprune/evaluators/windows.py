@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class WindowEvaluator:
         device = next(model.parameters()).device
         edges = sorted({0, *boundaries, self.n_windows})
         self._batches: list[_Batch] = []
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             for start in range(low, high, batch_size):
                 batch_NT = windows_NT[start : min(start + batch_size, high)].to(device)
                 dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))

@@ -32,7 +32,8 @@ class ScriptedLanguageModel:
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LanguageModelError(
-                f"{path} must hold the recorded calls of a language model, one JSON line each, but cannot be read as that ({error}); "
+                f"{path} must hold the recorded calls of a language model, one JSON line each, but cannot be read as "
+                f"that ({error}); "
                 f"give the language_model_calls.jsonl of a finished run"
             ) from error
 

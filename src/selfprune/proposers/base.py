@@ -17,8 +17,8 @@ class SearchSpace:
     Attributes:
         grid: units and allowed levels.
         n_target_weights: weights to remove.
-        sensitivities: unit name -> share of the unit's squared Wanda metric that goes when it is pruned to the target, in
-            [0, 1]; empty if unmeasured.
+        sensitivities: unit name -> rise of the score when this unit alone is pruned to the target; below zero by noise, not
+            finite where that breaks the model; empty if unmeasured.
         outlier_ratios: block -> share of its Wanda metrics above M times their mean (OWL's D, as a fraction); empty if
             unmeasured.
     """

@@ -35,8 +35,17 @@ class OWL(ClosedForm):
             )
 
     def sparsities(self, space: SearchSpace) -> dict[str, float]:
-        """s_l = S − d_l + mean(d), with d = (D − min D) / (max D − min D) · 2λ (§3.3)."""
+        """s_l = S − d_l + mean(d), with d = (D − min D) / (max D − min D) · 2λ (§3.3).
+
+        Raises:
+            ConfigError: when the outlier ratios were not measured.
+        """
         ratios = space.outlier_ratios
+        if not ratios:
+            raise ConfigError(
+                "OWL needs the outlier ratios of the blocks, got none, since they are measured only for a yardstick; "
+                "add proposer@yardsticks.owl=owl"
+            )
         low, high = min(ratios.values()), max(ratios.values())
         deviation = {
             block: (ratio - low) / (high - low) * 2 * self.max_deviation if high > low else 0.0 for block, ratio in ratios.items()

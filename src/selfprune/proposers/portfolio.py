@@ -29,9 +29,19 @@ class Portfolio(ProposerConfig):
             raise ConfigError(f"the shares of a portfolio must not be negative, got {self.shares}")
 
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
-        """Every arm with a seed of its own."""
+        """Every arm with a seed of its own.
+
+        Raises:
+            ConfigError: when there is no arm, or the shares do not belong to the arms.
+        """
         if not self.arms:
             raise ConfigError("a portfolio needs at least one arm, got none; see conf/proposer/portfolio.yaml")
+        unknown = [name for name in self.shares if name not in self.arms]
+        if unknown or not any(self.shares.get(name, 1.0) > 0 for name in self.arms):
+            raise ConfigError(
+                f"the shares of a portfolio must name its arms and leave one of them above 0, got {self.shares}; "
+                f"its arms are {', '.join(self.arms)}"
+            )
         arms = {name: arm.build(space, seed * 1009 + i, language_model) for i, (name, arm) in enumerate(self.arms.items())}
         return PortfolioProposer(arms, {name: self.shares.get(name, 1.0) for name in arms})
 

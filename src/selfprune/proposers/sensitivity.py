@@ -6,6 +6,7 @@ bit allocation by Hessian traces in HAWQ-V2, arXiv 1911.03852). The true p is un
 of units pruned together do not simply add up.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from selfprune.candidate import Proposal
@@ -33,10 +34,15 @@ class Sensitivity(ProposerConfig):
         return FixedProposals("sensitivity", [self._proposal(space, p) for p in self.exponents] if space.sensitivities else [])
 
     def _proposal(self, space: SearchSpace, exponent: float) -> Proposal:
-        rises = space.sensitivities
-        floor = 1e-3 * max(rises.values())
-        wished = {
-            unit.name: (unit.n_weights / max(rises[unit.name], floor, 1e-12)) ** (1 / (exponent - 1)) for unit in space.grid.units
+        highest = max((rise for rise in space.sensitivities.values() if math.isfinite(rise)), default=0.0)
+        floor = max(1e-3 * highest, 1e-12)
+        # A unit that breaks the model when it is pruned alone has no number; it counts as the most sensitive.
+        rises = {
+            name: max(rise, floor) if math.isfinite(rise) else max(highest, floor) for name, rise in space.sensitivities.items()
         }
+        ratios = {unit.name: unit.n_weights / rises[unit.name] for unit in space.grid.units}
+        # Over the largest, lest an exponent near 1 overflows.
+        largest = max(ratios.values())
+        wished = {name: (ratio / largest) ** (1 / (exponent - 1)) for name, ratio in ratios.items()}
         scale = space.n_target_weights / sum(wished[unit.name] * unit.n_weights for unit in space.grid.units)
         return Proposal(space.project({name: scale * wish for name, wish in wished.items()}), "sensitivity", f"p={exponent:g}")

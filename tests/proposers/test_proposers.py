@@ -1,0 +1,206 @@
+"""What every proposer must do. A proposer joins by one line in PROPOSERS."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfprune.allocation import LevelGrid, Unit
+from selfprune.candidate import Candidate, Proposal, State
+from selfprune.errors import ConfigError
+from selfprune.language_models.base import Reply
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.evolutionary import Evolutionary
+from selfprune.proposers.owl import OWL
+from selfprune.proposers.portfolio import Portfolio
+from selfprune.proposers.random import Random, draw_offsets
+from selfprune.proposers.self_pruner import SelfPruner
+from selfprune.proposers.sensitivity import Sensitivity
+from selfprune.proposers.uniform import Uniform
+
+PROPOSERS = {
+    "uniform": Uniform(),
+    "owl": OWL(),
+    "sensitivity": Sensitivity(),
+    "random": Random(),
+    "evolutionary": Evolutionary(),
+    "evopress": Evolutionary(groups=["UNIT"], max_shift=0.0, crossover_rate=0.0, perturb_rate=0.0),
+    "self_pruner": SelfPruner(),
+    "portfolio": Portfolio({"sensitivity": Sensitivity(), "evolutionary": Evolutionary(), "self_pruner": SelfPruner()}),
+}
+SIZES = {"attn.q": 640, "attn.k": 160, "mlp.up": 1500, "mlp.down": 1501}
+
+
+class Draws:
+    """A language model that answers with random numbers, readable or not, as its seed has it."""
+
+    name = "draws"
+
+    def complete(self, prompt, schema, n, seed):
+        return [Reply(self._text(random.Random(f"{seed}/{i}"), schema), None, 1, 1) for i in range(n)]
+
+    def _text(self, rng, schema):
+        if rng.random() < 0.2:
+            return "I would rather not."
+        percents = [rng.randint(30, 90) for _ in range(12)]
+        if "moves" in schema["properties"]:
+            end = '{{"block": {}, "kind": "{}"}}'
+            ends = [end.format(rng.randrange(3), rng.choice(["q", "k", "up", "down"])) for _ in range(2)]
+            return f'{{"moves": [{{"from": {ends[0]}, "to": {ends[1]}, "percent": {rng.randint(1, 30)}}}]}}'
+        return f'{{"kinds": {{"q": {percents[0]}, "up": {percents[1]}}}, "blocks": {percents[2:5]}}}'
+
+
+def make_space(sparsity=0.6, pattern=False, rises=None):
+    units = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in SIZES.items()]
+    grid = LevelGrid.with_single_level(units, 0.5) if pattern else LevelGrid.with_constant_step(units, 0.05)
+    rises = {unit.name: 0.1 + unit.block + i / 10 for i, unit in enumerate(units)} if rises is None else rises
+    n_target = math.ceil(sparsity * grid.n_weights())
+    return SearchSpace(grid, n_target, rises, {0: 0.004, 1: 0.011, 2: 0.006})
+
+
+def assert_on_budget(proposal, space):
+    space.grid.check(proposal.allocation)
+    surplus = space.grid.n_removed_weights(proposal.allocation) - space.n_target_weights
+    steps = [space.grid.step_weights(u) for u in space.grid.units if proposal.allocation[u.name] > 0]
+    assert 0 <= surplus < min(steps, default=1)
+
+
+def fates(proposals, first_id, rng):
+    """What a race could make of the proposals."""
+    candidates = []
+    for i, proposal in enumerate(proposals):
+        state = State.FAILED if proposal.allocation is None else rng.choice(list(State))
+        score = None if state is State.FAILED else rng.uniform(0.1, 2.0)
+        candidates.append(Candidate(first_id + i, "main", proposal, state, score, 4, 64, "" if score else "broken"))
+    return candidates
+
+
+def converse(settings_, space, seed, n_rounds=6, n=5):
+    """The proposals of a few rounds, each told of before the next."""
+    proposer, fate = settings_.build(space, seed, Draws()), random.Random(0)
+    proposals = []
+    for _ in range(n_rounds):
+        asked = proposer.ask(n)
+        assert len(asked) <= n
+        proposer.tell(fates(asked, len(proposals), fate))
+        proposals += asked
+    return proposals
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+class TestEveryProposer:
+    @pytest.mark.parametrize("sparsity", [0.0, 0.001, 0.3, 0.6, 0.95, 0.99])
+    def test_every_proposal_is_exactly_on_the_budget(self, proposer, sparsity):
+        space = make_space(sparsity)
+        proposals = converse(PROPOSERS[proposer], space, seed=1)
+        assert proposals or proposer == "evopress" or sparsity == 0.0
+        for proposal in proposals:
+            if proposal.allocation is None:
+                assert proposal.failure
+            else:
+                assert_on_budget(proposal, space)
+
+    def test_a_grid_of_single_levels_is_served(self, proposer):
+        space = make_space(0.3, pattern=True)
+        for proposal in converse(PROPOSERS[proposer], space, seed=1):
+            assert proposal.failure or assert_on_budget(proposal, space) is None
+
+    def test_the_same_seed_and_fates_give_the_same_proposals(self, proposer):
+        assert converse(PROPOSERS[proposer], make_space(), 7) == converse(PROPOSERS[proposer], make_space(), 7)
+
+    def test_global_randomness_is_neither_used_nor_changed(self, proposer):
+        random.seed(1)
+        first = converse(PROPOSERS[proposer], make_space(), 7)
+        random.seed(2)
+        state = random.getstate()
+        assert converse(PROPOSERS[proposer], make_space(), 7) == first
+        assert random.getstate() == state
+
+    @pytest.mark.parametrize("n", [0, 1, 13])
+    def test_at_most_n_are_proposed(self, proposer, n):
+        assert len(PROPOSERS[proposer].build(make_space(), 0, Draws()).ask(n)) <= n
+
+    def test_every_proposal_names_its_proposer_and_only_parents_that_it_heard_of(self, proposer):
+        names = {"evopress": {"evolutionary"}, "portfolio": {"sensitivity", "evolutionary", "self_pruner"}}
+        space, fate = make_space(), random.Random(0)
+        working = PROPOSERS[proposer].build(space, 3, Draws())
+        n_told = 0
+        for _ in range(6):
+            proposals = working.ask(4)
+            for proposal in proposals:
+                assert proposal.proposer in names.get(proposer, {proposer})
+                assert set(proposal.parents) <= set(range(n_told))
+            working.tell(fates(proposals, n_told, fate))
+            n_told += len(proposals)
+
+    def test_fates_of_every_state_and_origin_can_be_told(self, proposer):
+        space = make_space()
+        working = PROPOSERS[proposer].build(space, 3, Draws())
+        others = Random().build(space, 0, Draws()).ask(3)
+        failure = Proposal(None, "self_pruner", failure="no JSON")
+        states = [State.COMPLETE, State.STOPPED, State.FAILED, State.FAILED]
+        candidates = [
+            Candidate(i, "main", proposal, state, score)
+            for i, (proposal, state, score) in enumerate(zip([*others, failure], states, [1.0, 2.0, None, None], strict=True))
+        ]
+        working.tell([])
+        working.tell(candidates[3:])
+        working.tell(candidates)
+        for proposal in working.ask(5):
+            assert proposal.failure or assert_on_budget(proposal, space) is None
+
+    def test_what_was_told_is_not_changed(self, proposer):
+        space = make_space()
+        working = PROPOSERS[proposer].build(space, 3, Draws())
+        candidates = fates(Random().build(space, 0, Draws()).ask(4), 0, random.Random(1))
+        copies = [dict(c.allocation) for c in candidates]
+        working.tell(candidates)
+        working.ask(8)
+        assert [c.allocation for c in candidates] == copies
+
+
+@pytest.mark.parametrize("proposer", ["random", "evolutionary", "evopress", "self_pruner", "portfolio"])
+def test_another_seed_gives_other_proposals(proposer):
+    assert converse(PROPOSERS[proposer], make_space(), 7) != converse(PROPOSERS[proposer], make_space(), 8)
+
+
+@pytest.mark.parametrize("proposer", ["uniform", "owl"])
+def test_a_closed_form_speaks_once(proposer):
+    working = PROPOSERS[proposer].build(make_space(), 0, Draws())
+    assert [len(working.ask(3)) for _ in range(3)] == [1, 0, 0]
+
+
+def test_uniform_gives_every_unit_the_target_to_within_a_step():
+    space = make_space(0.6)
+    (proposal,) = Uniform().build(space, 0, Draws()).ask(1)
+    for unit in space.grid.units:
+        assert abs(proposal.allocation[unit.name] - 0.6 * unit.n_items) < space.grid.step[unit.name]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32), st.floats(0.05, 0.95))
+def test_random_draws_stay_on_the_budget_for_any_seed(seed, sparsity):
+    space = make_space(sparsity)
+    for proposal in Random(max_spread=1.0).build(space, seed, Draws()).ask(3):
+        assert_on_budget(proposal, space)
+
+
+def test_random_offsets_have_a_part_per_kind_and_a_part_per_block():
+    units = [Unit(f"{b}.{kind}", b, kind, 10) for b in range(40) for kind in "abcdefgh"]
+    shares = []
+    for seed in range(40):
+        offsets = draw_offsets(units, 0.2, random.Random(seed))
+        means = [math.fsum(offsets[f"{b}.{kind}"] for kind in "abcdefgh") / 8 for b in range(40)]
+        spread = math.sqrt(math.fsum((mean - math.fsum(means) / 40) ** 2 for mean in means) / 39)
+        shares.append(spread)
+    # Without a part per block, the mean of eight units would spread by less than 0.2 / √8 · (1/2 on average).
+    assert math.fsum(shares) / len(shares) > 0.08
+    assert draw_offsets(units, 0.0, random.Random(0)) == dict.fromkeys([unit.name for unit in units], 0.0)
+
+
+@pytest.mark.parametrize("max_spread", [0.0, -0.1, 1.5, math.nan])
+def test_random_refuses_a_spread_out_of_range(max_spread):
+    with pytest.raises(ConfigError, match=r"must lie in \(0, 1\], got"):
+        Random(max_spread)

@@ -1,0 +1,117 @@
+"""Wrong input: one paragraph, exit code 2, nothing half-written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from selfprune.__main__ import main
+
+WRONG = {
+    "unknown option": (["budgt.sparsity=0.5"], "budgt"),
+    "unknown key of a method": (["pruner.exponent=2"], "exponent"),
+    "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
+    "added group": (["+experimnt=smoke"], "experimnt"),
+    "unknown choice": (["pruner=wnada"], "wanda"),
+    "unknown experiment": (["+experiment=lama7b"], "llama7b"),
+    "wrong type": (["budget.sparsity=much"], "sparsity"),
+    "sparsity of one": (["budget.sparsity=1.0"], "budget.sparsity must lie in [0, 1), got 1.0"),
+    "negative sparsity": (["budget.sparsity=-0.1"], "budget.sparsity must lie in [0, 1), got -0.1"),
+    "ladder that falls": (["search.ladder.n_windows=[8,4,64]"], "rising n_windows"),
+    "ladder beyond the split": (["data.n_search=16"], "search windows"),
+    "pattern": (["pruner.pattern=4:2"], "4:2"),
+    "missing folder": (["model=local", "model.path=./no/such/model"], "no/such/model"),
+    "model without path": (["model=local"], "path"),
+    "hub id offline": (["model=hub", "model.path=someone/some-model"], "someone/some-model"),
+    "missing text": (["data=files", "data.calibration=no.txt", "data.search=no.txt", "data.report=no.txt"], "no.txt"),
+    "empty text": (["data=files", "data.calibration=empty.txt", "data.search=empty.txt", "data.report=empty.txt"], "empty.txt"),
+    "short text": (["data=files", "data.calibration=short.txt", "data.search=short.txt", "data.report=short.txt"], "short.txt"),
+    "hub data offline": (["data=c4", "data.n_tokens_per_window=64"], "data=files"),
+    "resume of nothing": (["resume=nowhere"], "nowhere"),
+    "unknown task": (["harness.tasks=[selfprune_fcts_report]"], "selfprune_facts_report"),
+}
+
+
+@pytest.fixture
+def selfprune(monkeypatch, capsys, tmp_path):
+    """Runs the program in this process, in an empty folder; returns exit code, output and errors."""
+
+    def call(*overrides):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["selfprune", *overrides])
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        code = main()
+        GlobalHydra.instance().clear()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def check_paragraph(result, expected):
+    code, out, err = result
+    said = " ".join(err.split())
+    assert code == 2, said
+    assert "Traceback" not in said
+    assert said.startswith("selfprune: ")
+    assert said.count("selfprune: ") == 1
+    assert expected in said
+    assert out == ""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, tmp_path, selfprune):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("The boats near the old soldiers tremble. " * 20)
+    before = sorted(tmp_path.iterdir())
+    overrides, expected = WRONG[name]
+    check_paragraph(selfprune(*overrides), expected)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_of_another_config_is_refused_and_left_alone(tmp_path, selfprune):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 5\n")
+    check_paragraph(selfprune("run_folder=run"), "belongs to another config")
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    assert (folder / "config.yaml").read_text() == "seed: 5\n"
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path, selfprune):
+    (tmp_path / "thesis.tex").write_text("x")
+    check_paragraph(selfprune("run_folder=."), "holds other things")
+
+
+def test_an_unknown_architecture_is_refused(tmp_path, selfprune):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "no_such_architecture"}')
+    check_paragraph(selfprune("model=local", "model.path=model", "run_folder=run"), "no_such_architecture")
+
+
+def test_a_mistake_ends_the_process_with_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "selfprune", "budget.sparsity=1.2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    check_paragraph((done.returncode, done.stdout, done.stderr), "got 1.2")
+
+
+def test_every_option_can_be_shown(selfprune):
+    code, out, _ = selfprune("--cfg", "job")
+    assert code == 0
+    for option in ("budget:", "ladder:", "shares:", "n_tokens_per_window: 256"):
+        assert option in out
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/mounts") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, selfprune):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        check_paragraph(selfprune("+experiment=smoke", "run_folder=disk/run"), "GB free")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,176 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+
+import jsonschema
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfprune.archive import read_archive
+from selfprune.candidate import State
+
+SMOKE = ["+experiment=smoke"]
+
+
+def command(*overrides):
+    return [sys.executable, "-m", "selfprune", *overrides]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def selfprune(folder, *overrides):
+    return subprocess.run(command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The finished smoke run, which the tests only read."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = selfprune(folder, *SMOKE, "run_folder=run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
+
+
+def report_of(run_folder):
+    return json.loads((run_folder / "report.json").read_text())
+
+
+def test_a_run_writes_what_the_readme_says_and_nothing_else(smoke):
+    folder, _ = smoke
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "archive.jsonl",
+        "config.yaml",
+        "environment.json",
+        "evaluations.jsonl",
+        "language_model_calls.jsonl",
+        "model",
+        "progress.png",
+        "report.json",
+        "report.md",
+        "sparsity.png",
+    ]
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+
+
+def test_the_report_meets_its_schema(smoke):
+    schema = json.loads(files("selfprune").joinpath("report_schema.json").read_text())
+    jsonschema.validate(report_of(smoke[0]), schema)
+
+
+def test_the_report_compares_dense_yardsticks_control_and_winner_at_one_sparsity(smoke):
+    rows = {row["name"]: row for row in report_of(smoke[0])["rows"]}
+    assert list(rows) == ["dense", "uniform", "owl", "random", "winner"]
+    assert rows["dense"]["sparsity"] == 0
+    assert rows["dense"]["kl"] == pytest.approx(0, abs=1e-5)
+    pruned = {row["sparsity"] for name, row in rows.items() if name != "dense"}
+    assert len(pruned) == 1
+    assert 0.7 <= pruned.pop() < 0.7 + 614 / 5_160_960
+    assert all(row["kl"] > 1e-3 for name, row in rows.items() if name != "dense")
+
+
+def test_every_row_is_pruned_from_the_dense_model_and_not_from_the_row_before(smoke, tmp_path):
+    done = selfprune(tmp_path, *SMOKE, "run_folder=run", "~yardsticks.owl", "~controls.random")
+    assert done.returncode == 0, done.stderr
+    alone = {row["name"]: row for row in report_of(tmp_path / "run")["rows"]}
+    among = {row["name"]: row for row in report_of(smoke[0])["rows"]}
+    assert alone["uniform"]["kl"] == among["uniform"]["kl"]
+    dense_again = AutoModelForCausalLM.from_pretrained(smoke[0] / "model", dtype=torch.float32)
+    zeros = sum(int((weight == 0).sum()) for name, weight in dense_again.named_parameters() if "_proj" in name)
+    winner = next(c for c in read_archive(smoke[0] / "archive.jsonl") if c.id == report_of(smoke[0])["search"]["winner"]["id"])
+    assert zeros == sum(winner.allocation.values())
+
+
+def test_the_saved_winner_loads_and_speaks(smoke):
+    model = AutoModelForCausalLM.from_pretrained(smoke[0] / "model")
+    tokenizer = AutoTokenizer.from_pretrained(smoke[0] / "model")
+    logits = model(**tokenizer("Mara lives in", return_tensors="pt")).logits
+    assert torch.isfinite(logits).all()
+
+
+def test_the_table_and_the_places_are_printed(smoke):
+    _, done = smoke
+    for word in ("uniform", "owl", "random", "winner", "report.md"):
+        assert word in done.stdout
+
+
+def test_the_archive_accounts_for_every_candidate(smoke):
+    candidates = read_archive(smoke[0] / "archive.jsonl")
+    assert [c.id for c in candidates] == list(range(len(candidates)))
+    for candidate in candidates:
+        assert (candidate.score is None) == (candidate.state is State.FAILED)
+        assert (candidate.reason == "") == (candidate.state is State.COMPLETE)
+        assert candidate.n_tokens == 64 * candidate.n_windows
+    calls = (smoke[0] / "language_model_calls.jsonl").read_text().splitlines()
+    assert len(calls) == report_of(smoke[0])["language_model"]["calls"] >= 1
+
+
+def test_the_same_seed_gives_the_same_archive_and_another_seed_another(smoke, tmp_path):
+    again = selfprune(tmp_path, *SMOKE, "run_folder=again")
+    other = selfprune(tmp_path, *SMOKE, "run_folder=other", "seed=1")
+    assert again.returncode == other.returncode == 0, again.stderr + other.stderr
+    expected = (smoke[0] / "archive.jsonl").read_bytes()
+    assert (tmp_path / "again/archive.jsonl").read_bytes() == expected
+    assert (tmp_path / "other/archive.jsonl").read_bytes() != expected
+    splits = [report_of(folder)["splits"] for folder in (smoke[0], tmp_path / "again", tmp_path / "other")]
+    assert splits[0] == splits[1]
+    assert splits[0]["report"] == splits[2]["report"]
+    assert splits[0]["search"] != splits[2]["search"]
+
+
+@pytest.mark.parametrize("n_lines", [1, 9, 30])
+def test_a_killed_run_resumes_to_the_archive_of_an_unbroken_one(smoke, tmp_path, n_lines):
+    process = subprocess.Popen(
+        command(*SMOKE, "run_folder=run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = tmp_path / "run/evaluations.jsonl"
+    deadline = time.monotonic() + 120
+    while (not journal.exists() or journal.read_bytes().count(b"\n") < n_lines) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run/report.json").exists()
+    done = selfprune(tmp_path, "resume=run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/archive.jsonl").read_bytes() == (smoke[0] / "archive.jsonl").read_bytes()
+    rows, expected = report_of(tmp_path / "run")["rows"], report_of(smoke[0])["rows"]
+    for row in rows + expected:
+        row.pop("seconds")
+    assert rows == expected
+
+
+def test_resuming_a_finished_run_changes_no_result(smoke):
+    folder, _ = smoke
+    before = {name: (folder / name).read_bytes() for name in ("archive.jsonl", "evaluations.jsonl", "language_model_calls.jsonl")}
+    done = selfprune(folder.parent, "resume=run")
+    assert done.returncode == 0, done.stderr
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_magnitude_and_a_pattern_run_through_the_main_job(tmp_path):
+    done = selfprune(tmp_path, *SMOKE, "run_folder=run", "pruner=magnitude", "pruner.pattern=2:4", "budget.sparsity=0.5")
+    assert done.returncode == 0, done.stderr
+    winner = report_of(tmp_path / "run")["rows"][-1]
+    assert winner["sparsity"] == 0.5
+    assert math.isfinite(winner["kl"])
+
+
+def test_local_model_and_files_run_through_the_main_job(tmp_path):
+    from selfprune.embedded.world import write_corpus
+
+    for split, seed in (("calibration", 1), ("search", 2), ("report", 3)):
+        (tmp_path / f"{split}.txt").write_text(write_corpus(seed, 30_000))
+    weights = files("selfprune.embedded") / "weights"
+    texts = [f"data.{split}={tmp_path / split}.txt" for split in ("calibration", "search", "report")]
+    done = selfprune(
+        tmp_path, *SMOKE, "run_folder=run", "model=local", f"model.path={weights}", "data=files", *texts, "harness.tasks=[]", "harness.search_tasks=[]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["tasks"] for row in report_of(tmp_path / "run")["rows"]] == [{}] * 5
