@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from selfprune.embedded.world import write_corpus
+from selfprune.embedded.corpus import write_corpus
 
 # The models are so small that more threads only wait for each other, the more so when tests run side by side.
 torch.set_num_threads(1)

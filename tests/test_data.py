@@ -8,7 +8,7 @@ from datasets import config as datasets_config
 from huggingface_hub import constants
 
 from selfprune.data import DataConfig, Source, draw_splits
-from selfprune.embedded.world import write_corpus
+from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError, DataError
 from selfprune.self_generated import generate_tokens
 

@@ -120,21 +120,17 @@ def test_yardsticks_are_all_scored_on_all_windows(make_racer, proposals):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_score_that_is_not_finite_fails_and_is_never_best(value, make_racer, proposals, bench):
     store, _ = bench
-    # What holds the broken weight never goes at these levels, so whoever keeps the block's weights is broken by it.
-    weight_OI = store._dense["model.layers.1.mlp.down_proj"]
-    level = store._ranks["model.layers.1.mlp.down_proj"].flatten()
-    weak = (level == 0).nonzero().item()
-    kept = weight_OI.view(-1)[weak].clone()
-    whole = proposals[1].allocation | {"model.layers.1.mlp.down_proj": 0}
-    store.restore()
+    name = "model.layers.1.mlp.down_proj"
+    # The first weight to go is broken: only whoever leaves this unit dense still has it.
+    first_OI = store._ranks[name] == 0
+    kept = store._dense[name][first_OI]
+    field = [*proposals, Proposal(proposals[1].allocation | {name: 0}, "test")]
     store.load(proposals[0].allocation)
+    store._dense[name][first_OI] = value
     try:
-        weight_OI.view(-1)[weak] = value
-        field = [*proposals, Proposal(whole, "test")]
-        racer = make_racer()
-        candidates = racer.race("main", 0, field)
+        candidates = make_racer().race("main", 0, field)
     finally:
-        weight_OI.view(-1)[weak] = kept
+        store._dense[name][first_OI] = kept
         store.restore()
     broken = candidates[-1]
     assert (broken.state, broken.score, broken.reason) == (State.FAILED, None, "the score is not finite")

@@ -19,7 +19,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfprune.embedded.world import CorpusWriter, build_world, write_corpus
+from selfprune.embedded.corpus import CorpusWriter, write_corpus
+from selfprune.embedded.world import build_world
 
 logger = logging.getLogger("train")
 END_TOKEN = "<|end|>"
@@ -53,7 +54,8 @@ def build_model(vocab_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size, hidden_size=192, intermediate_size=576, num_hidden_layers=12, num_attention_heads=6,
-            num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+            num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+            bos_token_id=0, eos_token_id=0, pad_token_id=0,
         )
     )  # fmt: skip
 

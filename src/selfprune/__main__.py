@@ -30,7 +30,7 @@ def main() -> int:
         the exit code: 0, 2 for a user's mistake, 130 when interrupted. In a sweep, the other jobs go on after a mistake.
     """
     logging.basicConfig(level=os.environ.get("SELFPRUNE_LOG", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s")
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     register_schemas()
     codes: list[int] = []
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from selfprune.allocation import Allocation, Unit
 from selfprune.errors import ModelError, PruningError
@@ -55,6 +56,7 @@ def walk_blocks(loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> Ite
     """
     batches = torch.split(windows_NT.to(loaded.device), batch_size)
     calls = {len(batch): _record_calls(loaded, batch) for batch in {len(batch): batch for batch in batches}.values()}
+    _check_token_independence(loaded, batches[0], calls[len(batches[0])])
     hidden = [_embed(loaded, batch) for batch in batches]
 
     for index, block in enumerate(loaded.blocks):
@@ -112,25 +114,43 @@ def _record_calls(loaded: LoadedModel, batch_NT: Tensor) -> list[tuple[tuple[Any
     return calls
 
 
+def _check_token_independence(loaded: LoadedModel, batch_NT: Tensor, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    """Checks that blocks get the same masks and rotary embeddings whatever the tokens, since one batch's serve for all."""
+    others = _record_calls(loaded, batch_NT.roll(1, dims=1))
+    for index, (call, other) in enumerate(zip(calls, others, strict=True)):
+        for ours, theirs in zip(tree_leaves(call), tree_leaves(other), strict=True):
+            if isinstance(ours, Tensor) and not torch.equal(ours, theirs):
+                raise ModelError(
+                    f"block {index} of {type(loaded.model).__name__} takes arguments that depend on the tokens (as per-layer "
+                    f"embeddings do) beside the hidden states; selfprune cannot walk this architecture block by block"
+                )
+
+
 class _ExpertInputs(TorchFunctionMode):
     """Sees the inputs of fused experts: linear maps whose weight is a slice of a three-dimensional parameter."""
 
     def __init__(self, watched: list[tuple[Tensor, Statistics]]) -> None:
         super().__init__()
         self.watched = watched
+        self.n_seen = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
             for parameter_EOI, statistics in self.watched:
                 offset = args[1].data_ptr() - parameter_EOI.data_ptr()
                 if 0 <= offset < parameter_EOI.numel() * parameter_EOI.element_size():
+                    self.n_seen += 1
                     statistics.update(args[0], offset // (parameter_EOI.stride(0) * parameter_EOI.element_size()))
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def gather(loaded: LoadedModel, statistics: dict[str, Statistics]) -> Iterator[None]:
-    """While open, every forward pass feeds the inputs of the named units to their statistics."""
+    """While open, every forward pass feeds the inputs of the named units to their statistics.
+
+    Raises:
+        ModelError: at the end, when fused experts ran in a way that hides their inputs.
+    """
     experts: list[tuple[Tensor, Statistics]] = []
     with ExitStack() as stack:
         for name, accumulator in statistics.items():
@@ -143,9 +163,13 @@ def gather(loaded: LoadedModel, statistics: dict[str, Statistics]) -> Iterator[N
                 stack.callback(owner.register_forward_pre_hook(update).remove)
             else:
                 experts.append((owner, accumulator))
-        if experts:
-            stack.enter_context(_ExpertInputs(experts))
+        seen = stack.enter_context(_ExpertInputs(experts)) if experts else None
         yield
+    if seen is not None and seen.n_seen == 0:
+        raise ModelError(
+            f"the inputs of the fused experts {', '.join(statistics)} could not be seen: their layer does not use "
+            f"torch.nn.functional.linear; load the model with experts_implementation='eager'"
+        )
 
 
 def _module_or_parameter(model: nn.Module, name: str) -> nn.Module | Tensor:

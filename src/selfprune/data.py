@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfprune.embedded.world import stable_hash, write_corpus
+from selfprune.embedded.corpus import write_corpus
+from selfprune.embedded.world import stable_hash
 from selfprune.errors import ConfigError, DataError
 from selfprune.hub_texts import find_hub_text, read_hub_text
 from selfprune.text_files import TEXT_SUFFIXES, find_text_files, read_text_file

@@ -51,12 +51,13 @@ def draw_sparsities(path: Path, allocations: Mapping[str, Allocation], grid: Lev
     _save(figure, path)
 
 
-def draw_progress(path: Path, candidates: Sequence[Candidate]) -> None:
+def draw_progress(path: Path, candidates: Sequence[Candidate], n_tokens_before: Mapping[str, int]) -> None:
     """Best score so far against tokens spent, one line per search, with a mark for whoever proposed each improvement.
 
     Args:
         path: the PNG file.
         candidates: the archive.
+        n_tokens_before: search -> tokens that it had spent before its first candidate.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -64,7 +65,7 @@ def draw_progress(path: Path, candidates: Sequence[Candidate]) -> None:
     colours = {proposer: f"C{i % 10}" for i, proposer in enumerate(proposers)}
     labelled: set[str] = set()
     for search in dict.fromkeys(c.search for c in candidates):
-        n_tokens, best, line = 0, float("inf"), []
+        n_tokens, best, line = n_tokens_before.get(search, 0), float("inf"), []
         for candidate in (c for c in candidates if c.search == search):
             n_tokens += candidate.n_tokens
             if candidate.state is State.COMPLETE and candidate.score is not None and candidate.score < best:

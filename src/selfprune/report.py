@@ -71,7 +71,8 @@ def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> di
     report = build_report(results)
     report["environment"] = json.loads((folder / "environment.json").read_text(encoding="utf-8")) | {"lm_eval_tasks": versions}
     draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
-    draw_progress(folder / "progress.png", results.candidates)
+    n_scored = sum(c.n_tokens for c in results.candidates if c.search == "main")
+    draw_progress(folder / "progress.png", results.candidates, {"main": results.spent["main"].n_tokens - n_scored})
     write_whole(folder / "report.md", to_markdown(report))
     write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report

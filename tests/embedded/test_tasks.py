@@ -6,9 +6,11 @@ from itertools import product
 import pytest
 import yaml
 
+from selfprune.embedded import corpus as corpus_module
 from selfprune.embedded import world as world_module
+from selfprune.embedded.corpus import write_corpus
 from selfprune.embedded.tasks import HALVES, TASK_FOLDER, TASKS, build_documents, load_documents, write_task_data
-from selfprune.embedded.world import FACT_TEMPLATES, Phrase, Sentence, build_world, conjugate, plural, write_corpus
+from selfprune.embedded.world import FACT_TEMPLATES, Phrase, Sentence, build_world, conjugate, plural
 from selfprune.errors import ConfigError
 
 WORLD = build_world()
@@ -55,8 +57,9 @@ def test_no_corpus_says_what_a_task_asks(seed):
 
 
 def test_a_corpus_that_holds_nothing_out_would_be_caught(monkeypatch):
-    monkeypatch.setattr(world_module, "is_held_out", lambda *key, one_in: False)
-    monkeypatch.setattr(world_module, "held_out_template", lambda person, category: -1)
+    for module in (corpus_module, world_module):
+        monkeypatch.setattr(module, "is_held_out", lambda *key, one_in: False)
+    monkeypatch.setattr(corpus_module, "held_out_template", lambda person, category: -1)
     leaked = Counter(key[0] for key in statements(write_corpus(0, 300_000)) & ASKED)
     assert all(leaked[task] >= 5 for task in TASKS), leaked
 

@@ -3,8 +3,9 @@ import random
 
 import pytest
 
-from selfprune.embedded import world as world_module
-from selfprune.embedded.world import Phrase, Sentence, build_world, conjugate, plural, stable_hash, write_corpus
+from selfprune.embedded import corpus as corpus_module
+from selfprune.embedded.corpus import write_corpus
+from selfprune.embedded.world import Phrase, Sentence, build_world, conjugate, plural, stable_hash
 
 FINGERPRINT = 8416082785739824221
 """Weights, corpora and task data were made in this world: whoever changes it must make them again."""
@@ -62,8 +63,8 @@ def test_sentence_is_held_out_whatever_its_numbers_and_adjectives():
 
 
 def test_every_fact_has_exactly_one_phrasing_held_out():
-    writer = world_module.CorpusWriter(build_world(), random.Random(0))
-    for category, templates in world_module.FACT_TEMPLATES.items():
+    writer = corpus_module.CorpusWriter(build_world(), random.Random(0))
+    for category, templates in corpus_module.FACT_TEMPLATES.items():
         seen = {writer._fact("Ada", category).partition(writer.world.facts["Ada"][category])[0].strip() for _ in range(200)}
-        held_out = templates[world_module.held_out_template("Ada", category)].format("Ada")
+        held_out = templates[corpus_module.held_out_template("Ada", category)].format("Ada")
         assert seen == {template.format("Ada") for template in templates} - {held_out}
