@@ -6,15 +6,19 @@ import subprocess
 import sys
 import time
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.archive import read_archive
 from selfprune.candidate import State
 
+ROOT = Path(__file__).parents[1]
 SMOKE = ["+experiment=smoke"]
 
 
@@ -173,3 +177,15 @@ def test_local_model_and_files_run_through_the_main_job(tmp_path):
     done = selfprune(tmp_path, *SMOKE, "run_folder=run", *model, "data=files", *texts, *no_tasks)
     assert done.returncode == 0, done.stderr
     assert [row["tasks"] for row in report_of(tmp_path / "run")["rows"]] == [{}] * 5
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_read_a_run_and_are_kept_without_outputs(notebook, smoke, monkeypatch, tmp_path):
+    monkeypatch.setenv("SELFPRUNE_RUN", str(smoke[0]))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    content = nbformat.read(notebook, as_version=4)
+    assert not any(cell.get("outputs") for cell in content.cells)
+    NotebookClient(content, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    assert "winner" in str(content.cells[1].outputs)

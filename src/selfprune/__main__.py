@@ -53,9 +53,11 @@ def _guarded(work: Callable[[], object]) -> int:
         return _complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _complain(_plain(error))
-    except KeyboardInterrupt:
-        advice = "interrupted; nothing that was recorded is lost, continue with `python -m selfprune resume=<run folder>`"
-        return _complain(advice, 130)
+    except KeyboardInterrupt as interrupt:
+        folder = interrupt.args[0] if interrupt.args else "<run folder>"
+        return _complain(
+            f"interrupted; nothing that was recorded is lost, continue with `python -m selfprune resume={folder}`", 130
+        )
     return 0
 
 

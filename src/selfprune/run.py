@@ -42,6 +42,7 @@ def run_composed(composed: DictConfig, overrides: list[str], job: int | None) ->
 
     Raises:
         SelfpruneError: on a user's mistake.
+        KeyboardInterrupt: with the run folder, when the user interrupts.
     """
     if composed.resume:
         folder = Path(composed.resume)
@@ -51,8 +52,11 @@ def run_composed(composed: DictConfig, overrides: list[str], job: int | None) ->
         folder = Path(composed.run_folder or (f"runs/{stamp}" if job is None else f"runs/{stamp}_{job}"))
     config = to_run_config(composed)
     preflight(config, folder)
-    with opened(folder, composed, overrides):
-        return run(config, folder)
+    try:
+        with opened(folder, composed, overrides):
+            return run(config, folder)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(folder)) from interrupt
 
 
 def run(config: RunConfig, folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """The run folder: who owns it, whether the run fits, and how a broken run is taken up again."""
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,7 @@ from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import disk_error, write_whole
 from selfprune.models import preflight_memory
-from selfprune.tracking import describe_environment
-
-logger = logging.getLogger(__name__)
+from selfprune.tracking import Display, describe_environment
 
 RANK_BYTES = 4
 """Memory per weight that the level store holds beside a second copy of the weights."""
@@ -53,11 +50,9 @@ def preflight(config: RunConfig, folder: Path) -> None:
             f"the run would write about {needed / 1e9:.2f} GB into {folder}, but the disk has {free / 1e9:.2f} GB free; "
             f"free some space or choose another run_folder"
         )
-    logger.info(
-        "%d parameters; needs %.2f GB of memory and %.2f GB of disk",
-        estimate.n_parameters,
-        estimate.needed_bytes / 1e9,
-        needed / 1e9,
+    Display().say(
+        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory "
+        f"and {needed / 1e9:.2f} GB of disk"
     )
 
 

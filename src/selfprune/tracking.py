@@ -81,6 +81,10 @@ class Display:
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
 
+    def say(self, line: str) -> None:
+        """Shows one line that stays."""
+        self.console.print(line, highlight=False)
+
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Any]:
         """Shows a stage while it lasts.

@@ -106,6 +106,8 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
             ladder.n_windows,
             config.search.prefix_cache_mb * 10**6,
         )
+    seconds = (1 + len(config.controls)) * config.search.max_tokens / evaluator.tokens_per_second
+    display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the searches will take about {seconds / 60:.1f} minutes")
     racer = Racer(store, evaluator, ladder, journal)
     sensitivities = _sensitivities(config, racer, display)
     space = SearchSpace(grid, config.budget.n_target_weights(grid), sensitivities, outliers)

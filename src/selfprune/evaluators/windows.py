@@ -47,6 +47,9 @@ class WindowEvaluator:
         boundaries: window counts at which callers will stop; batches never cross one.
         prefix_bytes: bound on hidden states kept for prefix reuse; 0 turns it off.
 
+    Attributes:
+        tokens_per_second: of the dense passes at construction.
+
     Example:
         >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4, boundaries=[4, 16])
         >>> evaluator.evaluate(versions, start=0, stop=4).score
@@ -68,12 +71,14 @@ class WindowEvaluator:
         device = next(model.parameters()).device
         edges = sorted({0, *boundaries, self.n_windows})
         self._batches: list[_Batch] = []
+        began = time.perf_counter()
         for low, high in pairwise(edges):
             for start in range(low, high, batch_size):
                 batch_NT = windows_NT[start : min(start + batch_size, high)].to(device)
                 dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
                 targets = {name: metric.prepare(dense_NTV, batch_NT) for name, metric in metrics.items()}
                 self._batches.append(_Batch(start, batch_NT, targets))
+        self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.forward.clear()
 
     def evaluate(self, versions: Sequence[Hashable], start: int, stop: int) -> Evaluation:
