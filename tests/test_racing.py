@@ -163,7 +163,8 @@ def test_a_recorded_race_is_recalled_without_evaluating(make_racer, proposals, b
 
     recalled = Racer(Grid(), Evaluator(), LADDER, Journal(tmp_path / "evaluations.jsonl"))
     assert recalled.race("main", 0, proposals) == candidates
-    assert recalled.seconds == racer.seconds
+    assert recalled.seconds == racer.seconds == pytest.approx(math.fsum(r["seconds"] for r in records(racer)), abs=1e-9)
+    assert racer.seconds > 0
 
 
 @pytest.mark.parametrize("n_lines", [0, 1, 5, 8])

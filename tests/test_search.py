@@ -23,7 +23,7 @@ from selfprune.proposers.sensitivity import Sensitivity
 from selfprune.proposers.uniform import Uniform
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.racing import Ladder, Racer
-from selfprune.search import MAX_IDLE_ROUNDS, SearchConfig, run_search
+from selfprune.search import MAX_IDLE_ROUNDS, Progress, SearchConfig, run_search
 from selfprune.units import find_blocks, list_units
 
 N_TOKENS = 8
@@ -102,12 +102,12 @@ def test_a_search_that_was_broken_off_gives_the_same_archive(n_evaluations, n_ar
 
 
 def test_yardsticks_come_first_and_are_scored_on_all_windows(search, space):
-    wishes = [{unit.name: 0.3 + 0.2 * unit.block for unit in space.grid.units}, {unit.name: 0.5 for unit in space.grid.units}]
+    wishes = [{unit.name: 0.5 + spread * (unit.block - 0.5) for unit in space.grid.units} for spread in (0.3, 0.0, -0.3)]
     yardsticks = [Proposal(space.project(wish), f"yardstick {i}") for i, wish in enumerate(wishes)]
-    candidates = search(Random().build(space, 0, NOBODY), config(max_candidates=6), yardsticks=yardsticks)
-    assert [c.proposal for c in candidates[:2]] == yardsticks
-    assert {(c.state, c.n_windows) for c in candidates[:2]} == {(State.COMPLETE, 4)}
-    assert {c.proposal.proposer for c in candidates[2:]} == {"random"}
+    candidates = search(Random().build(space, 0, NOBODY), config(max_candidates=7), yardsticks=yardsticks)
+    assert [c.proposal for c in candidates[:3]] == yardsticks
+    assert {(c.state, c.n_windows) for c in candidates[:3]} == {(State.COMPLETE, 4)}
+    assert {c.proposal.proposer for c in candidates[3:]} == {"random"}
 
 
 def test_the_proposer_hears_of_every_candidate_in_order(search, space):
@@ -184,8 +184,13 @@ def test_progress_is_told_after_every_round_and_logged(search, space, caplog):
 
 def test_a_search_hears_only_of_its_own_candidates(bench, space, tmp_path):
     racer, archive = Racer(*bench, LADDER, Journal(tmp_path / "evaluations.jsonl")), Archive(tmp_path / "archive.jsonl")
-    first = run_search("main", Random().build(space, 0, NOBODY), racer, archive, config(max_candidates=4))
-    second = run_search("random", Random().build(space, 1, NOBODY), racer, archive, config(max_candidates=4))
+    first = run_search("main", Random(0.01).build(space, 0, NOBODY), racer, archive, config(max_candidates=4))
+    states: list[Progress] = []
+    second = run_search(
+        "random", Random(1.0).build(space, 1, NOBODY), racer, archive, config(max_candidates=4), (), states.append
+    )
+    scores = [min(c.score for c in group if c.state is State.COMPLETE) for group in (first, second)]
+    assert scores[0] < scores[1] == states[-1].best_score
     assert [c.id for c in second] == [4, 5, 6, 7]
     assert {c.search for c in first} == {"main"}
     assert {c.search for c in second} == {"random"}

@@ -179,7 +179,8 @@ def _short(task: str) -> str:
 def _accuracy(metrics: dict[str, Any]) -> str:
     if "acc" not in metrics:
         return "–"
-    return f"{100 * metrics['acc']:.1f} ± {100 * metrics['acc_stderr']:.1f}"
+    error = metrics["acc_stderr"]
+    return f"{100 * metrics['acc']:.1f} ± {f'{100 * error:.1f}' if isinstance(error, float) else '–'}"
 
 
 def to_markdown(report: dict[str, Any]) -> str:

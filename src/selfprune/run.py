@@ -134,11 +134,13 @@ def _measure_finalist(bench: Workbench, finalist: Candidate, names: list[str]) -
 
 
 def mean_accuracy(tasks: dict[str, dict[str, Any]]) -> tuple[float, float]:
-    """Mean accuracy over tasks, and its standard error."""
+    """Mean accuracy over tasks, and its standard error, which is infinite where lm-eval gives none (a single document)."""
     accuracies = [metrics["acc"] for metrics in tasks.values() if "acc" in metrics]
     errors = [metrics["acc_stderr"] for metrics in tasks.values() if "acc" in metrics]
     if not accuracies:
         return 0.0, 0.0
+    if not all(isinstance(error, float) for error in errors):
+        return math.fsum(accuracies) / len(accuracies), math.inf
     return math.fsum(accuracies) / len(accuracies), math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
 
 

@@ -55,7 +55,7 @@ def test_the_published_mutation_swaps_single_levels_between_units():
     assert n_swaps[1] > n_swaps[2] > n_swaps[3] > 0
 
 
-def test_a_swap_never_moves_more_than_a_unit_has_or_has_room_for():
+def test_at_the_ends_of_the_grid_a_swap_still_moves_one_level_each_way():
     full = {unit.name: GRID.max_level(unit) if unit.block < 2 else 0 for unit in UNITS}
     space = SearchSpace(GRID, GRID.n_removed_weights(full))
     for seed in range(60):

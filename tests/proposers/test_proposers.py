@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -187,17 +188,23 @@ def test_random_draws_stay_on_the_budget_for_any_seed(seed, sparsity):
         assert_on_budget(proposal, space)
 
 
-def test_random_offsets_have_a_part_per_kind_and_a_part_per_block():
-    units = [Unit(f"{b}.{kind}", b, kind, 10) for b in range(40) for kind in "abcdefgh"]
-    shares = []
+@pytest.mark.parametrize("part", ["block", "kind"])
+def test_random_offsets_have_a_part_of_each_block_and_of_each_kind(part):
+    units = [Unit(f"{b}.{k}", b, str(k), 10) for b in range(20) for k in range(20)]
+    spreads = []
     for seed in range(40):
         offsets = draw_offsets(units, 0.2, random.Random(seed))
-        means = [math.fsum(offsets[f"{b}.{kind}"] for kind in "abcdefgh") / 8 for b in range(40)]
-        spread = math.sqrt(math.fsum((mean - math.fsum(means) / 40) ** 2 for mean in means) / 39)
-        shares.append(spread)
-    # Without a part per block, the mean of eight units would spread by less than 0.2 / √8 · (1/2 on average).
-    assert math.fsum(shares) / len(shares) > 0.08
-    assert draw_offsets(units, 0.0, random.Random(0)) == dict.fromkeys([unit.name for unit in units], 0.0)
+        groups = {getattr(unit, part): [] for unit in units}
+        for unit in units:
+            groups[getattr(unit, part)].append(offsets[unit.name])
+        spreads.append(statistics.stdev(map(statistics.fmean, groups.values())))
+    # The mean of twenty independent offsets would spread by 0.1 / √20 = 0.02 on average.
+    assert statistics.fmean(spreads) == pytest.approx(0.1, abs=0.03)
+
+
+def test_random_offsets_without_a_spread_are_zero():
+    units = [Unit("a", 0, "w", 10), Unit("b", 1, "w", 10)]
+    assert draw_offsets(units, 0.0, random.Random(0)) == {"a": 0.0, "b": 0.0}
 
 
 @pytest.mark.parametrize("max_spread", [0.0, -0.1, 1.5, math.nan])

@@ -130,16 +130,10 @@ class EvolutionaryProposer:
             candidates = self._groups[self.rng.choice(self.settings.groups)]
             if len(candidates) > 1:
                 restored, pruned = self.rng.sample(candidates, 2)
-                n_moved = max(0.0, min(self._n_moved(restored, pruned), *self._room(sparsities, restored, pruned)))
+                n_moved = self._n_moved(restored, pruned)
                 _shift(sparsities, restored, -n_moved)
                 _shift(sparsities, pruned, n_moved)
         return self.space.project(sparsities)
-
-    def _room(self, sparsities: dict[str, float], restored: list[Unit], pruned: list[Unit]) -> tuple[float, float]:
-        """Weights that can come back, and weights that can go; what is moved past them would be taken from bystanders."""
-        n_back = sum(sparsities[unit.name] * unit.n_weights for unit in restored)
-        n_left = sum(self.space.grid.max_level(unit) * unit.weights_per_item for unit in pruned)
-        return n_back, n_left - sum(sparsities[unit.name] * unit.n_weights for unit in pruned)
 
     def _n_moved(self, restored: list[Unit], pruned: list[Unit]) -> float:
         """Weights that a swap moves: log-uniform between one level of a unit and the largest shift."""
