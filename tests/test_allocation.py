@@ -98,13 +98,13 @@ def test_what_all_wishes_have_in_common_does_not_matter(problem, shift):
 
 
 @given(problems())
-def test_wishes_on_the_budget_are_met_to_within_one_step(problem):
+def test_wishes_near_the_budget_are_met_to_within_a_step_and_a_weight(problem):
     grid, wishes, _ = problem
     clipped = {unit.name: min(max(wishes[unit.name], 0), grid.max_level(unit) / unit.n_items) for unit in grid.units}
     target = math.floor(sum(clipped[unit.name] * unit.n_items for unit in grid.units))
     allocation = project(clipped, grid, target)
     assert all(
-        abs(allocation[unit.name] - clipped[unit.name] * unit.n_items) < grid.step[unit.name] + 1e-3 for unit in grid.units
+        abs(allocation[unit.name] - clipped[unit.name] * unit.n_items) < grid.step[unit.name] + 1 + 1e-3 for unit in grid.units
     )
 
 

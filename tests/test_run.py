@@ -165,6 +165,15 @@ def test_magnitude_and_a_pattern_run_through_the_main_job(tmp_path):
     assert math.isfinite(winner["kl"])
 
 
+def test_owl_can_be_the_proposer_without_being_a_yardstick(tmp_path):
+    done = selfprune(
+        tmp_path, *SMOKE, "run_folder=run", "proposer=owl", "~yardsticks.owl", "~controls.random", "evaluator=perplexity"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in report_of(tmp_path / "run")["rows"]] == ["dense", "uniform", "winner"]
+    assert report_of(tmp_path / "run")["search"]["winner"]["proposer"] == "owl"
+
+
 def test_local_model_and_files_run_through_the_main_job(tmp_path):
     from selfprune.embedded.corpus import write_corpus
 

@@ -184,10 +184,10 @@ def test_progress_is_told_after_every_round_and_logged(search, space, caplog):
 
 def test_a_search_hears_only_of_its_own_candidates(bench, space, tmp_path):
     racer, archive = Racer(*bench, LADDER, Journal(tmp_path / "evaluations.jsonl")), Archive(tmp_path / "archive.jsonl")
-    first = run_search("main", Random(0.01).build(space, 0, NOBODY), racer, archive, config(max_candidates=4))
+    first = run_search("main", Random(1.0).build(space, 1, NOBODY), racer, archive, config(max_candidates=4))
     states: list[Progress] = []
     second = run_search(
-        "random", Random(1.0).build(space, 1, NOBODY), racer, archive, config(max_candidates=4), (), states.append
+        "random", Random(0.01).build(space, 0, NOBODY), racer, archive, config(max_candidates=4), (), states.append
     )
     scores = [min(c.score for c in group if c.state is State.COMPLETE) for group in (first, second)]
     assert scores[0] < scores[1] == states[-1].best_score

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from selfprune.allocation import LevelGrid
+from selfprune.allocation import LevelGrid, Unit
 from selfprune.archive import Archive
 from selfprune.calibration import calibrate
 from selfprune.config import RunConfig
 from selfprune.data import Splits, draw_splits
+from selfprune.errors import ConfigError
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
@@ -22,7 +23,8 @@ from selfprune.level_store import LevelStore
 from selfprune.models import LoadedModel, load_model
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.owl import OWL, outlier_ratio
-from selfprune.pruners.statistics import InputSquares
+from selfprune.proposers.portfolio import Portfolio
+from selfprune.pruners.statistics import InputSquares, Statistics
 from selfprune.pruners.wanda import Wanda, wanda_metric
 from selfprune.racing import Racer
 from selfprune.self_generated import generate_tokens
@@ -119,24 +121,32 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     return Workbench(config, folder, loaded, splits, store, racer, space, harness, journal, archive, language_model, display)
 
 
-def _outlier_ratios(config: RunConfig, loaded: LoadedModel, splits: Splits, statistics: dict[str, Any]) -> dict[int, float]:
-    """OWL's D per block on dense inputs; empty when no yardstick, proposer or control asks for it."""
-    settings = next((form for form in config.yardsticks.values() if isinstance(form, OWL)), None)
-    if settings is None:
+def _outlier_ratios(
+    config: RunConfig, loaded: LoadedModel, splits: Splits, statistics: dict[str, Statistics]
+) -> dict[int, float]:
+    """OWL's D per block on dense inputs; empty when no yardstick, proposer or control asks for it.
+
+    Raises:
+        ConfigError: when they ask for it at different thresholds.
+    """
+    arms = config.proposer.arms.values() if isinstance(config.proposer, Portfolio) else [config.proposer]
+    forms = [*config.yardsticks.values(), *arms, *config.controls.values()]
+    thresholds = {form.outlier_threshold for form in forms if isinstance(form, OWL)}
+    if len(thresholds) > 1:
+        raise ConfigError(f"all OWL allocations of a run must share one outlier_threshold, got {sorted(thresholds)}")
+    if not thresholds:
         return {}
-    if not all(isinstance(s, InputSquares) for s in statistics.values()):
+    if not all(isinstance(gathered, InputSquares) for gathered in statistics.values()):
         statistics = calibrate(loaded, splits.calibration_NT, Wanda(), config.search.batch_size)
-    return {
-        block: outlier_ratio(
-            [
-                wanda_metric(weight_view(loaded.model, unit), statistics[unit.name])
-                for unit in loaded.units
-                if unit.block == block
-            ],
-            settings.outlier_threshold,
-        )
-        for block in range(len(loaded.blocks))
-    }
+    (threshold,) = thresholds
+
+    def metric(unit: Unit) -> Tensor:
+        squares = statistics[unit.name]
+        assert isinstance(squares, InputSquares)
+        return wanda_metric(weight_view(loaded.model, unit), squares)
+
+    blocks = dict.fromkeys(unit.block for unit in loaded.units)
+    return {block: outlier_ratio([metric(unit) for unit in loaded.units if unit.block == block], threshold) for block in blocks}
 
 
 def _sensitivities(config: RunConfig, racer: Racer, display: Display) -> dict[str, float]:
@@ -145,12 +155,13 @@ def _sensitivities(config: RunConfig, racer: Racer, display: Display) -> dict[st
     if not n_windows:
         return {}
     dense = dict.fromkeys(racer.store.allocation, 0)
+    dense_scores = racer.evaluator.dense_scores[:n_windows]
     rises = {}
     with display.stage("measuring sensitivities", total=len(grid.units)) as update:
         for i, unit in enumerate(grid.units):
             steps = min(math.ceil(config.budget.sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
             alone = {**dense, unit.name: steps * grid.step[unit.name]}
             record = racer.journal.once({"sensitivity": unit.name}, partial(racer.measure, alone, 0, n_windows))
-            rises[unit.name] = math.fsum(record["window_scores"]) / n_windows
+            rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
             update(i + 1)
     return rises

@@ -1,10 +1,7 @@
-"""The evaluator contract."""
+"""What evaluators return."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,7 +10,7 @@ class Evaluation:
 
     Attributes:
         score: what the search compares, lower is better; NaN or infinite when the model is broken.
-        metrics: further numbers by name.
+        metrics: further results by name.
         n_tokens: tokens that went through the model.
         seconds: wall time.
     """
@@ -22,15 +19,3 @@ class Evaluation:
     metrics: dict[str, Any]
     n_tokens: int
     seconds: float
-
-
-class Evaluator(Protocol):
-    """Scores a model at a fidelity.
-
-    Example:
-        >>> evaluator.evaluate(model, fidelity=8).score
-    """
-
-    def evaluate(self, model: "PreTrainedModel", fidelity: int) -> Evaluation:
-        """Scores the model on the first `fidelity` windows or documents, the same ones at every call."""
-        ...

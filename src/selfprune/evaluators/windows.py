@@ -49,6 +49,7 @@ class WindowEvaluator:
 
     Attributes:
         tokens_per_second: of the dense passes at construction.
+        dense_scores: the first metric's scores of the dense model, window by window.
 
     Example:
         >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4, boundaries=[4, 16])
@@ -71,6 +72,7 @@ class WindowEvaluator:
         device = next(model.parameters()).device
         edges = sorted({0, *boundaries, self.n_windows})
         self._batches: list[_Batch] = []
+        self.dense_scores: list[float] = []
         began = time.perf_counter()
         for low, high in pairwise(edges):
             for start in range(low, high, batch_size):
@@ -78,6 +80,8 @@ class WindowEvaluator:
                 dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
                 targets = {name: metric.prepare(dense_NTV, batch_NT) for name, metric in metrics.items()}
                 self._batches.append(_Batch(start, batch_NT, targets))
+                first = next(iter(metrics))
+                self.dense_scores += metrics[first].window_scores(dense_NTV, batch_NT, targets[first]).tolist()
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.forward.clear()
 
