@@ -45,8 +45,6 @@ def test_weights_have_the_dtype_that_was_asked_for(dtype, expected, tiny_model_f
 
 
 def test_the_embedded_model_loads_without_any_network(no_network):
-    if not (Path(__file__).parents[1] / "src/selfprune/embedded/weights/config.json").is_file():
-        pytest.skip("the embedded model is not trained yet")
     loaded = load_model(ModelConfig(device="cpu"))
     assert len(loaded.blocks) >= 12
     assert len(loaded.units) == 7 * len(loaded.blocks)

@@ -92,8 +92,7 @@ class RunConfig:
         if self.search.ladder.n_windows[-1] > self.data.n_search:
             raise ConfigError(
                 f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, "
-                f"but data.n_search is "
-                f"{self.data.n_search}; raise the one or lower the other"
+                f"but data.n_search is {self.data.n_search}; raise the one or lower the other"
             )
 
 
@@ -150,5 +149,5 @@ def _check_keys(node: DictConfig, path: str) -> None:
     for key in map(str, node):
         if fields is not None and key not in fields:
             raise ConfigError(f"there is no option {path}{key}; the options there, nearest first: {did_you_mean(key, fields)}")
-        if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
             _check_keys(node[key], f"{path}{key}.")

@@ -58,8 +58,8 @@ class Journal:
                 name = next(name for name in key if found[name] != plain_key[name])
                 raise ConfigError(
                     f"{self.path} cannot be continued: its line {self.n_recalled + 1} should record {name!r} as "
-                    f"{_brief(plain_key[name])}, "
-                    f"but records {_brief(found[name])}; the code, data or config has changed since, so start a new run folder"
+                    f"{_brief(plain_key[name])}, but records {_brief(found[name])}; the code, data or config has changed "
+                    f"since, so start a new run folder"
                 )
             self.n_recalled += 1
             return record

@@ -177,8 +177,7 @@ def _attempt(config: ModelConfig, doing: str, call: Callable[[], Result]) -> Res
         else:
             remedy = (
                 "there is no such folder here, so it was taken for a hub id; check its spelling and access rights and the "
-                "network, or "
-                "download it elsewhere and give model.path=<folder>"
+                "network, or download it elsewhere and give model.path=<folder>"
             )
             remedy += ", or unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
         said = f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"

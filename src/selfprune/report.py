@@ -96,6 +96,7 @@ def build_report(results: Results) -> dict[str, Any]:
     main = [c for c in results.candidates if c.search == "main"]
     costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
     none = Spent(0, 0.0)
+    by_proposer = count_by_proposer(main)
     rows = []
     for row in results.rows:
         cost = costs.get(row["name"], none)
@@ -108,9 +109,9 @@ def build_report(results: Results) -> dict[str, Any]:
             "n_tokens": results.spent["main"].n_tokens,
             "seconds": round(results.spent["main"].seconds, 3),
             "winner": {"id": results.winner.id, "proposer": results.winner.proposal.proposer, "score": results.winner.score},
-            "by_proposer": count_by_proposer(main),
+            "by_proposer": by_proposer,
         },
-        "language_model": _language_model_ledger(results.language_model, main),
+        "language_model": _language_model_ledger(results.language_model, by_proposer, main),
         "splits": results.hashes,
     }
 
@@ -132,9 +133,11 @@ def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, in
     return counts
 
 
-def _language_model_ledger(recorder: RecordingLanguageModel, main: Sequence[Candidate]) -> dict[str, Any]:
+def _language_model_ledger(
+    recorder: RecordingLanguageModel, by_proposer: dict[str, dict[str, int]], main: Sequence[Candidate]
+) -> dict[str, Any]:
     """Calls and tokens, and the fate of the proposals: `won` counts those that were the best of the search when scored."""
-    asked = count_by_proposer(main).get("self_pruner", {"proposed": 0, "won": 0})
+    asked = by_proposer.get("self_pruner", {"proposed": 0, "won": 0})
     valid = sum(c.proposal.proposer == "self_pruner" and c.proposal.allocation is not None for c in main)
     return {
         "calls": recorder.n_calls,
@@ -154,10 +157,9 @@ def _task_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pictured(results: Results) -> dict[str, Allocation]:
-    by_proposer = {
-        c.proposal.proposer: c.allocation for c in results.candidates if c.proposal.proposer == "owl" and c.proposal.allocation
-    }
-    return {**by_proposer, "winner": results.winner.allocation}
+    """OWL's allocation, where it was scored, beside the winner's."""
+    owl = [c.allocation for c in results.candidates if c.proposal.proposer == "owl" and c.proposal.allocation is not None]
+    return {**({"owl": owl[0]} if owl else {}), "winner": results.winner.allocation}
 
 
 def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

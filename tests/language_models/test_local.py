@@ -200,7 +200,6 @@ def test_settings_out_of_range_fail(settings):
         SelfLanguageModel(**settings)
 
 
-@pytest.mark.skipif(not (EMBEDDED / "config.json").exists(), reason="the embedded model has no weights yet")
 @pytest.mark.parametrize("n_blocks", [12, 32])
 def test_the_embedded_model_answers_within_the_schema(n_blocks):
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
