@@ -95,11 +95,12 @@ def build_report(results: Results) -> dict[str, Any]:
     """The dictionary of `report.json`, without the environment."""
     main = [c for c in results.candidates if c.search == "main"]
     costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
-    none = Spent(0, 0.0)
     by_proposer = count_by_proposer(main)
+    asked = by_proposer.get("self_pruner", {"proposed": 0, "won": 0})
+    n_valid = sum(c.proposal.proposer == "self_pruner" and c.proposal.allocation is not None for c in main)
     rows = []
     for row in results.rows:
-        cost = costs.get(row["name"], none)
+        cost = costs.get(row["name"], Spent(0, 0.0))
         tasks = {task: _task_metrics(metrics) for task, metrics in row["tasks"].items()}
         rows.append({**row, "tasks": tasks, "n_tokens": cost.n_tokens, "seconds": round(cost.seconds, 3)})
     return {
@@ -111,7 +112,7 @@ def build_report(results: Results) -> dict[str, Any]:
             "winner": {"id": results.winner.id, "proposer": results.winner.proposal.proposer, "score": results.winner.score},
             "by_proposer": by_proposer,
         },
-        "language_model": _language_model_ledger(results.language_model, by_proposer, main),
+        "language_model": _language_model_ledger(results.language_model, asked, n_valid),
         "splits": results.hashes,
     }
 
@@ -133,19 +134,15 @@ def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, in
     return counts
 
 
-def _language_model_ledger(
-    recorder: RecordingLanguageModel, by_proposer: dict[str, dict[str, int]], main: Sequence[Candidate]
-) -> dict[str, Any]:
+def _language_model_ledger(recorder: RecordingLanguageModel, asked: dict[str, int], n_valid: int) -> dict[str, Any]:
     """Calls and tokens, and the fate of the proposals: `won` counts those that were the best of the search when scored."""
-    asked = by_proposer.get("self_pruner", {"proposed": 0, "won": 0})
-    valid = sum(c.proposal.proposer == "self_pruner" and c.proposal.allocation is not None for c in main)
     return {
         "calls": recorder.n_calls,
         "prompt_tokens": recorder.n_prompt_tokens,
         "reply_tokens": recorder.n_reply_tokens,
         "seconds": round(recorder.seconds, 3),
         "proposed": asked["proposed"],
-        "valid": valid,
+        "valid": n_valid,
         "won": asked["won"],
     }
 
