@@ -3,12 +3,14 @@
 Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from selfprune.blocks import handing_through
 
 
 class PrefixForward:
@@ -52,7 +54,7 @@ class PrefixForward:
         path = inputs[:n_reused]
         with ExitStack() as stack:
             for block in self.blocks[:n_reused]:
-                stack.enter_context(_handing_through(block))
+                stack.enter_context(handing_through(block))
             for index in range(n_reused, len(self.blocks)):
                 given = inputs[index] if index == n_reused and inputs else None
                 stack.callback(self.blocks[index].register_forward_pre_hook(_entering(path, given)).remove)
@@ -82,16 +84,3 @@ def _entering(path: list[Tensor], given: Tensor | None) -> Callable[[nn.Module, 
         return (hidden_NTD, *arguments[1:])
 
     return hook
-
-
-@contextmanager
-def _handing_through(block: nn.Module) -> Iterator[None]:
-    """While open, the block returns its input."""
-    own = vars(block).get("forward")
-    block.forward = lambda hidden_NTD, *_, **__: hidden_NTD
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own

@@ -70,11 +70,22 @@ def list_units(model: nn.Module) -> tuple[Unit, ...]:
 
 def weight_view(model: nn.Module, unit: Unit) -> Tensor:
     """The unit's weight as a matrix [O, I] that shares the model's memory; fused experts [E, O, I] become [E*O, I]."""
+    return weight_matrix(model, unit, stored_weight(model, unit).detach())
+
+
+def stored_weight(model: nn.Module, unit: Unit) -> nn.Parameter:
+    """The unit's parameter as the model stores it."""
+    owner = _owner(model, unit)
+    weight: nn.Parameter = owner if isinstance(owner, nn.Parameter) else owner.weight  # type: ignore[assignment]
+    return weight
+
+
+def weight_matrix(model: nn.Module, unit: Unit, stored: Tensor) -> Tensor:
+    """The unit's weight, or a tensor stored like it (its gradient), seen as a matrix [O, I]."""
     owner = _owner(model, unit)
     if isinstance(owner, nn.Parameter):
-        return owner.detach().view(-1, owner.shape[-1])
-    weight: Tensor = owner.weight.detach()  # type: ignore[operator]
-    return weight.T if isinstance(owner, Conv1D) else weight
+        return stored.flatten(0, 1)
+    return stored.T if isinstance(owner, Conv1D) else stored
 
 
 def n_row_groups(model: nn.Module, unit: Unit) -> int:

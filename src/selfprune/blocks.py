@@ -1,0 +1,166 @@
+"""Runs the decoder blocks of a model one at a time, outside of its own forward pass, wherever their weights lie.
+
+Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, set_module_tensor_to_device
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from selfprune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What reaches the blocks of a model before any of them has run.
+
+    Attributes:
+        hidden_NTD: the hidden states that enter the first block.
+        calls: per block its further arguments and keywords (masks, rotary embeddings, which may differ between blocks).
+    """
+
+    hidden_NTD: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    def run(self, index: int, block: nn.Module, hidden_NTD: Tensor) -> Tensor:
+        """The hidden states that a block makes of others."""
+        arguments, keywords = self.calls[index]
+        return first_tensor(block(hidden_NTD, *arguments, **keywords))
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass once the last block's arguments are known."""
+
+
+class _Handed(Tensor):
+    """Hidden states in place of a block's output: models take it as it is, or (Falcon, BLOOM) its first item."""
+
+    # whatever is computed with it is a plain tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self if isinstance(index, int) and index == 0 else super().__getitem__(index)
+
+
+def enter(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> Entry:
+    """Lets the model prepare everything for its blocks, which are not run.
+
+    Args:
+        model: the causal language model.
+        blocks: its decoder blocks in order.
+        batch_NT: tokens.
+    """
+    caught: list[tuple[Any, ...]] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        caught.append(arguments)
+        calls.append((arguments[1:], keywords))
+        if len(calls) == len(blocks):
+            raise _StopForwardError
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(handing_through(block))
+            stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
+        with suppress(_StopForwardError):
+            model(input_ids=batch_NT, use_cache=False)
+    return Entry(caught[0][0], calls)
+
+
+def leave(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor, hidden_NTD: Tensor) -> Tensor:
+    """The logits [N, T, V] that the model makes of the last block's hidden states; gradients flow back to them."""
+    with ExitStack() as stack:
+        for block in blocks[:-1]:
+            stack.enter_context(handing_through(block))
+        stack.enter_context(handing_through(blocks[-1], hidden_NTD))
+        logits_NTV: Tensor = model(input_ids=batch_NT, use_cache=False).logits
+    return logits_NTV
+
+
+def check_same_arguments(entry: Entry, other: Entry, model: nn.Module) -> None:
+    """Checks that blocks get the same masks and rotary embeddings for different tokens, since one batch's serve for all.
+
+    Raises:
+        ModelError: when they do not.
+    """
+    for index, (call, other_call) in enumerate(zip(entry.calls, other.calls, strict=True)):
+        for ours, theirs in zip(tree_leaves(call), tree_leaves(other_call), strict=True):
+            if isinstance(ours, Tensor) and not ours.equal(theirs):
+                raise ModelError(
+                    f"block {index} of {type(model).__name__} takes arguments that depend on the tokens (as per-layer "
+                    "embeddings do) beside the hidden states; selfprune cannot walk this architecture block by block"
+                )
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states that a block returned: a tensor, or the first of a tuple.
+
+    Raises:
+        ModelError: when there are none.
+    """
+    hidden = output[0] if isinstance(output, tuple) else output
+    if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        raise ModelError(
+            f"a decoder block must return hidden states [N, T, D], got {type(hidden).__name__}; this architecture is "
+            f"not supported"
+        )
+    return hidden
+
+
+@contextmanager
+def handing_through(block: nn.Module, instead: Tensor | None = None) -> Iterator[None]:
+    """While open, the block returns its input, or `instead`."""
+    own = vars(block).get("forward")
+    block.forward = lambda hidden_NTD, *_, **__: (hidden_NTD if instead is None else instead).as_subclass(_Handed)
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
+
+
+@contextmanager
+def resident(block: nn.Module) -> Iterator[None]:
+    """While open, the block's weights that accelerate keeps on disk or in other memory lie on the device that computes.
+
+    Changes to weights that are kept in memory are written back; those kept on disk stay as they were.
+    """
+    hooks = [(module, hook) for module in block.modules() if (hook := _offloading_hook(module)) is not None]
+    for module, hook in hooks:
+        hook.offload = False
+        for name, _ in list(module.named_parameters(recurse=False)):
+            set_module_tensor_to_device(module, name, hook.execution_device, value=hook.weights_map[name])
+    try:
+        yield
+    finally:
+        for module, hook in hooks:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                kept = _kept_in_memory(hook.weights_map, name)
+                if kept is not None:
+                    kept.copy_(parameter.detach())
+                set_module_tensor_to_device(module, name, "meta")
+            hook.offload = True
+
+
+def _kept_in_memory(weights_map: Any, name: str) -> Tensor | None:
+    """The tensor that accelerate fetches a weight from; None where it reads a file."""
+    if isinstance(weights_map, PrefixedDataset):
+        name, weights_map = weights_map.prefix + name, weights_map.dataset
+    kept = weights_map.state_dict if isinstance(weights_map, OffloadedWeightsLoader) else weights_map
+    tensor: Tensor | None = kept.get(name)
+    return tensor
+
+
+def _offloading_hook(module: nn.Module) -> Any:
+    """Accelerate's hook that fetches this module's weights when it runs; None where they lie at hand."""
+    hook = getattr(module, "_hf_hook", None)
+    return hook if isinstance(hook, AlignDevicesHook) and hook.offload and hook.weights_map is not None else None
