@@ -1,15 +1,20 @@
-"""Yields a unit's weights at any level of a nested pruner: ranks are kept, not weights per level.
+"""Yields a unit's weights at any level of a search: ranks are kept, not weights per level.
+
+Pruners that update weights are searched by the masks of their own scores, without the update: the levels nest, and a level
+costs no solve. The winner is pruned by the method itself.
 
 Shape suffixes: O out, I in.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from selfprune.allocation import Allocation, LevelGrid
+from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.errors import PruningError
 from selfprune.models import LoadedModel
-from selfprune.pruners.base import ScorePruner
+from selfprune.pruners.base import Pruner
 from selfprune.pruners.statistics import Statistics
 from selfprune.units import weight_view
 
@@ -20,7 +25,7 @@ class LevelStore:
     Memory beyond the model: one copy of the units' weights and four bytes a weight. Nothing is written to disk.
 
     Example:
-        >>> store = LevelStore.build(loaded, grid, pruner, statistics)
+        >>> store = LevelStore(loaded, grid, rank_units(loaded, grid.units, pruner, statistics))
         >>> store.load(allocation)      # the model now is pruned so
         >>> store.restore()             # and dense again
 
@@ -36,22 +41,6 @@ class LevelStore:
         self.allocation: Allocation = dict.fromkeys(ranks, 0)
         self._ranks = ranks
         self._dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in grid.units}
-
-    @classmethod
-    @torch.no_grad()
-    def build(cls, loaded: LoadedModel, grid: LevelGrid, pruner: ScorePruner, statistics: dict[str, Statistics]) -> "LevelStore":
-        """Ranks every unit's weights once.
-
-        Raises:
-            PruningError: when a unit's scores are not finite; the message names the unit.
-        """
-        ranks = {}
-        for unit in grid.units:
-            try:
-                ranks[unit.name] = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
-            except PruningError as error:
-                raise PruningError(f"{unit.name}: {error}") from error
-        return cls(loaded, grid, ranks)
 
     @torch.no_grad()
     def load(self, allocation: Allocation) -> list[str]:
@@ -74,3 +63,21 @@ class LevelStore:
         for unit in self.grid.units:
             weight_view(self.loaded.model, unit).copy_(self._dense[unit.name])
         self.allocation = dict.fromkeys(self.allocation, 0)
+
+
+@torch.no_grad()
+def rank_units(
+    loaded: LoadedModel, units: Sequence[Unit], pruner: Pruner, statistics: dict[str, Statistics]
+) -> dict[str, Tensor]:
+    """Unit name -> the order in which its weights go.
+
+    Raises:
+        PruningError: when a unit's scores are not finite; the message names the unit.
+    """
+    ranks = {}
+    for unit in units:
+        try:
+            ranks[unit.name] = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
+        except PruningError as error:
+            raise PruningError(f"{unit.name}: {error}") from error
+    return ranks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selfprune.allocation import LevelGrid, Unit
 from selfprune.archive import Archive
-from selfprune.calibration import calibrate
+from selfprune.calibration import calibrate_blocks
 from selfprune.config import RunConfig
 from selfprune.data import Splits, draw_splits
 from selfprune.errors import ConfigError
@@ -19,12 +19,11 @@ from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
-from selfprune.level_store import LevelStore
+from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel, load_model
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.owl import OWL, outlier_ratio
 from selfprune.proposers.portfolio import Portfolio
-from selfprune.pruners.statistics import InputSquares, Statistics
 from selfprune.pruners.wanda import Wanda, wanda_metric
 from selfprune.racing import Racer
 from selfprune.self_generated import generate_tokens
@@ -48,6 +47,7 @@ class Workbench:
     archive: Archive
     language_model: RecordingLanguageModel
     display: Display
+    expected_seconds: float
 
     @property
     def n_sensitivity_tokens(self) -> int:
@@ -94,9 +94,8 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     )
     with display.stage("calibrating"):
         batch_size = config.search.batch_size
-        statistics = calibrate(loaded, splits.calibration_NT, config.pruner, batch_size)
-        outliers = _outlier_ratios(config, loaded, splits, statistics)
-        store = LevelStore.build(loaded, grid, config.pruner, statistics)
+        ranks, outliers = _rank(config, loaded, splits)
+        store = LevelStore(loaded, grid, ranks)
         ladder = config.search.ladder
         windows_NT = splits.search_NT[: ladder.n_windows[-1]]
         evaluator = WindowEvaluator(
@@ -108,8 +107,10 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
             ladder.n_windows,
             config.search.prefix_cache_mb * 10**6,
         )
-    seconds = (1 + len(config.controls)) * config.search.max_tokens / evaluator.tokens_per_second
-    display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the searches will take about {seconds / 60:.1f} minutes")
+    n_rows = 2 + len(config.yardsticks) + len(config.controls)
+    n_tokens = (1 + len(config.controls)) * config.search.max_tokens + n_rows * splits.report_NT.numel()
+    seconds = n_tokens / evaluator.tokens_per_second
+    display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the run will take about {seconds / 60:.1f} minutes")
     racer = Racer(store, evaluator, ladder, journal)
     sensitivities = _sensitivities(config, racer, display)
     space = SearchSpace(grid, config.budget.n_target_weights(grid), sensitivities, outliers)
@@ -118,35 +119,46 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         folder / "language_model_calls.jsonl",
     )
     archive = Archive(folder / "archive.jsonl")
-    return Workbench(config, folder, loaded, splits, store, racer, space, harness, journal, archive, language_model, display)
+    return Workbench(
+        config, folder, loaded, splits, store, racer, space, harness, journal, archive, language_model, display, seconds
+    )
 
 
-def _outlier_ratios(
-    config: RunConfig, loaded: LoadedModel, splits: Splits, statistics: dict[str, Statistics]
-) -> dict[int, float]:
-    """OWL's D per block on dense inputs; empty when no yardstick, proposer or control asks for it.
+def _rank(config: RunConfig, loaded: LoadedModel, splits: Splits) -> tuple[dict[str, Tensor], dict[int, float]]:
+    """The ranks of every unit's weights, and OWL's D per block on dense inputs, if any allocation needs it.
+
+    One block's statistics are held at a time.
+    """
+    ranks: dict[str, Tensor] = {}
+    outliers: dict[int, float] = {}
+    threshold = _outlier_threshold(config)
+
+    def measure_outliers(units: list[Unit], statistics: dict[str, Any]) -> None:
+        metrics = [wanda_metric(weight_view(loaded.model, unit), statistics[unit.name]) for unit in units]
+        outliers[units[0].block] = outlier_ratio(metrics, threshold)
+
+    for units, statistics in calibrate_blocks(loaded, splits.calibration_NT, config.pruner, config.search.batch_size):
+        ranks |= rank_units(loaded, units, config.pruner, statistics)
+        if threshold and all(hasattr(gathered, "means") for gathered in statistics.values()):
+            measure_outliers(units, statistics)
+    if threshold and not outliers:
+        for units, statistics in calibrate_blocks(loaded, splits.calibration_NT, Wanda(), config.search.batch_size):
+            measure_outliers(units, statistics)
+    return ranks, outliers
+
+
+def _outlier_threshold(config: RunConfig) -> float:
+    """The one threshold that all OWL allocations of the run share; 0 when there is none.
 
     Raises:
-        ConfigError: when they ask for it at different thresholds.
+        ConfigError: when they ask for different ones.
     """
     arms = config.proposer.arms.values() if isinstance(config.proposer, Portfolio) else [config.proposer]
     forms = [*config.yardsticks.values(), *arms, *config.controls.values()]
     thresholds = {form.outlier_threshold for form in forms if isinstance(form, OWL)}
     if len(thresholds) > 1:
         raise ConfigError(f"all OWL allocations of a run must share one outlier_threshold, got {sorted(thresholds)}")
-    if not thresholds:
-        return {}
-    if not all(isinstance(gathered, InputSquares) for gathered in statistics.values()):
-        statistics = calibrate(loaded, splits.calibration_NT, Wanda(), config.search.batch_size)
-    (threshold,) = thresholds
-
-    def metric(unit: Unit) -> Tensor:
-        squares = statistics[unit.name]
-        assert isinstance(squares, InputSquares)
-        return wanda_metric(weight_view(loaded.model, unit), squares)
-
-    blocks = dict.fromkeys(unit.block for unit in loaded.units)
-    return {block: outlier_ratio([metric(unit) for unit in loaded.units if unit.block == block], threshold) for block in blocks}
+    return max(thresholds, default=0.0)
 
 
 def _sensitivities(config: RunConfig, racer: Racer, display: Display) -> dict[str, float]:

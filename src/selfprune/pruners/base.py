@@ -1,4 +1,4 @@
-"""The pruner contract, and the ranking that all score-based pruners share.
+"""The pruner contract, and what all score-based pruners share.
 
 Shape suffixes: O out, I in, R comparison rows, W width of a comparison row.
 """
@@ -6,11 +6,13 @@ Shape suffixes: O out, I in, R comparison rows, W width of a comparison row.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from selfprune.errors import ConfigError, PruningError
+from selfprune.errors import PruningError
+from selfprune.pruners.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns
 from selfprune.pruners.statistics import Statistics
 
 
@@ -34,8 +36,16 @@ class PrunedWeight:
     weight_OI: Tensor | None = None
 
 
+@dataclass
 class Pruner(ABC):
     """Decides which items go, given weights, statistics and level.
+
+    A search needs many levels of a unit at once, and therefore an order in which its weights go (`ranks`), from `scores`. A
+    pruner that changes the kept weights, or whose masks are not nested, follows its own mind in `prune`.
+
+    Attributes:
+        pattern: `N:M` keeps N of every M consecutive input columns (as in 2:4) before any group gives up more; empty for none.
+        needs_gradients: whether its statistics are fed by a backward pass instead of the units' inputs.
 
     Example:
         >>> pruner = Wanda()
@@ -43,6 +53,13 @@ class Pruner(ABC):
         >>> statistics.update(input_NTI)
         >>> pruned = pruner.prune(weight_OI, statistics, n_pruned=100)
     """
+
+    pattern: str = ""
+    needs_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.pattern:
+            parse_pattern(self.pattern)
 
     @abstractmethod
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
@@ -55,33 +72,16 @@ class Pruner(ABC):
         """
 
     @abstractmethod
+    def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
+        """The importance of each weight [O, I] in fp32 without any update of others; the lowest go first."""
+
+    @abstractmethod
     def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Removes exactly `n_pruned` weights.
 
         Raises:
             PruningError: when the count is out of range or the statistics are not finite.
         """
-
-
-@dataclass
-class ScorePruner(Pruner):
-    """A pruner whose masks are nested: every weight has a rank, and level n removes the ranks below n.
-
-    Attributes:
-        scope: the weights that compete with each other: an output row, or the whole matrix.
-        pattern: `N:M` keeps N of every M consecutive input columns (as in 2:4) before any group gives up more; empty for none.
-    """
-
-    scope: Scope = Scope.ROW
-    pattern: str = ""
-
-    def __post_init__(self) -> None:
-        if self.pattern:
-            _parse_pattern(self.pattern)
-
-    @abstractmethod
-    def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
-        """The importance of each weight [O, I] in fp32; the lowest go first."""
 
     def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The order in which the weights go: a permutation of 0..O*I-1 as int32 [O, I].
@@ -94,53 +94,83 @@ class ScorePruner(Pruner):
             PruningError: when a score is not finite, or the pattern does not divide the width.
         """
         scores_OI = self.scores(weight_OI, statistics)
-        if not torch.isfinite(scores_OI).all():
-            raise PruningError(
-                "the scores of a unit are not finite: its weights or its calibration inputs hold NaN or infinity; "
-                "load the model in a wider dtype (model.dtype=float32) or check the checkpoint"
-            )
-        n_out, n_in = scores_OI.shape
-        if self.pattern:
-            width = _parse_pattern(self.pattern)[1]
-            if n_in % width:
-                raise PruningError(
-                    f"pattern {self.pattern} needs an input width divisible by {width}, got {n_in}; choose another pattern"
-                )
-        else:
-            width = n_in if self.scope is Scope.ROW else n_out * n_in
-        return _rank_in_turns(scores_OI.reshape(-1, width)).reshape(n_out, n_in)
-
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
-        """Keeps the ranks from `n_pruned` on."""
-        if not 0 <= n_pruned <= weight_OI.numel():
-            raise PruningError(f"a unit of {weight_OI.numel()} weights cannot lose {n_pruned}; ask for 0 to {weight_OI.numel()}")
-        return PrunedWeight(self.ranks(weight_OI, statistics) >= n_pruned)
+        return rank_in_turns(self._comparison_rows(scores_OI)).reshape(scores_OI.shape)
 
     def level_fraction(self) -> float | None:
         """The one sparsity besides 0 that a unit may have under the pattern; None without one."""
         if not self.pattern:
             return None
-        n_kept, width = _parse_pattern(self.pattern)
+        n_kept, width = parse_pattern(self.pattern)
         return (width - n_kept) / width
 
+    def _row_width(self, n_out: int, n_in: int) -> int:
+        """How many weights compete with each other where there is no pattern."""
+        return n_out * n_in
 
-def _rank_in_turns(scores_RW: Tensor) -> Tensor:
-    n_rows, width = scores_RW.shape
-    order_RW = torch.argsort(scores_RW, dim=1, stable=True)
-    turns_RW = scores_RW.gather(1, order_RW)
-    row_order_RW = torch.argsort(turns_RW, dim=0, stable=True)
-    place_RW = torch.empty_like(row_order_RW)
-    place_RW.scatter_(0, row_order_RW, torch.arange(n_rows, device=scores_RW.device)[:, None].expand_as(row_order_RW))
-    rank_RW = place_RW + n_rows * torch.arange(width, device=scores_RW.device)
-    ranks_RW = torch.empty_like(rank_RW)
-    ranks_RW.scatter_(1, order_RW, rank_RW)
-    return ranks_RW.to(torch.int32 if scores_RW.numel() < 2**31 else torch.int64)
+    def _comparison_rows(self, scores_OI: Tensor) -> Tensor:
+        """The scores as [R, W], checked."""
+        if scores_OI.numel() and not torch.isfinite(torch.stack(scores_OI.aminmax())).all():
+            raise PruningError(
+                "the scores of a unit are not finite: its weights or its calibration inputs hold NaN or infinity; "
+                "load the model in a wider dtype (model.dtype=FLOAT32) or check the checkpoint"
+            )
+        n_out, n_in = scores_OI.shape
+        if not self.pattern:
+            return scores_OI.reshape(-1, self._row_width(n_out, n_in))
+        return scores_OI.reshape(-1, pattern_width(self.pattern, n_in))
 
 
-def _parse_pattern(pattern: str) -> tuple[int, int]:
-    n_kept, _, width = pattern.partition(":")
-    if not (n_kept.isdigit() and width.isdigit() and 0 < int(n_kept) < int(width)):
-        raise ConfigError(
-            f"pruner.pattern must read N:M with 0 < N < M (N weights of every M are kept), got {pattern!r}; for example 2:4"
+@dataclass
+class ScorePruner(Pruner):
+    """A pruner whose masks are nested: every weight has a rank, and level n removes the ranks below n.
+
+    Attributes:
+        scope: the weights that compete with each other: an output row, or the whole matrix.
+        reference_threshold: over a whole matrix remove everything up to the threshold, one weight more than asked for (or
+            several, where they tie), as the published implementations do; only for comparisons with them.
+    """
+
+    scope: Scope = Scope.ROW
+    reference_threshold: bool = False
+
+    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+        """Keeps the ranks from `n_pruned` on, without ranking all of them."""
+        check_count(weight_OI, n_pruned)
+        scores_OI = self.scores(weight_OI, statistics)
+        scores_RW = self._comparison_rows(scores_OI)
+        if self.reference_threshold and len(scores_RW) == 1:
+            threshold = scores_RW.kthvalue(min(n_pruned + 1, scores_RW.numel()), dim=1).values
+            return PrunedWeight((scores_RW > threshold).reshape(weight_OI.shape))
+        return PrunedWeight(lowest_in_turns(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
+
+    def _row_width(self, n_out: int, n_in: int) -> int:
+        return n_in if self.scope is Scope.ROW else n_out * n_in
+
+
+def check_count(weight_OI: Tensor, n_pruned: int) -> None:
+    """Checks that a unit can lose so many weights.
+
+    Raises:
+        PruningError: when it cannot.
+    """
+    if not 0 <= n_pruned <= weight_OI.numel():
+        raise PruningError(f"a unit of {weight_OI.numel()} weights cannot lose {n_pruned}; ask for 0 to {weight_OI.numel()}")
+
+
+def check_pattern_count(weight_OI: Tensor, pattern: str, n_pruned: int) -> tuple[int, int]:
+    """Checks that a count is a level of the pattern, for pruners that fill whole groups only.
+
+    Returns:
+        how many of every group are kept (all when `n_pruned` is 0), and the group's width.
+
+    Raises:
+        PruningError: when it is none.
+    """
+    n_kept, width = parse_pattern(pattern)
+    pattern_width(pattern, weight_OI.shape[1])
+    n_level = weight_OI.numel() // width * (width - n_kept)
+    if n_pruned not in (0, n_level):
+        raise PruningError(
+            f"under the pattern {pattern} a unit of {weight_OI.numel()} weights loses 0 or {n_level}, got {n_pruned}"
         )
-    return int(n_kept), int(width)
+    return (n_kept if n_pruned else width), width

@@ -13,10 +13,7 @@ from selfprune.pruners.statistics import NoStatistics, Statistics
 
 @dataclass
 class Magnitude(ScorePruner):
-    """|W|, compared over the whole matrix by default.
-
-    The reference implementation removes everything up to the threshold, one weight too many; this one is exact.
-    """
+    """|W|, compared over the whole matrix by default."""
 
     scope: Scope = Scope.MATRIX
 

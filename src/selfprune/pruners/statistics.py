@@ -1,6 +1,6 @@
 """What calibration gathers about a unit's input.
 
-Shape suffixes: I in, G groups of output rows with an input of their own.
+Shape suffixes: I in, G groups of output rows with an input of their own, K tokens.
 """
 
 from typing import Protocol
@@ -8,9 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+N_PANELS = 8
+"""Bands of a Gram matrix; only those on and above the diagonal are computed, 9/16 of the work."""
+
 
 class Statistics(Protocol):
-    """An accumulator that sees a unit's inputs batch by batch.
+    """An accumulator that sees a unit's inputs batch by batch, or, for pruners that need gradients, those window by window.
 
     Example:
         >>> statistics = InputSquares(n_row_groups=1, n_in=64, n_sequences=2)
@@ -19,6 +22,14 @@ class Statistics(Protocol):
 
     def update(self, inputs: Tensor, row_group: int = 0) -> None:
         """Adds inputs [..., I] that feed one group of output rows."""
+        ...
+
+
+class HasMeans(Protocol):
+    """Statistics that know the mean squares of the inputs, whatever else they know."""
+
+    def means(self) -> Tensor:
+        """s_j = (1/N) Σ_tokens x_j² [G, I]."""
         ...
 
 
@@ -49,3 +60,88 @@ class InputSquares:
     def means(self) -> Tensor:
         """s_j = (1/N) Σ_tokens x_j² [G, I]; zero where nothing was seen."""
         return self.sums_GI / self.n_sequences
+
+
+class InputGram:
+    """Σ_tokens x xᵀ of the inputs in fp32: the Hessian of a layer's squared output error, up to a factor.
+
+    Attributes:
+        n_sequences: the sequences that it comes from, all batches together.
+    """
+
+    def __init__(self, n_row_groups: int, n_in: int, n_sequences: int) -> None:
+        self.n_sequences = n_sequences
+        self._shape = (n_row_groups, n_in, n_in)
+        self._upper_GII = torch.zeros(0)
+        self._is_mirrored = True
+
+    def update(self, inputs: Tensor, row_group: int = 0) -> None:
+        """Adds the outer products of inputs [..., I]; the lower triangle waits until it is asked for."""
+        upper_GII = self._allocated(inputs.device)
+        self._is_mirrored = False
+        inputs_KI = inputs.reshape(-1, inputs.shape[-1]).float()
+        n_in = inputs_KI.shape[1]
+        width = max(1, -(-n_in // N_PANELS))
+        for start in range(0, n_in, width):
+            band_II = upper_GII[row_group, start : start + width, start:]
+            band_II.addmm_(inputs_KI[:, start : start + width].T, inputs_KI[:, start:])
+
+    def sums(self) -> Tensor:
+        """Σ x xᵀ [G, I, I], symmetric; zeros where nothing was seen."""
+        sums_GII = self._allocated(torch.device("cpu"))
+        if not self._is_mirrored:
+            for gram_II in sums_GII:
+                mirror_in_place(gram_II)
+            self._is_mirrored = True
+        return sums_GII
+
+    def means(self) -> Tensor:
+        """s_j = (1/N) Σ_tokens x_j² [G, I], which is the diagonal; zero where nothing was seen."""
+        return self.sums().diagonal(dim1=1, dim2=2) / self.n_sequences
+
+    def _allocated(self, device: torch.device) -> Tensor:
+        """The sums so far, zeros on this device before the first; large, and therefore made only when needed."""
+        if not self._upper_GII.numel():
+            self._upper_GII = torch.zeros(self._shape, device=device)
+        return self._upper_GII
+
+    def _release(self) -> Tensor:
+        """Hands the sums over; the upper triangle holds them."""
+        sums_GII, self._upper_GII = self._allocated(torch.device("cpu")), torch.zeros(0)
+        return sums_GII
+
+
+class WeightGradients:
+    """Sums over calibration windows of the loss gradient with respect to a unit's weights, to a power, in fp32.
+
+    Args:
+        power: 1 for the gradient itself, 2 for its squares (the diagonal of the empirical Fisher information).
+    """
+
+    def __init__(self, power: int) -> None:
+        self.power = power
+        self.n_windows = 0
+        self._sums_OI = torch.zeros(0)
+
+    def update(self, inputs: Tensor, row_group: int = 0) -> None:
+        """Adds the gradient [O, I] of one window."""
+        self.n_windows += 1
+        if not self._sums_OI.numel():
+            self._sums_OI = torch.zeros(inputs.shape, device=inputs.device)
+        self._sums_OI += inputs.float() if self.power == 1 else inputs.float().square()
+
+    def mean(self) -> Tensor:
+        """Mean over windows [O, I]."""
+        assert self.n_windows, "no window was seen"
+        return self._sums_OI / self.n_windows
+
+
+def mirror_in_place(gram_II: Tensor) -> None:
+    """Copies the upper triangle onto the lower one, band by band."""
+    n_in = len(gram_II)
+    width = max(1, -(-n_in // N_PANELS))
+    for start in range(0, n_in, width):
+        stop = min(start + width, n_in)
+        corner_II = gram_II[start:stop, start:stop]
+        corner_II.copy_(corner_II.triu() + corner_II.triu(1).T)
+        gram_II[stop:, start:stop] = gram_II[start:stop, stop:].T

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from selfprune.pruners.base import ScorePruner
-from selfprune.pruners.statistics import InputSquares, Statistics
+from selfprune.pruners.statistics import HasMeans, InputSquares, Statistics
 
 
 @dataclass
@@ -25,8 +25,9 @@ class Wanda(ScorePruner):
         return wanda_metric(weight_OI, statistics)
 
 
-def wanda_metric(weight_OI: Tensor, statistics: InputSquares) -> Tensor:
+def wanda_metric(weight_OI: Tensor, statistics: HasMeans) -> Tensor:
     """|W| · sqrt(s) in fp32 [O, I], each group of rows with the inputs that it sees."""
     norms_GI = statistics.means().sqrt().to(weight_OI.device)
     n_groups, n_in = norms_GI.shape
-    return (weight_OI.float().abs().reshape(n_groups, -1, n_in) * norms_GI[:, None, :]).reshape(weight_OI.shape)
+    magnitudes_OI = weight_OI.float().abs()
+    return magnitudes_OI.reshape(n_groups, -1, n_in).mul_(norms_GI[:, None, :]).reshape(weight_OI.shape)
