@@ -1,0 +1,164 @@
+"""SparseGPT: column by column, the kept weights make up for the pruned ones (Frantar and Alistarh, 2023, arXiv 2301.00774).
+
+Limits: the Hessian of a layer takes 4·I² bytes, and its factor as much again while it is made. Each block of columns loses the
+same share, so that a matrix whose columns differ in worth is served less well than by ALPS.
+
+Shape suffixes: O out, I in, B columns of a block, S columns of a strip.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfprune.errors import ConfigError, PruningError
+from selfprune.pruners.base import (
+    PrunedWeight,
+    Pruner,
+    check_count,
+    check_pattern_count,
+)
+from selfprune.pruners.inverse_factor import InverseFactor
+from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.statistics import Statistics
+
+STRIP_WIDTH = 16
+"""Columns whose errors are fed back one by one; those of a strip then reach the rest of the block in one product."""
+
+
+@dataclass
+class SparseGPT(Pruner):
+    """Optimal Brain Surgeon with one fixed order of columns.
+
+    Attributes:
+        block_width: columns whose mask is chosen together.
+        percent_damping: share of the Hessian's mean diagonal that is added to its diagonal; raised tenfold when too little.
+        reference_threshold: without a pattern, remove everything up to a block's threshold, one weight a block more than asked
+            for, as the published implementation does; only for comparisons with it.
+    """
+
+    block_width: int = 128
+    percent_damping: float = 0.01
+    reference_threshold: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_width < 1:
+            raise ConfigError(f"pruner.block_width must be at least 1, got {self.block_width}; the published width is 128")
+        if not 0 <= self.percent_damping <= 1:
+            raise ConfigError(
+                f"pruner.percent_damping must lie in [0, 1], got {self.percent_damping}; the published value is 0.01"
+            )
+
+    def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
+        """The Hessian."""
+        return InverseFactor(n_row_groups, n_in, n_sequences, self.percent_damping)
+
+    def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
+        """The error w² / [H⁻¹]_jj that removing one weight alone leaves behind [O, I] (eq. 2)."""
+        assert isinstance(statistics, InverseFactor)
+        inverse_GI = statistics.inverse_diagonal().masked_fill(statistics.dead(), torch.inf).to(weight_OI.device)
+        n_groups, n_in = inverse_GI.shape
+        return (weight_OI.float().square().reshape(n_groups, -1, n_in) / inverse_GI[:, None, :]).reshape(weight_OI.shape)
+
+    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+        """Removes `n_pruned` weights and updates the others.
+
+        The blocks of columns lose equal shares, rounded so that the total is exact; so do experts. Weights of dead inputs go
+        first and are not set to zero otherwise, which the published implementation does.
+
+        Raises:
+            PruningError: when the count is out of range, no level of the pattern, or weights or inputs are not finite.
+        """
+        assert isinstance(statistics, InverseFactor)
+        check_count(weight_OI, n_pruned)
+        if self.pattern:
+            check_pattern_count(weight_OI, self.pattern, n_pruned)
+        # before anything else is allocated, because it needs room to work
+        statistics.factorise()
+        updated_OI = weight_OI.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if not torch.isfinite(torch.stack(updated_OI.aminmax())).all():
+            raise PruningError("the scores of a unit are not finite: its weights hold NaN or infinity; check the checkpoint")
+        mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
+        if n_pruned == 0 and (self.pattern or not self.reference_threshold):
+            return PrunedWeight(mask_OI)
+        groups = statistics.means().shape[0]
+        for group, (part_OI, mask_part_OI) in enumerate(zip(updated_OI.chunk(groups), mask_OI.chunk(groups), strict=True)):
+            n_here = n_pruned // groups + (group < n_pruned % groups)
+            self._prune_in_place(part_OI, mask_part_OI, statistics, group, n_here)
+        return PrunedWeight(mask_OI, _stored(updated_OI, mask_OI, weight_OI))
+
+    def _prune_in_place(self, weight_OI: Tensor, mask_OI: Tensor, factor: InverseFactor, group: int, n_pruned: int) -> None:
+        n_out, n_in = weight_OI.shape
+        dead_I = factor.dead()[group].to(weight_OI.device)
+        width = parse_pattern(self.pattern)[1] if self.pattern else 1
+        block_width = max(width, self.block_width // width * width)
+        # columns become rows, so that what a step reads and writes lies together; one buffer serves all blocks
+        buffer_BO = torch.empty(min(block_width, n_in), n_out, device=weight_OI.device)
+        errors_of_all_BO = torch.empty_like(buffer_BO)
+        for start in range(0, n_in, block_width):
+            stop = min(start + block_width, n_in)
+            factor_BI = factor.block(group, start, stop).to(weight_OI.device)
+            block_BO, errors_BO = buffer_BO[: stop - start], errors_of_all_BO[: stop - start]
+            block_BO.copy_(weight_OI[:, start:stop].T)
+            if self.pattern:
+                goes_BO = torch.zeros_like(block_BO, dtype=torch.bool)
+            else:
+                n_block = n_pruned * stop // n_in - n_pruned * start // n_in
+                goes_BO = self._choose(block_BO, factor_BI, dead_I[start:stop], n_block, n_pruned / (n_out * n_in))
+            self._sweep_in_place(block_BO, goes_BO, errors_BO, factor_BI, dead_I[start:stop])
+            weight_OI[:, start:stop] = block_BO.T
+            mask_OI[:, start:stop] = goes_BO.logical_not_().T
+            weight_OI[:, stop:].addmm_(errors_BO.T, factor_BI[:, stop - start :], alpha=-1)
+
+    def _choose(self, block_BO: Tensor, factor_BI: Tensor, dead_B: Tensor, n_pruned: int, sparsity: float) -> Tensor:
+        """True [B, O] where a weight of the block goes: those with the lowest w² / U_jj² (eq. 4)."""
+        scores_BO = _saliencies(block_BO, factor_BI.diagonal(), dead_B)
+        if self.reference_threshold:
+            n_up_to = min(int(scores_BO.numel() * sparsity) + 1, scores_BO.numel())
+            return scores_BO <= scores_BO.flatten().kthvalue(n_up_to).values
+        return lowest_in_turns(scores_BO.reshape(1, -1), n_pruned).view(scores_BO.shape)
+
+    def _sweep_in_place(self, block_BO: Tensor, goes_BO: Tensor, errors_BO: Tensor, factor_BI: Tensor, dead_B: Tensor) -> None:
+        """Zeroes what goes, column by column, and updates the columns to its right within the block.
+
+        Under a pattern, what goes is chosen here, at the first column of each group. The errors become w / U_jj [B, O] of what
+        went, zero elsewhere (eq. 3).
+        """
+        diagonal_B = factor_BI.diagonal()
+        divisors = diagonal_B.tolist()
+        n_kept, width = parse_pattern(self.pattern) if self.pattern else (0, 1)
+        strip = max(width, STRIP_WIDTH // width * width)
+        for start in range(0, len(block_BO), strip):
+            stop = min(start + strip, len(block_BO))
+            for j in range(start, stop):
+                if self.pattern and j % width == 0:
+                    group = slice(j, j + width)
+                    scores_SO = _saliencies(block_BO[group], diagonal_B[group], dead_B[group])
+                    goes_BO[group] = lowest_of_group(scores_SO, width - n_kept)
+                torch.mul(block_BO[j], goes_BO[j], out=errors_BO[j]).div_(divisors[j])
+                block_BO[j].masked_fill_(goes_BO[j], 0)
+                block_BO[j + 1 : stop].addr_(factor_BI[j, j + 1 : stop], errors_BO[j], alpha=-1)
+            block_BO[stop:].addmm_(factor_BI[start:stop, stop : len(block_BO)].T, errors_BO[start:stop], alpha=-1)
+
+
+def _stored(updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor) -> Tensor:
+    """The updated weights in the dtype of the dense ones; there, no kept weight overflows, or vanishes that did not before.
+
+    Raises:
+        PruningError: when they are no numbers.
+    """
+    limits = torch.finfo(weight_OI.dtype)
+    largest = min(limits.max, torch.finfo(updated_OI.dtype).max)
+    stored_OI = updated_OI.clamp_(-largest, largest).to(weight_OI.dtype)
+    if torch.isnan(stored_OI.max()):
+        raise PruningError("the updated weights of a unit are not finite; check the checkpoint and its calibration inputs")
+    vanished_OI = mask_OI & (stored_OI == 0) & (weight_OI != 0)
+    least = torch.tensor(limits.smallest_normal * limits.eps, dtype=weight_OI.dtype, device=weight_OI.device)
+    stored_OI[vanished_OI] = least.copysign(stored_OI[vanished_OI])  # zeros keep their sign
+    return stored_OI
+
+
+def _saliencies(weight_BO: Tensor, diagonal_B: Tensor, dead_B: Tensor) -> Tensor:
+    """w² / U_jj² [B, O] (eq. 4); zero for dead inputs."""
+    return (weight_BO / diagonal_B[:, None]).square_().masked_fill_(dead_B[:, None], 0)
