@@ -1,0 +1,412 @@
+"""DSnoT against a plain loop over rows, and what its swaps must never do.
+
+Shape suffixes: O out, I in, N sequences, T tokens, E experts.
+"""
+
+import math
+
+import pytest
+import torch
+
+from selfprune.errors import ConfigError, PruningError
+from selfprune.pruners import dsnot
+from selfprune.pruners.dsnot import DSnoT, InputMoments
+from selfprune.pruners.selection import parse_pattern
+from selfprune.pruners.wanda import Wanda
+
+N_OUT, N_IN = 12, 24
+LEVEL = N_OUT * N_IN // 2
+PATTERNS = ["", "2:4", "4:8", "1:4"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern or "rows")
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(n_in=N_IN, seed=1, n_sequences=3, n_tokens=5):
+    """Channels of different means and spreads; without means there would be nothing to swap for."""
+    spread_I = normal(n_in, seed=seed + 100).exp()
+    return normal(n_sequences, n_tokens, n_in, seed=seed) * spread_I + normal(n_in, seed=seed + 200)
+
+
+def gathered(inputs_NTI):
+    statistics = InputMoments(1, inputs_NTI.shape[-1], len(inputs_NTI))
+    statistics.update(inputs_NTI)
+    return statistics
+
+
+def level(pattern, n_weights=N_OUT * N_IN):
+    if not pattern:
+        return n_weights // 2
+    n_kept, width = parse_pattern(pattern)
+    return n_weights // width * (width - n_kept)
+
+
+def removed(pruner, weight_OI, n_pruned, inputs_NTI=None):
+    statistics = gathered(inputs(weight_OI.shape[1]) if inputs_NTI is None else inputs_NTI)
+    return ~pruner.prune(weight_OI, statistics, n_pruned).mask_OI
+
+
+def errors(weight_OI, statistics, removed_OI):
+    """|ε| of every row [O]."""
+    contributions_OI = weight_OI.float() * statistics.mean_totals()
+    return (contributions_OI.double() * removed_OI).sum(dim=1).abs()
+
+
+def row_by_loop(pruner, contribution, metric, variance, gone):
+    """The rule for one row, told with lists: the removed channels after all swaps, and how many swaps there were."""
+    channels = range(len(contribution))
+    initially_gone, moved = set(gone), set()
+    error = sum(contribution[j] for j in gone)
+    first, gone, n_swaps = math.copysign(1, error), set(gone), 0
+    for _ in range(pruner.max_cycles):
+        side = math.copysign(1, error)
+        growable = [j for j in initially_gone - moved if contribution[j] * side > 0]
+        if abs(error) <= pruner.update_threshold or not growable:
+            break
+        grown = max(growable, key=lambda j: side * contribution[j] / variance[j] ** pruner.regrowing_variance_power)
+        moved.add(grown)
+        if pruner.pattern:
+            width = parse_pattern(pruner.pattern)[1]
+            can_fall = [j for j in channels if j // width == grown // width and j not in initially_gone | moved]
+        else:
+            can_fall = [j for j in channels if contribution[j] * side < 0 and j not in initially_gone | moved]
+        if not can_fall:
+            continue
+        fallen = min(can_fall, key=metric.__getitem__)
+        after = error + contribution[fallen] - contribution[grown]
+        if abs(after) >= abs(error) or (pruner.same_sign and after * first <= 0):
+            break
+        moved.add(fallen)
+        gone, error, n_swaps = gone - {grown} | {fallen}, after, n_swaps + 1
+    return gone, n_swaps
+
+
+def by_loops(pruner, weight_OI, inputs_NTI, n_pruned):
+    """The removed weights [O, I] and the number of swaps, from sums in fp64."""
+    before_OI = ~Wanda(pattern=pruner.pattern).prune(weight_OI, gathered(inputs_NTI), n_pruned).mask_OI
+    inputs_NTI, n_in = inputs_NTI.double(), weight_OI.shape[1]
+    mean = [float(inputs_NTI[..., j].sum()) / len(inputs_NTI) for j in range(n_in)]
+    square = [float(inputs_NTI[..., j].square().sum()) / len(inputs_NTI) for j in range(n_in)]
+    variance = []
+    for j in range(n_in):
+        of_sequences = []
+        for sequence in inputs_NTI[..., j].tolist():
+            middle = sum(sequence) / len(sequence)
+            of_sequences.append(sum((x - middle) ** 2 for x in sequence) / len(sequence))
+        variance.append(sum(of_sequences) / len(of_sequences))
+    after_OI, n_swaps = torch.zeros_like(before_OI), 0
+    for i, row in enumerate(weight_OI.double().tolist()):
+        contribution = [w * m for w, m in zip(row, mean, strict=True)]
+        metric = [abs(w) * math.sqrt(s) for w, s in zip(row, square, strict=True)]
+        gone, n_row = row_by_loop(pruner, contribution, metric, variance, before_OI[i].nonzero().flatten().tolist())
+        after_OI[i, sorted(gone)] = True
+        n_swaps += n_row
+    return after_OI, n_swaps
+
+
+OPTIONS = [
+    {},
+    {"same_sign": True},
+    {"max_cycles": 2},
+    {"update_threshold": 2.0},
+    {"regrowing_variance_power": 0.0},
+    {"regrowing_variance_power": 0.5},
+]
+
+
+@every_pattern
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_swaps_equal_a_plain_loop_over_the_rows(pattern, options):
+    pruner = DSnoT(pattern=pattern, **options)
+    n_swaps = 0
+    for seed in range(5):
+        weight_OI, inputs_NTI = normal(N_OUT, N_IN, seed=seed), inputs(seed=seed + 10)
+        expected_OI, n_of_seed = by_loops(pruner, weight_OI, inputs_NTI, level(pattern))
+        assert torch.equal(removed(pruner, weight_OI, level(pattern), inputs_NTI), expected_OI)
+        n_swaps += n_of_seed
+    assert n_swaps > 20
+
+
+@pytest.mark.parametrize("n_pruned", [1, 5, 12, 30, 97, 143, 200, 287])
+def test_the_swaps_equal_a_plain_loop_at_counts_that_the_rows_do_not_share_evenly(n_pruned):
+    weight_OI = normal(N_OUT, N_IN)
+    expected_OI, _ = by_loops(DSnoT(), weight_OI, inputs(), n_pruned)
+    assert torch.equal(removed(DSnoT(), weight_OI, n_pruned), expected_OI)
+
+
+@pytest.mark.parametrize("same_sign", [False, True])
+@pytest.mark.parametrize("n_per_row", [2, 3, 5])
+def test_the_swaps_equal_a_plain_loop_where_rows_run_out_of_candidates(n_per_row, same_sign):
+    pruner, n_swaps = DSnoT(same_sign=same_sign), 0
+    for seed in range(5):
+        weight_OI, inputs_NTI = normal(100, 6, seed=seed), inputs(6, seed=seed + 10)
+        expected_OI, n_of_seed = by_loops(pruner, weight_OI, inputs_NTI, 100 * n_per_row)
+        assert torch.equal(removed(pruner, weight_OI, 100 * n_per_row, inputs_NTI), expected_OI)
+        n_swaps += n_of_seed
+    assert n_swaps > 10
+
+
+@every_pattern
+def test_the_swaps_equal_a_plain_loop_beside_dead_channels_and_zero_weights(pattern):
+    weight_OI, inputs_NTI = normal(N_OUT, N_IN), inputs()
+    inputs_NTI[..., 7], weight_OI[:, 4], weight_OI[3, ::2] = 0, 0, 0
+    expected_OI, n_swaps = by_loops(DSnoT(pattern=pattern), weight_OI, inputs_NTI, level(pattern))
+    assert n_swaps > 5
+    assert torch.equal(removed(DSnoT(pattern=pattern), weight_OI, level(pattern), inputs_NTI), expected_OI)
+
+
+def test_the_options_change_what_is_removed():
+    weight_OI = normal(200, N_IN)
+    masks = [removed(DSnoT(**options), weight_OI, 100 * N_IN) for options in OPTIONS]
+    assert [options for options, mask_OI in zip(OPTIONS, masks, strict=True) if torch.equal(mask_OI, masks[0])] == [{}]
+
+
+@every_pattern
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_and_groups_keep_their_counts_and_no_row_ends_with_more_expected_error(pattern, dtype):
+    n_swapped = 0
+    for seed in range(5):
+        weight_OI = normal(N_OUT, N_IN, seed=seed).to(dtype)
+        statistics = gathered(inputs(seed=seed + 10).to(dtype))
+        before_OI = ~Wanda(pattern=pattern).prune(weight_OI, statistics, level(pattern)).mask_OI
+        pruned = DSnoT(pattern=pattern).prune(weight_OI, statistics, level(pattern))
+        after_OI = ~pruned.mask_OI
+        assert pruned.weight_OI is None
+        width = parse_pattern(pattern)[1] if pattern else N_IN
+        assert torch.equal(after_OI.view(-1, width).sum(dim=1), before_OI.view(-1, width).sum(dim=1))
+        ours_O, before_O = errors(weight_OI, statistics, after_OI), errors(weight_OI, statistics, before_OI)
+        assert (ours_O <= before_O).all()
+        assert ours_O.sum() < 0.8 * before_O.sum()
+        n_swapped += int((after_OI & ~before_OI).sum())
+    assert n_swapped > 20
+
+
+@pytest.mark.parametrize("reference_swaps", [False, True])
+def test_without_cycles_or_errors_above_the_threshold_it_is_wanda(reference_swaps):
+    weight_OI = normal(N_OUT, N_IN)
+    expected_OI = removed(Wanda(), weight_OI, LEVEL)
+    for options in ({"max_cycles": 0}, {"update_threshold": 1e6}):
+        assert torch.equal(removed(DSnoT(reference_swaps=reference_swaps, **options), weight_OI, LEVEL), expected_OI)
+    assert not torch.equal(removed(DSnoT(reference_swaps=reference_swaps), weight_OI, LEVEL), expected_OI)
+
+
+@every_pattern
+def test_the_first_swap_is_the_reference_s_wherever_that_one_lowers_the_error(pattern):
+    weight_OI, statistics = normal(64, N_IN), gathered(inputs())
+    n_pruned = level(pattern, 64 * N_IN)
+    wanda_OI = ~Wanda(pattern=pattern).prune(weight_OI, statistics, n_pruned).mask_OI
+    ours_OI, theirs_OI = (
+        ~DSnoT(pattern=pattern, max_cycles=1, same_sign=True, reference_swaps=is_reference)
+        .prune(weight_OI, statistics, n_pruned)
+        .mask_OI
+        for is_reference in (False, True)
+    )
+    lowers_O = errors(weight_OI, statistics, theirs_OI) < errors(weight_OI, statistics, wanda_OI)
+    assert 0 < lowers_O.sum() < 64
+    assert torch.equal(ours_OI, torch.where(lowers_O[:, None], theirs_OI, wanda_OI))
+
+
+def test_rows_that_have_stopped_move_on_only_with_reference_swaps():
+    weight_OI, statistics = normal(64, 8), gathered(inputs(8))
+    changed = {}
+    for is_reference in (False, True):
+        pruner = DSnoT(reference_swaps=is_reference)
+        together_OI = pruner.prune(weight_OI, statistics, 256).mask_OI
+        alone_OI = torch.cat([pruner.prune(row_I[None], statistics, 4).mask_OI for row_I in weight_OI])
+        changed[is_reference] = int((together_OI != alone_OI).sum())
+    assert changed[False] == 0
+    assert changed[True] > 0
+
+
+@every_pattern
+def test_rows_are_swapped_alike_however_many_are_looked_at_together(pattern, monkeypatch):
+    weight_OI = normal(N_OUT, N_IN)
+    at_once_OI = removed(DSnoT(pattern=pattern), weight_OI, level(pattern))
+    monkeypatch.setattr(dsnot, "CHUNK_ELEMENTS", 5 * N_IN)
+    assert torch.equal(removed(DSnoT(pattern=pattern), weight_OI, level(pattern)), at_once_OI)
+
+
+@pytest.mark.parametrize("reference_swaps", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_pruned", [0, 1, 2, 47, 48, 97, 144, 200, N_OUT * N_IN - 1, N_OUT * N_IN])
+def test_exactly_as_many_go_as_are_asked_for(n_pruned, dtype, reference_swaps):
+    removed_OI = removed(DSnoT(), normal(N_OUT, N_IN).to(dtype), n_pruned, inputs().to(dtype))
+    assert removed_OI.sum() == n_pruned
+    per_row = removed_OI.sum(dim=1)
+    assert per_row.max() - per_row.min() <= 1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[1:])
+def test_a_pattern_takes_none_or_its_level_and_nothing_between(pattern):
+    n_kept, width = parse_pattern(pattern)
+    pruner, weight_OI = DSnoT(pattern=pattern), normal(N_OUT, N_IN)
+    assert not removed(pruner, weight_OI, 0).any()
+    kept_OI = ~removed(pruner, weight_OI, level(pattern))
+    assert (kept_OI.view(-1, width).sum(dim=1) == n_kept).all()
+    with pytest.raises(PruningError, match=f"loses 0 or {level(pattern)}, got 1"):
+        removed(pruner, weight_OI, 1)
+
+
+def test_a_width_that_the_pattern_does_not_divide_is_refused():
+    with pytest.raises(PruningError, match="pattern 4:8 needs an input width divisible by 8, got 12"):
+        removed(DSnoT(pattern="4:8"), normal(4, 12), 0)
+
+
+@every_pattern
+@pytest.mark.parametrize("reference_swaps", [False, True])
+@pytest.mark.parametrize(
+    "case", ["zero matrix", "zero row", "zero column", "constant rows", "dead column", "constant column", "dead input"]
+)
+def test_degenerate_weights_and_inputs_prune_exactly(pattern, reference_swaps, case):
+    weight_OI, inputs_NTI = normal(N_OUT, N_IN), inputs()
+    if case == "zero matrix":
+        weight_OI.zero_()
+    elif case == "zero row":
+        weight_OI[3] = 0
+    elif case == "zero column":
+        weight_OI[:, 7] = 0
+    elif case == "constant rows":
+        weight_OI = torch.full_like(weight_OI, 0.5)
+    elif case == "dead column":
+        inputs_NTI[..., 7] = 0
+    elif case == "constant column":
+        inputs_NTI[..., 7] = 0.1
+    else:
+        inputs_NTI.zero_()
+    removed_OI = removed(DSnoT(pattern=pattern, reference_swaps=reference_swaps), weight_OI, level(pattern), inputs_NTI)
+    if not reference_swaps:
+        assert removed_OI.sum() == level(pattern)
+        if case == "zero column" and not pattern:
+            assert removed_OI[:, 7].all()
+        if case == "dead column":
+            expected_OI = removed(Wanda(pattern=pattern), weight_OI, level(pattern), inputs_NTI)
+            assert torch.equal(removed_OI[:, 7], expected_OI[:, 7])
+    assert removed_OI.shape == weight_OI.shape
+
+
+def test_a_removed_weight_of_a_constant_channel_is_the_first_to_grow():
+    weight_OI, inputs_NTI = torch.ones(1, 4), torch.zeros(2, 4, 4)
+    inputs_NTI[..., 0] = 0.5
+    inputs_NTI[:, ::2, 1], inputs_NTI[:, 1::2, 1] = 1.5, 0.5
+    inputs_NTI[:, ::2, 2], inputs_NTI[:, 1::2, 2] = -1.1, -1.3
+    inputs_NTI[:, ::2, 3], inputs_NTI[:, 1::2, 3] = 8.0, 9.0
+    assert removed(Wanda(), weight_OI, 2, inputs_NTI).tolist() == [[True, True, False, False]]
+    for reference_swaps in (False, True):
+        pruner = DSnoT(max_cycles=1, reference_swaps=reference_swaps)
+        assert removed(pruner, weight_OI, 2, inputs_NTI).tolist() == [[False, True, True, False]]
+    heedless = DSnoT(max_cycles=1, regrowing_variance_power=0)
+    assert removed(heedless, weight_OI, 2, inputs_NTI).tolist() == [[True, False, True, False]]
+
+
+@every_pattern
+def test_weights_and_statistics_stay_as_they_are_and_the_mask_is_the_same_again(pattern):
+    pruner, weight_OI, statistics = DSnoT(pattern=pattern), normal(N_OUT, N_IN), gathered(inputs())
+    tensors = (weight_OI, statistics.means(), statistics.mean_totals(), statistics.variances())
+    copies = [tensor.clone() for tensor in tensors]
+    first_OI = pruner.prune(weight_OI, statistics, level(pattern)).mask_OI
+    assert torch.equal(pruner.prune(weight_OI, statistics, level(pattern)).mask_OI, first_OI)
+    now = (weight_OI, statistics.means(), statistics.mean_totals(), statistics.variances())
+    assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies, now, strict=True))
+
+
+@every_pattern
+def test_a_transposed_view_is_pruned_like_its_copy(pattern):
+    weight_IO, pruner = normal(N_IN, N_OUT), DSnoT(pattern=pattern)
+    expected_OI = removed(pruner, weight_IO.T.contiguous(), level(pattern))
+    assert torch.equal(removed(pruner, weight_IO.T, level(pattern)), expected_OI)
+
+
+@every_pattern
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(pattern, value):
+    weight_OI, inputs_NTI = normal(N_OUT, N_IN), inputs()
+    weight_OI[2, 5] = value
+    inputs_NTI[1, 2, 3] = value
+    for broken in ((weight_OI, inputs()), (normal(N_OUT, N_IN), inputs_NTI)):
+        with pytest.raises(PruningError, match="not finite"):
+            removed(DSnoT(pattern=pattern), broken[0], level(pattern), broken[1])
+
+
+@pytest.mark.parametrize("n_pruned", [-1, N_OUT * N_IN + 1])
+def test_a_count_out_of_range_is_refused(n_pruned):
+    with pytest.raises(PruningError, match=f"288 weights cannot lose {n_pruned}; ask for 0 to 288"):
+        removed(DSnoT(), normal(N_OUT, N_IN), n_pruned)
+
+
+@pytest.mark.parametrize("name", ["max_cycles", "update_threshold", "regrowing_variance_power"])
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
+def test_options_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"pruner.{name} must be a finite number from 0 on, got {value}"):
+        DSnoT(**{name: value})
+
+
+def test_the_ranks_are_those_of_wanda():
+    weight_OI, statistics = normal(N_OUT, N_IN), gathered(inputs())
+    for pattern in PATTERNS:
+        expected_OI = Wanda(pattern=pattern).ranks(weight_OI, statistics)
+        assert torch.equal(DSnoT(pattern=pattern).ranks(weight_OI, statistics), expected_OI)
+
+
+@every_pattern
+@pytest.mark.parametrize("reference_swaps", [False, True])
+def test_every_expert_is_swapped_by_the_inputs_that_it_saw(pattern, reference_swaps):
+    pruner = DSnoT(pattern=pattern, reference_swaps=reference_swaps)
+    weight_EOI = normal(3, 4, N_IN)
+    fused = pruner.statistics(3, N_IN, 2)
+    alone = [pruner.statistics(1, N_IN, 2) for _ in range(3)]
+    for e in range(3):
+        for tokens_TI in inputs(seed=e, n_sequences=2, n_tokens=4 + e):
+            fused.update(tokens_TI, e)
+            alone[e].update(tokens_TI)
+    mask_EOI = pruner.prune(weight_EOI.view(12, N_IN), fused, level(pattern)).mask_OI.view(3, 4, N_IN)
+    for e in range(3):
+        expected_OI = pruner.prune(weight_EOI[e], alone[e], level(pattern) // 3).mask_OI
+        assert torch.equal(mask_EOI[e], expected_OI)
+
+
+@every_pattern
+def test_an_expert_that_saw_nothing_is_pruned_like_the_others(pattern):
+    statistics = InputMoments(2, 8, 1)
+    statistics.update(torch.zeros(0, 8), 0)
+    statistics.update(inputs(8, n_sequences=1)[0], 1)
+    mask_OI = DSnoT(pattern=pattern).prune(normal(8, 8), statistics, level(pattern, 64)).mask_OI
+    assert [int((~half_OI).sum()) for half_OI in mask_OI.split(4)] == [level(pattern, 32)] * 2
+    assert statistics.variances()[0].tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_statistics_are_sums_per_sequence_and_variances_within_them(dtype):
+    sequences = [inputs(6, seed=n, n_sequences=1, n_tokens=3 + 4 * n)[0].to(dtype) for n in range(3)]
+    statistics = InputMoments(1, 6, 3)
+    for sequence_TI in sequences:
+        statistics.update(sequence_TI)
+    tokens_TI = torch.cat(sequences).double()
+    distances_TI = torch.cat([sequence_TI.double() - sequence_TI.double().mean(dim=0) for sequence_TI in sequences])
+    expected = (tokens_TI.square().sum(dim=0) / 3, tokens_TI.sum(dim=0) / 3, distances_TI.square().sum(dim=0) / len(tokens_TI))
+    ours = (statistics.means(), statistics.mean_totals(), statistics.variances())
+    for tensor_GI, expected_I in zip(ours, expected, strict=True):
+        assert tensor_GI.dtype is torch.float32
+        torch.testing.assert_close(tensor_GI[0].double(), expected_I, rtol=1e-5, atol=1e-5)
+
+
+def test_the_statistics_are_the_same_batch_by_batch_and_sequence_by_sequence():
+    inputs_NTI = inputs(n_sequences=4)
+    one_by_one = InputMoments(1, N_IN, 4)
+    for sequence_TI in inputs_NTI:
+        one_by_one.update(sequence_TI)
+    nested = InputMoments(1, N_IN, 4)
+    nested.update(inputs_NTI.view(2, 2, 5, N_IN))
+    for other in (one_by_one, nested):
+        for method in (InputMoments.means, InputMoments.mean_totals, InputMoments.variances):
+            torch.testing.assert_close(method(gathered(inputs_NTI)), method(other), rtol=1e-5, atol=1e-6)
+
+
+def test_shifts_between_sequences_are_no_variance():
+    inputs_NTI = inputs(n_sequences=4)
+    shifted_NTI = inputs_NTI + torch.arange(4.0)[:, None, None]
+    torch.testing.assert_close(gathered(shifted_NTI).variances(), gathered(inputs_NTI).variances(), rtol=1e-4, atol=1e-5)
+    assert (gathered(shifted_NTI).mean_totals() > gathered(inputs_NTI).mean_totals()).all()
