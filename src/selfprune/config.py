@@ -1,4 +1,4 @@
-"""The typed config of a run, and the discovery of methods: every method is a dataclass and its own schema.
+"""The typed configs of a run and of a pruning, and the discovery of methods: every method is a dataclass and its own schema.
 
 A method's YAML file names its schema in its defaults: `wanda_schema` is the dataclass in `pruners/wanda.py`. There is no
 registry to keep: the modules of the method folders are imported, and each dataclass of a contract's kind is offered under
@@ -11,25 +11,27 @@ import inspect
 import pkgutil
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from selfprune import evaluators, language_models, proposers, pruners
 from selfprune.budget import Budget
-from selfprune.data import DataConfig
+from selfprune.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness import HarnessConfig
 from selfprune.evaluators.windows import WindowMetric
 from selfprune.language_models.base import LanguageModelConfig
 from selfprune.models import ModelConfig
 from selfprune.proposers.base import ClosedForm, ProposerConfig
-from selfprune.pruners.base import ScorePruner
+from selfprune.pruners.base import Pruner
 from selfprune.search import SearchConfig
 
+Config = TypeVar("Config")
+
 METHODS: dict[str, tuple[ModuleType, type]] = {
-    "pruner": (pruners, ScorePruner),
+    "pruner": (pruners, Pruner),
     "proposer": (proposers, ProposerConfig),
     "evaluator": (evaluators, WindowMetric),
     "language_model": (language_models, LanguageModelConfig),
@@ -74,11 +76,10 @@ class RunConfig:
     resume: str = ""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, got {self.seed}")
-        for group, (_, kind) in METHODS.items():
-            if not isinstance(getattr(self, group), kind):
-                raise ConfigError(f"the config needs a {group}; choose one of {', '.join(find_methods(group))}")
+        _check_seed(self.seed)
+        for group in METHODS:
+            _check_chosen(self, group)
+        self.data.require(*SPLITS)
         wrong = [name for name, method in self.yardsticks.items() if not isinstance(method, ClosedForm)]
         wrong += [name for name, method in self.controls.items() if not isinstance(method, ProposerConfig)]
         if wrong:
@@ -94,6 +95,49 @@ class RunConfig:
                 f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, "
                 f"but data.n_search is {self.data.n_search}; raise the one or lower the other"
             )
+
+
+@dataclass
+class PruneConfig:
+    """Everything that decides a pruning without a search.
+
+    Attributes:
+        model: which model is pruned; `model.placement=STREAM` prunes it from disk, block by block.
+        data: the calibration text.
+        pruner: decides which weights go.
+        budget: the sparsity target.
+        allocation: `uniform`, or a run folder whose winner's allocation is taken.
+        output: folder of the pruned checkpoint, which must not exist.
+        batch_size: windows per forward pass.
+        seed: of the choice of windows.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pruner: Any = None
+    budget: Budget = field(default_factory=Budget)
+    allocation: str = "uniform"
+    output: str = ""
+    batch_size: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        _check_chosen(self, "pruner")
+        if not self.output:
+            raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"seed must not be negative, got {seed}")
+
+
+def _check_chosen(config: Any, group: str) -> None:
+    if not isinstance(getattr(config, group), METHODS[group][1]):
+        raise ConfigError(f"the config needs a {group}; choose one of {', '.join(find_methods(group))}")
 
 
 def find_methods(group: str) -> dict[str, type]:
@@ -121,13 +165,14 @@ def register_schemas() -> None:
     """Offers the schema of the run and of every method to Hydra."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="prune_schema", node=PruneConfig)
     for group in METHODS:
         for name, method in find_methods(group).items():
             store.store(group=group, name=f"{name}_schema", node=method)
 
 
-def to_run_config(composed: DictConfig) -> RunConfig:
-    """The typed config; `DictConfig` ends here.
+def to_config(composed: DictConfig, kind: type[Config]) -> Config:
+    """The typed config of a run or of a pruning; `DictConfig` ends here.
 
     Raises:
         ConfigError: when a value is out of range, or an option that was added with `+` is none.
@@ -138,7 +183,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     if missing:
         raise ConfigError(f"the config needs a value for {', '.join(missing)}; give it on the command line as {missing[0]}=VALUE")
     config = OmegaConf.to_object(composed)
-    assert isinstance(config, RunConfig)
+    assert isinstance(config, kind)
     return config
 
 

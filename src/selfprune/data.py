@@ -7,83 +7,26 @@ Shape suffixes: N windows, T tokens, V vocabulary, K all tokens of a text.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from selfprune.data_config import SPLITS, DataConfig, Source
 from selfprune.embedded.corpus import write_corpus
 from selfprune.embedded.world import stable_hash
 from selfprune.errors import ConfigError, DataError
 from selfprune.hub_texts import find_hub_text, read_hub_text
 from selfprune.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
 
-SPLITS = ("report", "calibration", "search")
 CHARACTERS_PER_TOKEN = 6
 N_DOUBLINGS = 6
 SPARE_FACTOR = 4
 
 Generate = Callable[[int, int], Tensor]
 """(number of tokens, seed) -> that many token ids, sampled from the model that is pruned."""
-
-
-class Source(str, Enum):
-    """Where the texts come from."""
-
-    EMBEDDED = "embedded"
-    FILES = "files"
-    HUB = "hub"
-    SELF_GENERATED = "self_generated"
-
-
-@dataclass
-class DataConfig:
-    """Which texts to draw windows from, and how many.
-
-    Attributes:
-        source: where the texts come from; with SELF_GENERATED the model writes calibration and search itself.
-        calibration: FILES: a text file, or a folder of .txt, .md and .jsonl (field `text`) files. HUB: `c4`, `wikitext2`,
-            `fineweb_edu` or `dataset_id:config:split:column`, later parts optional.
-        search: the same for the search.
-        report: the same for the report; with SELF_GENERATED a file, a folder, or nothing for the embedded text.
-        n_tokens_per_window: length of every window.
-        n_calibration: windows for calibration.
-        n_search: windows for the search.
-        n_report: windows for the report; 0 takes the whole text in order, as WikiText-2 perplexity is measured.
-    """
-
-    source: Source = Source.EMBEDDED
-    calibration: str = ""
-    search: str = ""
-    report: str = ""
-    n_tokens_per_window: int = 256
-    n_calibration: int = 64
-    n_search: int = 64
-    n_report: int = 128
-
-    def __post_init__(self) -> None:
-        for name, least in (("n_tokens_per_window", 2), ("n_calibration", 1), ("n_search", 1), ("n_report", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in SPLITS:
-            text = getattr(self, name)
-            if self.source in (Source.FILES, Source.HUB) and not text:
-                raise ConfigError(
-                    f"data.source={self.source.name} needs data.calibration, data.search and data.report, but data.{name} "
-                    "is empty"
-                )
-            if text and (self.source is Source.EMBEDDED or (self.source is Source.SELF_GENERATED and name != "report")):
-                raise ConfigError(
-                    f"data.source={self.source.name} makes its own text, but data.{name}={text}; give data.source=FILES or "
-                    "leave it out"
-                )
-        if self.n_report == 0 and not self.report:
-            raise ConfigError(
-                "data.n_report=0 takes the whole report text, but the embedded text has no end; give data.n_report of at least 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -119,16 +62,34 @@ def draw_splits(
         DataError: when a text is missing, empty, unreadable, out of reach or too short for disjoint windows.
         ConfigError: when a window is longer than the model's positions.
     """
+    windows = _draw(config, tokenizer, seed, SPLITS, generate, max_positions)
+    hashes = {split: windows[split][1] for split in sorted(SPLITS)}
+    return Splits(windows["calibration"][0], windows["search"][0], windows["report"][0], hashes)
+
+
+def draw_calibration(
+    config: DataConfig, tokenizer: Any, seed: int, generate: Generate | None = None, max_positions: int | None = None
+) -> Tensor:
+    """Draws the calibration windows alone, for a pruning without search or report; arguments and errors as of `draw_splits`."""
+    return _draw(config, tokenizer, seed, ("calibration",), generate, max_positions)["calibration"][0]
+
+
+def _draw(
+    config: DataConfig, tokenizer: Any, seed: int, splits: Sequence[str], generate: Generate | None, max_positions: int | None
+) -> dict[str, tuple[Tensor, str]]:
+    """Split -> its windows and their hash; the report is dealt first, so that it is the same for every seed."""
     if max_positions is not None and config.n_tokens_per_window > max_positions:
         raise ConfigError(
             f"data.n_tokens_per_window must be at most the model's {max_positions} positions, got {config.n_tokens_per_window}"
         )
     texts = _Texts(config, tokenizer, seed, generate)
-    texts.check_files()
+    texts.check_files(splits)
     taken: set[bytes] = set()
-    windows = {split: _deal(texts, split, taken) for split in SPLITS}
-    hashes = {split: _sha256(texts.label(split).encode() + _token_bytes(windows[split])) for split in sorted(SPLITS)}
-    return Splits(windows["calibration"], windows["search"], windows["report"], hashes)
+    windows = {split: _deal(texts, split, taken) for split in splits}
+    return {
+        split: (windows_NT, _sha256(texts.label(split).encode() + _token_bytes(windows_NT)))
+        for split, windows_NT in windows.items()
+    }
 
 
 def _deal(texts: "_Texts", split: str, taken: set[bytes]) -> Tensor:
@@ -194,9 +155,9 @@ class _Texts:
             self.source(split) is Source.HUB and find_hub_text(self.spec(split)).streaming
         )
 
-    def check_files(self) -> None:
+    def check_files(self, splits: Sequence[str]) -> None:
         """Refuses a file within several splits' folders: cut from different texts, its windows could overlap."""
-        found = {split: set(find_text_files(self.spec(split), split)) for split in SPLITS if self.source(split) is Source.FILES}
+        found = {split: set(find_text_files(self.spec(split), split)) for split in splits if self.source(split) is Source.FILES}
         for split, other in (("calibration", "report"), ("search", "report"), ("search", "calibration")):
             shared = found.get(split, set()) & found.get(other, set())
             if shared and found[split] != found[other]:

@@ -1,6 +1,8 @@
 """Errors that a user can cause; each prints as one paragraph and exits with code 2."""
 
 import difflib
+import sys
+import textwrap
 from collections.abc import Iterable
 
 
@@ -36,3 +38,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known names, nearest first, for the end of an error message."""
     ranked = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
     return ", ".join(ranked)
+
+
+def complain(message: str, code: int = 2) -> int:
+    """Tells a mistake on the standard error, as one paragraph.
+
+    Args:
+        message: what was wrong, what was expected, what was got and what to do.
+        code: the exit code that goes with it.
+
+    Returns:
+        the exit code.
+    """
+    sys.stderr.write(textwrap.fill(f"selfprune: {message}", width=100, break_long_words=False, break_on_hyphens=False) + "\n")
+    return code

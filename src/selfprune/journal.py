@@ -98,13 +98,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise disk_error(path, error) from error
 
 
-def disk_error(path: Path, error: OSError) -> SelfpruneError:
+RESUME_A_RUN = "free some space (or choose another run_folder) and continue with `python -m selfprune resume=<run folder>`"
+
+
+def disk_error(path: Path, error: OSError, remedy: str = RESUME_A_RUN) -> SelfpruneError:
     """The paragraph for a write that failed."""
     reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return SelfpruneError(
-        f"{path} could not be written: {reason}. Everything before it is kept; free some space (or choose another run_folder) "
-        f"and continue with `python -m selfprune resume=<run folder>`"
-    )
+    return SelfpruneError(f"{path} could not be written: {reason}. Everything before it is kept; {remedy}")
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:

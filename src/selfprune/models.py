@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.allocation import Unit
 from selfprune.errors import ConfigError, ModelError
-from selfprune.preflight import Preflight, check_by_running, check_memory
+from selfprune.placement import Placement, loading_options, n_parameters_at_once
+from selfprune.preflight import Preflight, check_by_running, check_entry, check_memory
 from selfprune.units import find_blocks, list_units
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class ModelConfig:
         path: `embedded` (the model inside this package), a local folder, or a hub id such as `meta-llama/Llama-2-7b-hf`.
         dtype: number format of the weights; AUTO takes the checkpoint's.
         device: `auto` (a GPU if there is one), or any torch device such as `cpu` or `cuda:1`.
+        placement: whether the weights lie on that device as a whole; a model larger than memory needs STREAM.
         trust_remote_code: run the modelling code that a checkpoint brings along.
         revision: branch, tag or commit on the hub.
     """
@@ -48,6 +50,7 @@ class ModelConfig:
     path: str = "embedded"
     dtype: DType = DType.FLOAT32
     device: str = "auto"
+    placement: Placement = Placement.WHOLE
     trust_remote_code: bool = False
     revision: str | None = None
 
@@ -86,6 +89,10 @@ class LoadedModel:
     blocks: list[nn.Module]
     device: torch.device
 
+    def block_prefix(self, index: int) -> str:
+        """What the names of a block's parameters begin with."""
+        return f"{find_blocks(self.model)[0]}.{index}."
+
     @property
     def max_positions(self) -> int | None:
         """The longest window that the model has positions for; None when it does not say."""
@@ -93,8 +100,12 @@ class LoadedModel:
         return positions if isinstance(positions, int) and positions > 0 else None
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
+def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     """Loads a model after it is known to be understood and to fit; a local one never touches the network.
+
+    Args:
+        config: the model.
+        scratch: an empty folder for weights that stay on disk, but in another form than the checkpoint's (fused experts).
 
     Raises:
         ModelError: when the model is missing, out of reach, broken, too large, not causal or not understood.
@@ -102,29 +113,33 @@ def load_model(config: ModelConfig) -> LoadedModel:
     path, options = _source(config)
     skeleton = _skeleton(config, path, options)
     units = list_units(skeleton)
-    preflight = _check_memory(config, skeleton, bytes_per_parameter=0.0)
+    preflight = _check_memory(config, skeleton)
     logger.info("loading %s: %s parameters, %d units", config.path, f"{preflight.n_parameters:,}", len(units))
     tokenizer = _attempt(config, "reading the tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
+    options |= loading_options(config.placement, skeleton, config.torch_device(), scratch)
     model = _attempt(config, "reading the weights", lambda: _load_weights(config, path, options))
     device = config.torch_device()
-    model = _attempt(config, f"moving to {device}", lambda: model.to(device))
+    if config.placement is Placement.WHOLE:
+        model = _attempt(config, f"moving to {device}", lambda: model.to(device))
     model.eval().requires_grad_(False)
     blocks_path, blocks = find_blocks(model)
-    _attempt(config, "a trial run", lambda: check_by_running(model, blocks_path, blocks, device))
+    check = check_entry if config.placement is Placement.STREAM else check_by_running
+    _attempt(config, "a trial run", lambda: check(model, blocks_path, blocks, device))
     return LoadedModel(model, tokenizer, units, blocks, device)
 
 
-def preflight_memory(config: ModelConfig, bytes_per_parameter: float) -> Preflight:
+def preflight_memory(config: ModelConfig, n_copies: int = 0, extra_bytes: float = 0.0) -> Preflight:
     """Checks, before any weight is read, that the model fits into the device's free memory.
 
     Args:
         config: the model.
-        bytes_per_parameter: what the caller will hold per parameter besides the weights themselves.
+        n_copies: how often the caller will hold the weights besides the model itself.
+        extra_bytes: what else it will hold per parameter.
 
     Raises:
         ModelError: when it does not fit, or when its configuration cannot be read.
     """
-    return _check_memory(config, _skeleton(config, *_source(config)), bytes_per_parameter)
+    return _check_memory(config, _skeleton(config, *_source(config)), n_copies, extra_bytes)
 
 
 def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
@@ -215,7 +230,8 @@ def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> An
             f"the checkpoint of model.path={config.path} lacks {len(missing)} weights that {type(model).__name__} needs, such as "
             f"{', '.join(missing[:3])}, which would be random; give a whole checkpoint of a causal language model"
         )
-    broken = next((name for name, parameter in model.named_parameters() if not parameter.isfinite().all()), None)
+    at_hand = ((name, parameter) for name, parameter in model.named_parameters() if not parameter.is_meta)
+    broken = next((name for name, parameter in at_hand if not parameter.isfinite().all()), None)
     if broken is not None:
         raise ModelError(
             f"the weight {broken} of model.path={config.path} holds NaN or infinite numbers; the checkpoint is broken, fetch it "
@@ -224,7 +240,8 @@ def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> An
     return model
 
 
-def _check_memory(config: ModelConfig, skeleton: Any, bytes_per_parameter: float) -> Preflight:
+def _check_memory(config: ModelConfig, skeleton: Any, n_copies: int = 0, extra_bytes: float = 0.0) -> Preflight:
     own_dtype = skeleton.config.get_text_config().dtype or torch.float32
     dtype = own_dtype if config.dtype is DType.AUTO else getattr(torch, config.dtype.value)
-    return check_memory(config.path, skeleton, dtype, config.torch_device(), bytes_per_parameter)
+    n_parameters = n_parameters_at_once(config.placement, skeleton)
+    return check_memory(config.path, n_parameters, dtype, config.torch_device(), n_copies, extra_bytes)

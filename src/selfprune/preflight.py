@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from selfprune.blocks import check_same_arguments, enter
 from selfprune.errors import ModelError
 
 N_PROBE_TOKENS = 8
@@ -21,33 +22,36 @@ class Preflight:
     """What loading needs and what there is.
 
     Attributes:
-        n_parameters: parameters of the whole model, tied ones once.
+        n_parameters: parameters that are held at once, tied ones once.
         needed_bytes: memory for the weights and for what the caller adds per parameter.
         available_bytes: free memory of the device; None where the system does not say.
+        bytes_per_weight: of one weight, in the number format that it will have.
     """
 
     n_parameters: int
     needed_bytes: int
     available_bytes: int | None
+    bytes_per_weight: int
 
 
 def check_memory(
-    path: str, skeleton: nn.Module, dtype: torch.dtype, device: torch.device, bytes_per_parameter: float
+    path: str, n_parameters: int, dtype: torch.dtype, device: torch.device, n_copies: int, extra_bytes: float
 ) -> Preflight:
     """Checks that a model fits into the device's free memory.
 
     Args:
         path: the model as the user named it.
-        skeleton: the model without its weights.
+        n_parameters: how many are held at once.
         dtype: number format that the weights will have.
         device: where they will lie.
-        bytes_per_parameter: what the caller will hold per parameter besides the weights themselves.
+        n_copies: how often the caller will hold the weights besides the model itself.
+        extra_bytes: what else it will hold per parameter.
 
     Raises:
         ModelError: when it does not fit, or when there is no such device.
     """
-    n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    needed = round(n_parameters * (dtype.itemsize + bytes_per_parameter))
+    more = n_copies * dtype.itemsize + extra_bytes
+    needed = round(n_parameters * (dtype.itemsize + more))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(
             f"model.device={device}, but torch sees no GPU here; give model.device=cpu, or install a torch build with CUDA"
@@ -56,10 +60,33 @@ def check_memory(
     if available is not None and needed > available:
         raise ModelError(
             f"model.path={path} does not fit: {n_parameters:,} parameters at {dtype.itemsize} bytes, and "
-            f"{bytes_per_parameter:g} more each for the run, need {needed / 1e9:.2f} GB, but {device} has "
-            f"{available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with more memory or a smaller model"
+            f"{more:g} more each for the run, need {needed / 1e9:.2f} GB, but {device} has "
+            f"{available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with more memory or a smaller model, or "
+            f"prune it from disk, without a search, with `python -m selfprune.prune model.placement=STREAM`"
         )
-    return Preflight(n_parameters, needed, available)
+    return Preflight(n_parameters, needed, available, dtype.itemsize)
+
+
+def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:
+    """Checks, without running any block, that each is called once and with arguments that hold for all tokens.
+
+    Args:
+        model: the loaded model.
+        path: the path of its blocks' list.
+        blocks: its decoder blocks.
+        device: where its embeddings lie.
+
+    Raises:
+        ModelError: when it is otherwise.
+    """
+    tokens_NT = _probe(model, device)
+    entry = enter(model, blocks, tokens_NT)
+    if len(entry.calls) != len(blocks):
+        raise ModelError(
+            f"the blocks {path} of {type(model).__name__} should run once each, but {len(entry.calls)} of {len(blocks)} ran; it "
+            "cannot be pruned"
+        )
+    check_same_arguments(entry, enter(model, blocks, tokens_NT.roll(1, dims=1)), model)
 
 
 def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:
@@ -76,8 +103,7 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
     """
     order: list[int] = []
     hooks = [b.register_forward_pre_hook(lambda *_, i=i: order.append(i)) for i, b in enumerate(blocks)]
-    tokens_NT = torch.arange(N_PROBE_TOKENS, device=device).repeat(2, 1) % model.config.get_text_config().vocab_size
-    tokens_NT[1, -1] = 0
+    tokens_NT = _probe(model, device)
     try:
         with torch.no_grad():
             logits_NTV = model(input_ids=tokens_NT, attention_mask=torch.ones_like(tokens_NT), use_cache=False).logits
@@ -100,6 +126,15 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
             f"{type(model).__name__} is not a causal language model: its early logits depend on a later token; give a "
             "decoder-only model"
         )
+    with torch.no_grad():
+        check_entry(model, path, blocks, device)
+
+
+def _probe(model: Any, device: torch.device) -> Tensor:
+    """Two sequences with one prefix."""
+    tokens_NT: Tensor = torch.arange(N_PROBE_TOKENS, device=device).repeat(2, 1) % model.config.get_text_config().vocab_size
+    tokens_NT[1, -1] = 0
+    return tokens_NT
 
 
 def _free_memory_bytes() -> int | None:

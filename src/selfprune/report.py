@@ -6,55 +6,20 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from selfprune.allocation import Allocation, LevelGrid
+from selfprune.allocation import Allocation
 from selfprune.candidate import Candidate, State
 from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.pictures import draw_progress, draw_sparsities
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What one search cost.
-
-    Attributes:
-        n_tokens: tokens of evaluation.
-        seconds: of evaluation.
-    """
-
-    n_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that the report is made from.
-
-    Attributes:
-        rows: one per reported allocation: name, sparsity, kl, perplexity, tasks.
-        candidates: the whole archive.
-        winner: of the main search.
-        grid: units and levels.
-        spent: search -> its cost.
-        language_model: the recorder of its calls.
-        hashes: split -> hash.
-    """
-
-    rows: list[dict[str, Any]]
-    candidates: Sequence[Candidate]
-    winner: Candidate
-    grid: LevelGrid
-    spent: dict[str, Spent]
-    language_model: RecordingLanguageModel
-    hashes: dict[str, str]
+from selfprune.resources import Resources
+from selfprune.results import Results, Spent
 
 
 def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +79,7 @@ def build_report(results: Results) -> dict[str, Any]:
         },
         "language_model": _language_model_ledger(results.language_model, asked, n_valid),
         "splits": results.hashes,
+        "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
     }
 
 
@@ -219,6 +185,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         f"Python {environment['python']}, {versions}.",
         f"Splits: {splits}.",
+        *(f"Resources {when}: {Resources(**numbers)}." for when, numbers in report["resources"].items()),
         "",
     ]
     return "\n".join(lines)

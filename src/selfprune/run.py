@@ -3,6 +3,7 @@
 import datetime
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,14 +15,16 @@ from omegaconf import DictConfig
 from selfprune.allocation import Allocation
 from selfprune.calibration import prune_in_place
 from selfprune.candidate import Candidate, Proposal, best
-from selfprune.config import RunConfig, to_run_config
+from selfprune.config import RunConfig, to_config
 from selfprune.errors import SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.export import save_checkpoint
 from selfprune.proposers.base import ProposerConfig
-from selfprune.report import Results, Spent, print_table, write_report
+from selfprune.report import print_table, write_report
+from selfprune.resources import Resources, folder_bytes, peak_memory_bytes
+from selfprune.results import Results, Spent
 from selfprune.run_folder import opened, preflight, recompose
 from selfprune.search import Progress, run_search
 from selfprune.workbench import Workbench, prepare
@@ -50,25 +53,27 @@ def run_composed(composed: DictConfig, overrides: list[str], job: int | None) ->
     else:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         folder = Path(composed.run_folder or (f"runs/{stamp}" if job is None else f"runs/{stamp}_{job}"))
-    config = to_run_config(composed)
-    preflight(config, folder)
+    config = to_config(composed, RunConfig)
+    expected = preflight(config, folder)
     try:
         with opened(folder, composed, overrides):
-            return run(config, folder)
+            return run(config, folder, expected)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(str(folder)) from interrupt
 
 
-def run(config: RunConfig, folder: Path) -> Path:
+def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
     """Runs or continues a config in its folder.
 
     Args:
         config: the typed config.
         folder: the run folder, which holds `config.yaml` and `environment.json`.
+        expected: memory and disk that the preflight came to.
 
     Returns:
         the folder, now with `report.md`, `report.json` and `model/`.
     """
+    began = time.monotonic()
     bench = prepare(config, folder)
     yardsticks = {
         name: form.build(bench.space, config.seed, bench.language_model).ask(1)[0] for name, form in config.yardsticks.items()
@@ -92,7 +97,17 @@ def run(config: RunConfig, folder: Path) -> Path:
     allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     allocations |= {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
     rows = _measure_rows(bench, allocations)
-    results = Results(rows, bench.archive.candidates, winner, bench.space.grid, spent, bench.language_model, bench.splits.hashes)
+    results = Results(
+        rows,
+        bench.archive.candidates,
+        winner,
+        bench.space.grid,
+        spent,
+        bench.language_model,
+        bench.splits.hashes,
+        expected=replace(expected, seconds=bench.expected_seconds),
+        measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
+    )
     report = write_report(folder, results, bench.harness.versions)
     print_table(report, folder)
     return folder

@@ -13,10 +13,14 @@ from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import disk_error, write_whole
 from selfprune.models import preflight_memory
+from selfprune.placement import Placement
+from selfprune.resources import LIBRARY_BYTES, Resources
 from selfprune.tracking import Display, describe_environment
 
 RANK_BYTES = 4
 """Memory per weight that the level store holds beside a second copy of the weights."""
+GRADIENT_BYTES = 4
+"""Memory per weight while a pruner gathers gradients."""
 
 
 def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
@@ -35,16 +39,26 @@ def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
     return hydra.compose("config", overrides=overrides), overrides
 
 
-def preflight(config: RunConfig, folder: Path) -> None:
+def preflight(config: RunConfig, folder: Path) -> Resources:
     """Refuses what cannot fit into memory or onto the disk, before any weight is read or anything written.
 
+    Returns:
+        what the run needs; the seconds are not known before the model runs.
+
     Raises:
+        ConfigError: when the model would stay on disk, where a search cannot change it.
         ModelError: when the model does not fit into memory.
         SelfpruneError: when the results do not fit onto the disk.
     """
-    estimate = preflight_memory(config.model, bytes_per_parameter=_weight_bytes(config) + RANK_BYTES)
+    if config.model.placement is Placement.STREAM:
+        raise ConfigError(
+            "a search needs the whole model at hand, but model.placement=STREAM leaves it on disk; choose WHOLE or SPREAD, or "
+            "prune it without a search: python -m selfprune.prune"
+        )
+    extra_bytes = RANK_BYTES + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
+    estimate = preflight_memory(config.model, n_copies=1, extra_bytes=extra_bytes)
     parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    needed, free = estimate.n_parameters * _weight_bytes(config) + 50_000_000, shutil.disk_usage(parent).free
+    needed, free = estimate.n_parameters * estimate.bytes_per_weight + 50_000_000, shutil.disk_usage(parent).free
     if needed > free:
         raise SelfpruneError(
             f"the run would write about {needed / 1e9:.2f} GB into {folder}, but the disk has {free / 1e9:.2f} GB free; "
@@ -54,10 +68,8 @@ def preflight(config: RunConfig, folder: Path) -> None:
         f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory "
         f"and {needed / 1e9:.2f} GB of disk"
     )
-
-
-def _weight_bytes(config: RunConfig) -> int:
-    return 4 if config.model.dtype.value in ("float32", "auto") else 2
+    library_bytes = LIBRARY_BYTES if config.model.torch_device().type == "cpu" else 0
+    return Resources(estimate.needed_bytes + library_bytes, needed, 0.0)
 
 
 @contextmanager

@@ -137,13 +137,14 @@ def _factorise_in_place(matrix_II: Tensor) -> bool:
         if info != 0:
             return False
         corner_PP.copy_(lower_PP + corner_PP.triu(1))
-        # L21 = A21 L11⁻ᵀ, and the rest A22 − L21 L21ᵀ, of which the lower triangle will do
+        # L21 = A21 L11⁻ᵀ, and the rest A22 − L21 L21ᵀ, of which the lower triangle will do and the upper one must not change
         below_IP = matrix_II[stop:, start:stop]
         below_IP.copy_(torch.linalg.solve_triangular(lower_PP.T, below_IP, upper=True, left=False))
         for left in range(stop, n_in, PANEL_WIDTH):
             right = min(left + PANEL_WIDTH, n_in)
-            part_IP = matrix_II[left:, start:stop]
-            matrix_II[left:, left:right].addmm_(part_IP, part_IP[: right - left].T, alpha=-1)
+            part_PP = matrix_II[left:right, start:stop]
+            matrix_II[left:right, left:right].sub_((part_PP @ part_PP.T).tril_())
+            matrix_II[right:, left:right].addmm_(matrix_II[right:, start:stop], part_PP.T, alpha=-1)
     return True
 
 

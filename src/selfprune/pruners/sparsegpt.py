@@ -19,7 +19,7 @@ from selfprune.pruners.base import (
     check_pattern_count,
 )
 from selfprune.pruners.inverse_factor import InverseFactor
-from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_in_turns, lowest_of_group, parse_pattern
 from selfprune.pruners.statistics import Statistics
 
 STRIP_WIDTH = 16
@@ -153,9 +153,12 @@ def _stored(updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor) -> Tensor:
     stored_OI = updated_OI.clamp_(-largest, largest).to(weight_OI.dtype)
     if torch.isnan(stored_OI.max()):
         raise PruningError("the updated weights of a unit are not finite; check the checkpoint and its calibration inputs")
-    vanished_OI = mask_OI & (stored_OI == 0) & (weight_OI != 0)
     least = torch.tensor(limits.smallest_normal * limits.eps, dtype=weight_OI.dtype, device=weight_OI.device)
-    stored_OI[vanished_OI] = least.copysign(stored_OI[vanished_OI])  # zeros keep their sign
+    n_rows = max(1, CHUNK_ELEMENTS // weight_OI.shape[1])
+    for rows in (slice(start, start + n_rows) for start in range(0, len(weight_OI), n_rows)):
+        some_OI = stored_OI[rows]
+        vanished_OI = mask_OI[rows] & (some_OI == 0) & (weight_OI[rows] != 0)
+        some_OI[vanished_OI] = least.copysign(some_OI[vanished_OI])  # zeros keep their sign
     return stored_OI
 
 

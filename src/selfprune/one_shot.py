@@ -1,0 +1,167 @@
+"""Prunes a model to one allocation, without a search: one walk over the blocks, each saved as soon as it is pruned."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from selfprune.allocation import Allocation, Unit
+from selfprune.archive import read_archive
+from selfprune.calibration import prune_in_place
+from selfprune.config import PruneConfig
+from selfprune.data import draw_calibration
+from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.journal import write_whole
+from selfprune.models import LoadedModel, load_model, preflight_memory
+from selfprune.placement import Placement
+from selfprune.pruners.statistics import InputGram
+from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, matmul_flops_per_second, peak_memory_bytes
+from selfprune.self_generated import generate_tokens
+from selfprune.shards import Shards
+from selfprune.tracking import Display, describe_environment
+from selfprune.units import weight_view
+
+
+def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
+    """Prunes a model and saves it as a Hugging Face checkpoint.
+
+    Broken off and started again with the same config, it goes on at the block where it stopped.
+
+    Args:
+        config: what to do.
+        composed: the same, as it was composed; recorded beside the result.
+
+    Returns:
+        the folder of the checkpoint, with `selfprune.json` that says what was removed where and what it took.
+
+    Raises:
+        SelfpruneError: on a user's mistake.
+    """
+    display, began = Display(), time.monotonic()
+    output = Path(config.output).expanduser()
+    if config.model.placement is Placement.STREAM and config.pruner.needs_gradients:
+        raise ConfigError(
+            f"pruner={type(config.pruner).__name__.lower()} needs gradients of the whole model, which model.placement=STREAM "
+            "does not hold; choose another pruner or placement"
+        )
+    preflight_memory(config.model)
+    origin = OmegaConf.to_container(
+        OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "output"]), resolve=True
+    )
+    shards = Shards(output, {"config": origin})
+    try:
+        removed, expected, loaded = _prune(config, shards, display)
+    except BaseException:  # an interruption too, which can come as an error of any library
+        shards.discard_unless_begun()
+        raise
+    shards.finish(loaded)
+    measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
+    record = {
+        "config": origin,
+        "sparsity": sum(removed.values()) / sum(unit.n_weights for unit in loaded.units),
+        "removed": removed,
+        "expected": expected.as_dict(),
+        "measured": measured.as_dict(),
+        "environment": describe_environment([]),
+    }
+    write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
+    shards.publish()
+    display.say(f"Measured: {measured}\nModel: {output}")
+    return output
+
+
+def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[str, int], Resources, LoadedModel]:
+    with display.stage(f"loading {config.model.path}"):
+        loaded = load_model(config.model, scratch=shards.scratch)
+        windows_NT = _calibration(config, loaded)
+    allocation = _allocation(config, loaded)
+    expected = _expected(config, loaded, windows_NT, folder_bytes(shards.scratch))
+    _check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial)
+    display.say(f"Expected: {expected}")
+    with display.stage("pruning", total=len(loaded.blocks)) as update:
+        removed: dict[str, int] = prune_in_place(loaded, windows_NT, config.pruner, allocation, config.batch_size, shards, update)
+    return removed, expected, loaded
+
+
+def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
+    window = config.data.n_tokens_per_window
+
+    def generate(n_tokens: int, seed: int) -> Tensor:
+        return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
+
+    return draw_calibration(config.data, loaded.tokenizer, config.seed, generate, loaded.max_positions)
+
+
+def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
+    """Unit name -> weights to remove.
+
+    Raises:
+        ConfigError: when the run folder has no winner, or the allocation does not fit this model or the pattern.
+    """
+    fraction = config.pruner.level_fraction()
+    if config.allocation == "uniform":
+        if fraction is not None and not math.isclose(fraction, config.budget.sparsity):
+            raise ConfigError(
+                f"pruner.pattern={config.pruner.pattern} removes {fraction:g} of every unit, but budget.sparsity is "
+                f"{config.budget.sparsity:g}; give budget.sparsity={fraction:g} or another pattern"
+            )
+        return {unit.name: round(config.budget.sparsity * unit.n_weights) for unit in loaded.units}
+    allocation = _winner(Path(config.allocation).expanduser())
+    sizes = {unit.name: unit.n_weights for unit in loaded.units}
+    if allocation.keys() != sizes.keys() or any(allocation[name] > sizes[name] for name in sizes):
+        raise ConfigError(f"the winner of {config.allocation} belongs to another model; give a run of {config.model.path}")
+    return allocation
+
+
+def _winner(run_folder: Path) -> Allocation:
+    try:
+        report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
+        winner: int = report["search"]["winner"]["id"]
+        return read_archive(run_folder / "archive.jsonl")[winner].allocation
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"allocation must be uniform or the folder of a finished run, got {run_folder}, whose report.json and archive.jsonl "
+            f"tell no winner ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, scratch_bytes: int) -> Resources:
+    """A forecast from sizes alone: weights at hand, hidden states in and out of a block, statistics, copies of one unit."""
+    parameters = list(loaded.model.parameters())
+    item_bytes = parameters[0].element_size()
+    stored = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    at_hand = sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
+    block_bytes = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in loaded.blocks)
+    hidden_bytes = windows_NT.numel() * loaded.model.config.get_text_config().hidden_size * item_bytes
+    shapes = {unit.kind: _shape(loaded, unit) for unit in loaded.units}
+    largest = max(math.prod(shape) for shape in shapes.values())
+    is_gram = isinstance(config.pruner.statistics(1, 1, 1), InputGram)
+    # units of one module and width are taken to share their input
+    inputs = {(kind.rpartition(".")[0], shape[-1]) for kind, shape in shapes.items()}
+    gram_bytes = 2 * sum(4 * width**2 for _, width in inputs) if is_gram else 0
+    gradient_bytes = 4 * sum(unit.n_weights for unit in loaded.units) if config.pruner.needs_gradients else 0
+    is_streamed = config.model.placement is Placement.STREAM
+    memory = at_hand + (2 * block_bytes if is_streamed else block_bytes) + 2 * hidden_bytes + gram_bytes + gradient_bytes
+    memory += largest * 9 + (LIBRARY_BYTES if loaded.device.type == "cpu" else 0)
+    n_products = 2 * windows_NT.numel() * sum(unit.n_weights for unit in loaded.units)
+    n_products += windows_NT.numel() * sum(width**2 for _, width in inputs) * len(loaded.blocks) if is_gram else 0
+    seconds = 2 * n_products / matmul_flops_per_second(loaded.device, parameters[0].dtype)
+    return Resources(memory, scratch_bytes + stored + 2 * hidden_bytes, seconds)
+
+
+def _shape(loaded: LoadedModel, unit: Unit) -> tuple[int, int]:
+    n_out, n_in = weight_view(loaded.model, unit).shape
+    return n_out, n_in
+
+
+def _check_disk(missing_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if missing_bytes > free:
+        raise SelfpruneError(
+            f"the pruned model takes about {missing_bytes / 1e9:.2f} GB more in {folder.parent}, but the disk has "
+            f"{free / 1e9:.2f} GB free; free some space or choose another output"
+        )

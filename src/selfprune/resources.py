@@ -1,0 +1,77 @@
+"""What a run takes of the machine: expected before it begins, measured when it ends."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+try:
+    import resource
+except ImportError:  # not a Unix system
+    resource = None  # type: ignore[assignment]
+
+MATMUL_WIDTH = 1024
+LIBRARY_BYTES = 500_000_000
+"""Main memory of the interpreter with torch and transformers, before any model."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Memory, disk and time.
+
+    Attributes:
+        peak_memory_bytes: most memory at once, the interpreter and its libraries included; None where it is not known.
+        disk_bytes: what is written.
+        seconds: wall clock.
+    """
+
+    peak_memory_bytes: int | None
+    disk_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        memory = "unknown" if self.peak_memory_bytes is None else f"{self.peak_memory_bytes / 1e9:.2f} GB"
+        return f"{memory} of memory at most, {self.disk_bytes / 1e9:.2f} GB of disk, {_duration(self.seconds)}"
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """For JSON."""
+        return asdict(self) | {"seconds": round(self.seconds, 1)}
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory that this process held so far: on a GPU what torch took of it, else what was resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Linux: `getrusage` would count what the program that started this one held, if that was more
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    if resource is None:
+        return None
+    # macOS counts bytes, the others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """The rate of a square matrix product on this device, the best of three."""
+    matrix = torch.ones(MATMUL_WIDTH, MATMUL_WIDTH, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        # reading one number waits for a GPU to finish
+        float((matrix @ matrix)[0, 0])
+        best = max(best, 2 * MATMUL_WIDTH**3 / (time.perf_counter() - start))
+    return best
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"

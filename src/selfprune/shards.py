@@ -1,0 +1,169 @@
+"""Saves a model block by block while it is pruned, so that neither the pruned model nor a broken walk needs memory.
+
+Shape suffixes: N sequences, T tokens, D hidden width.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations.accelerate import load_offloaded_parameter
+
+from selfprune.errors import ConfigError
+from selfprune.journal import disk_error, write_whole
+from selfprune.models import LoadedModel
+
+PROGRESS = "progress.safetensors"
+REMEDY = "free some space and give the same command again, which goes on after the blocks that are done"
+
+
+class Shards:
+    """A checkpoint that grows by one file per block in `<folder>.partial`, and becomes `folder` when it is whole.
+
+    Args:
+        folder: the checkpoint to make; it must not exist.
+        origin: everything that decides the result; a folder that was begun otherwise is refused.
+
+    Raises:
+        ConfigError: when the folder exists, or was begun with another config.
+    """
+
+    def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
+        self.folder = folder
+        self.partial = folder.with_name(f"{folder.name}.partial")
+        self.scratch = self.partial / "offload"
+        self.origin = origin
+        if folder.exists():
+            raise ConfigError(f"output={folder} exists already; choose another output, or remove it")
+        if self._progress() and self._progress()["origin"] != origin:
+            raise ConfigError(
+                f"{self.partial} holds the beginning of a pruning with another config; choose another output, or remove that "
+                "folder"
+            )
+        self._made = [parent for parent in self.partial.absolute().parents if not parent.exists()]
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(self.partial, error, REMEDY) from error
+
+    def resume(self) -> tuple[dict[str, int], int, list[Tensor] | None]:
+        """What was removed so far, the block to go on with, and per batch the hidden states that enter it."""
+        progress = self._progress()
+        if not progress:
+            return {}, 0, None
+        with safe_open(self.partial / PROGRESS, framework="pt") as file:
+            hidden = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
+        return progress["removed"], progress["next_block"], hidden
+
+    def save_block(self, loaded: LoadedModel, index: int, removed: dict[str, int], hidden: list[Tensor]) -> None:
+        """Saves a block that was pruned, and then the hidden states with which the walk can go on after it.
+
+        Raises:
+            SelfpruneError: when the disk is full or the folder cannot be written.
+        """
+        prefix = loaded.block_prefix(index)
+        self._save(loaded, index, _tensors(loaded, lambda name: name.startswith(prefix)))
+        progress = json.dumps({"origin": self.origin, "removed": removed, "next_block": index + 1})
+        # batches may share memory, which the format refuses
+        copies = {str(i): hidden_NTD.contiguous().clone() for i, hidden_NTD in enumerate(hidden)}
+        _write_tensors(self.partial / PROGRESS, copies, {"progress": progress})
+
+    def finish(self, loaded: LoadedModel) -> None:
+        """Saves everything outside the blocks, the index, the configuration and the tokenizer.
+
+        Raises:
+            SelfpruneError: when the disk is full or the folder cannot be written.
+        """
+        n_blocks = len(loaded.blocks)
+        prefixes = tuple(loaded.block_prefix(index) for index in range(n_blocks))
+        self._save(loaded, n_blocks, _tensors(loaded, lambda name: not name.startswith(prefixes)))
+        weight_map: dict[str, str] = {}
+        total_bytes = 0
+        for shard in (_shard(index, n_blocks) for index in range(n_blocks + 1)):
+            with safe_open(self.partial / shard, framework="pt") as file:
+                weight_map |= dict.fromkeys(file.keys(), shard)
+            with (self.partial / shard).open("rb") as file:
+                n_header_bytes = 8 + int.from_bytes(file.read(8), "little")
+            total_bytes += (self.partial / shard).stat().st_size - n_header_bytes
+        # the checkpoint may have been one of the bare decoder, as GPT-2's is
+        loaded.model.config.architectures = [type(loaded.model).__name__]
+        try:
+            loaded.model.config.save_pretrained(self.partial)
+            if loaded.model.can_generate():
+                loaded.model.generation_config.save_pretrained(self.partial)
+            loaded.tokenizer.save_pretrained(self.partial)
+        except OSError as error:
+            raise disk_error(self.partial, error, REMEDY) from error
+        index_file = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        write_whole(self.partial / "model.safetensors.index.json", json.dumps(index_file, indent=2) + "\n")
+
+    def publish(self) -> None:
+        """Lets the folder appear.
+
+        Raises:
+            SelfpruneError: when it cannot be renamed.
+        """
+        try:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            (self.partial / PROGRESS).unlink()
+            self.partial.rename(self.folder)
+        except OSError as error:
+            raise disk_error(self.partial, error, REMEDY) from error
+
+    def discard_unless_begun(self) -> None:
+        """Removes what a user's mistake left behind before the first block was pruned."""
+        if not self._progress():
+            shutil.rmtree(self.partial, ignore_errors=True)
+            for parent in self._made:
+                with suppress(OSError):
+                    parent.rmdir()
+
+    def _progress(self) -> dict[str, Any]:
+        """How far it came; empty before the first block."""
+        path = self.partial / PROGRESS
+        if not path.is_file():
+            return {}
+        with safe_open(path, framework="pt") as file:
+            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+        return progress
+
+    def _save(self, loaded: LoadedModel, index: int, tensors: dict[str, Tensor]) -> None:
+        """Writes one file, in the form that the architecture's checkpoints have (which may not be the model's own)."""
+        stored = revert_weight_conversion(loaded.model, tensors)
+        path = self.partial / _shard(index, len(loaded.blocks))
+        _write_tensors(path, {name: tensor.contiguous() for name, tensor in stored.items()}, {"format": "pt"})
+
+
+def _shard(index: int, n_blocks: int) -> str:
+    return f"model-{index + 1:05d}-of-{n_blocks + 1:05d}.safetensors"
+
+
+def _tensors(loaded: LoadedModel, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Name -> tensor of what a checkpoint holds, or of a part of it; tied weights once."""
+    kept = loaded.model.state_dict(keep_vars=True).keys()
+    named = [*loaded.model.named_parameters(), *loaded.model.named_buffers()]
+    wanted = {name: tensor.detach() for name, tensor in named if name in kept and is_wanted(name)}
+    # what lies outside the blocks may have been left in main memory or on disk too
+    return {name: load_offloaded_parameter(loaded.model, name) if t.is_meta else t for name, t in wanted.items()}
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a file that appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        save_file(tensors, unfinished, metadata)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise disk_error(path, error, REMEDY) from error
+    except SafetensorError as error:
+        # it wraps a full disk in an error of its own
+        unfinished.unlink(missing_ok=True)
+        raise disk_error(path, OSError(28, str(error)), REMEDY) from error
