@@ -6,13 +6,15 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from selfprune.calibration import calibrate, first_tensor, prune_in_place, walk_blocks
+from selfprune.blocks import first_tensor
+from selfprune.calibration import calibrate, prune_in_place
 from selfprune.errors import ModelError, PruningError
 from selfprune.models import ModelConfig, load_model
 from selfprune.pruners.base import Scope
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.pruners.wanda import Wanda
 from selfprune.units import weight_view
+from selfprune.walk import walk_blocks
 
 MOES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 WINDOWS_NT = torch.randint(300, (7, 24), generator=torch.Generator().manual_seed(0))
@@ -185,7 +187,7 @@ def test_a_transposed_weight_is_pruned_within_its_outputs(load_tiny):
             assert set((weight_IO[:, column] == 0).nonzero().flatten().tolist()) == lowest
 
 
-@pytest.mark.parametrize("pruner", [Wanda(), Wanda(Scope.MATRIX), Magnitude()], ids=["row", "matrix", "magnitude"])
+@pytest.mark.parametrize("pruner", [Wanda(), Wanda(scope=Scope.MATRIX), Magnitude()], ids=["row", "matrix", "magnitude"])
 def test_pruning_removes_exactly_what_the_allocation_says(pruner, family, load_tiny):
     loaded = load_tiny(family)
     allocation = levels_of_all_sorts(loaded.units)

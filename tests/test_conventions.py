@@ -14,6 +14,9 @@ EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
 NOT_A_METHOD = {
     "pruners/statistics": "what pruners ask calibration to gather",
+    "pruners/selection": "which weights go first",
+    "pruners/inverse_factor": "the factor of the inverse Hessian that SparseGPT needs",
+    "pruners/scaled_layer": "what ADMM and ALPS share",
     "proposers/coordinates": "how self_pruner turns replies into sparsities",
     "proposers/replies": "the grammar and the parser of self_pruner's replies",
     "evaluators/windows": "what the evaluators on token windows share",

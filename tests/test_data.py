@@ -7,7 +7,8 @@ import torch
 from datasets import config as datasets_config
 from huggingface_hub import constants
 
-from selfprune.data import DataConfig, Source, draw_splits
+from selfprune.data import draw_calibration, draw_splits
+from selfprune.data_config import DataConfig, Source
 from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError, DataError
 from selfprune.self_generated import generate_tokens
@@ -195,8 +196,8 @@ def test_a_window_longer_than_the_models_positions_is_refused(tiny_tokenizer):
         ({"n_search": -3}, "data.n_search must be at least 1, got -3"),
         ({"n_report": -1}, "data.n_report must be at least 0"),
         ({"n_report": 0}, "the embedded text has no end"),
-        ({"source": Source.FILES, "calibration": "a", "search": "b"}, "data.report is empty"),
-        ({"source": Source.HUB}, "needs data.calibration, data.search and data.report"),
+        ({"source": Source.FILES, "search": "b"}, "data.source=FILES needs data.calibration, but data.calibration is empty"),
+        ({"source": Source.HUB}, "data.source=HUB needs data.calibration, but data.calibration is empty"),
         ({"calibration": "a.txt"}, "EMBEDDED makes its own text, but data.calibration=a.txt; give data.source=FILES"),
         ({"source": Source.SELF_GENERATED, "search": "a.txt"}, "SELF_GENERATED makes its own text"),
     ],
@@ -204,6 +205,70 @@ def test_a_window_longer_than_the_models_positions_is_refused(tiny_tokenizer):
 def test_a_wrong_config_is_refused_at_construction(changes, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(**changes)
+
+
+@pytest.mark.parametrize("source", [Source.FILES, Source.HUB])
+def test_a_search_needs_every_text_and_a_pruning_the_calibration_text_alone(source):
+    config = DataConfig(source, calibration="a", search="b")
+    config.require("calibration", "search")
+    with pytest.raises(
+        ConfigError, match=rf"{source.name} needs data\.calibration and data\.search and data\.report, but data\.report is empty"
+    ):
+        config.require(*SPLITS)
+    DataConfig().require(*SPLITS)
+    DataConfig(Source.SELF_GENERATED).require(*SPLITS)
+
+
+def drawn(config, tokenizer, seed=0):
+    """The calibration windows as a pruning draws them, and as a search deals them beside its other splits."""
+    alone_NT = draw_calibration(config, tokenizer, seed)
+    return list(map(tuple, alone_NT.tolist())), draw_splits(config, tokenizer, seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_drawn_alone_is_that_of_a_search_where_the_texts_are_separate(seed, tiny_tokenizer, text_file, tmp_path):
+    report = tmp_path / "report.txt"
+    report.write_text(write_corpus(2, 3000))
+    for config in (DataConfig(**SMALL), files_config(text_file, report=report), files_config(text_file, report, report)):
+        alone, splits = drawn(config, tiny_tokenizer, seed)
+        assert alone == windows(splits, "calibration")
+    assert drawn(DataConfig(**SMALL), tiny_tokenizer, seed + 1)[0] != drawn(DataConfig(**SMALL), tiny_tokenizer, seed)[0]
+
+
+def test_calibration_drawn_alone_from_the_reports_text_may_hold_windows_that_a_search_keeps_for_its_report(
+    tiny_tokenizer, text_file
+):
+    n_shared = 0
+    for seed in range(5):
+        alone, splits = drawn(files_config(text_file, n_report=30), tiny_tokenizer, seed)
+        report, calibration = set(windows(splits, "report")), windows(splits, "calibration")
+        # no report will be measured, so nothing is kept for one; the others come in the order of a search's calibration
+        left = [window for window in alone if window not in report]
+        assert left == calibration[: len(left)]
+        assert len(set(alone)) == 5
+        n_shared += len(alone) - len(left)
+    assert n_shared > 0
+
+
+def test_calibration_drawn_alone_touches_no_other_text(tiny_tokenizer, text_file, tmp_path):
+    config = files_config(text_file, search=tmp_path / "no.txt", report=tmp_path / "no.txt")
+    assert draw_calibration(config, tiny_tokenizer, 0).shape == (5, 16)
+    with pytest.raises(DataError, match=r"there is no file or folder .*no\.txt"):
+        draw_splits(config, tiny_tokenizer, 0)
+    # a folder that holds the calibration text would be refused beside it
+    config = files_config(text_file, report=tmp_path)
+    (tmp_path / "other.txt").write_text("more")
+    assert draw_calibration(config, tiny_tokenizer, 0).shape == (5, 16)
+
+
+def test_calibration_drawn_alone_is_refused_for_the_same_reasons(tiny_tokenizer, tmp_path):
+    (tmp_path / "short.txt").write_text("The boats near the old soldiers tremble.")
+    with pytest.raises(DataError, match=r"the calibration text .*is too short: .*lower data\.n_calibration"):
+        draw_calibration(files_config(tmp_path / "short.txt"), tiny_tokenizer, 0)
+    with pytest.raises(ConfigError, match=r"at most the model's 15 positions, got 16"):
+        draw_calibration(DataConfig(**SMALL), tiny_tokenizer, 0, max_positions=15)
+    with pytest.raises(DataError, match=r"needs the model"):
+        draw_calibration(DataConfig(Source.SELF_GENERATED, **SMALL), tiny_tokenizer, 0)
 
 
 def test_the_model_writes_calibration_and_search_but_not_the_report(tiny_tokenizer, make_tiny_model):

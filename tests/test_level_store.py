@@ -4,7 +4,7 @@ import torch
 from selfprune.allocation import LevelGrid
 from selfprune.calibration import calibrate, prune_in_place
 from selfprune.errors import PruningError
-from selfprune.level_store import LevelStore
+from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import DType, ModelConfig, load_model
 from selfprune.pruners.base import Scope
 from selfprune.pruners.magnitude import Magnitude
@@ -18,7 +18,7 @@ def build(folder, pruner, dtype=DType.FLOAT32):
     loaded = load_model(ModelConfig(str(folder), dtype, device="cpu"))
     statistics = calibrate(loaded, WINDOWS_NT, pruner, batch_size=4)
     grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.01)
-    return LevelStore.build(loaded, grid, pruner, statistics), statistics
+    return LevelStore(loaded, grid, rank_units(loaded, grid.units, pruner, statistics)), statistics
 
 
 def weights(store):
@@ -29,7 +29,7 @@ def at_fraction(store, fraction):
     return {unit.name: int(fraction * unit.n_items) for unit in store.grid.units}
 
 
-@pytest.mark.parametrize("pruner", [Wanda(), Wanda(Scope.MATRIX), Wanda(pattern="2:4"), Magnitude()], ids=str)
+@pytest.mark.parametrize("pruner", [Wanda(), Wanda(scope=Scope.MATRIX), Wanda(pattern="2:4"), Magnitude()], ids=str)
 def test_every_level_is_what_the_pruner_gives(pruner, family, tiny_model_folder):
     store, statistics = build(tiny_model_folder(family), pruner)
     dense = weights(store)
@@ -108,4 +108,4 @@ def test_weights_that_are_not_finite_name_the_unit(tiny_model_folder):
     weight_view(loaded.model, loaded.units[4])[2, 2] = torch.inf
     grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.1)
     with pytest.raises(PruningError, match=rf"^{loaded.units[4].name}: the scores of a unit are not finite"):
-        LevelStore.build(loaded, grid, Magnitude(), statistics)
+        LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), statistics))

@@ -1,6 +1,8 @@
 """Wrong input: one paragraph, exit code 2, nothing half-written."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,10 +10,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from selfprune.__main__ import main
+from selfprune.command_line import guarded
+from selfprune.errors import ModelError
 
 WRONG = {
     "unknown option": (["budgt.sparsity=0.5"], "budgt"),
     "unknown key of a method": (["pruner.exponent=2"], "exponent"),
+    "a value for a group": (["budget=0.5"], "got float; a group takes the name of a choice"),
+    "nothing for a group": (["pruner=null"], "got NoneType; a group takes the name of a choice"),
     "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
     "added group": (["+experimnt=smoke"], "experimnt"),
     "unknown choice": (["pruner=wnada"], "wanda"),
@@ -25,6 +31,10 @@ WRONG = {
     "missing folder": (["model=local", "model.path=./no/such/model"], "no/such/model"),
     "model without path": (["model=local"], "path"),
     "hub id offline": (["model=hub", "model.path=someone/some-model"], "someone/some-model"),
+    "model from disk": (["model.placement=STREAM"], "a search needs the whole model at hand, but model.placement=STREAM"),
+    "unknown placement": (["model.placement=SLOW"], "[WHOLE, SPREAD, STREAM]"),
+    "calibration text alone": (["data=files", "data.calibration=a.txt"], "but data.report is empty"),
+    "option of a pruning": (["output=x"], "output"),
     "missing text": (["data=files", "data.calibration=no.txt", "data.search=no.txt", "data.report=no.txt"], "no.txt"),
     "empty text": (["data=files", "data.calibration=empty.txt", "data.search=empty.txt", "data.report=empty.txt"], "empty.txt"),
     "short text": (["data=files", "data.calibration=short.txt", "data.search=short.txt", "data.report=short.txt"], "short.txt"),
@@ -95,6 +105,47 @@ def test_a_mistake_ends_the_process_with_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "selfprune", "budget.sparsity=1.2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     check_paragraph((done.returncode, done.stdout, done.stderr), "got 1.2")
+
+
+def interrupt_in_native_code():
+    """What remains of an interrupt that a library met in native code."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("error", [ValueError("could not determine the shape"), ModelError("reading the weights failed"), None])
+def test_an_interrupt_is_told_whatever_error_a_library_makes_of_it(error, capsys):
+    def work():
+        interrupt_in_native_code()
+        raise error or KeyboardInterrupt("somewhere")
+
+    def told(interrupt):
+        return f"interrupted {'in '.join(('', *interrupt.args))}"
+
+    before = signal.getsignal(signal.SIGINT)
+    assert guarded(work, "selfprune", told) == 130
+    assert capsys.readouterr().err == f"selfprune: interrupted {'' if error else 'in somewhere'}".rstrip() + "\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), KeyError("a defect"), SystemExit(3)])
+def test_a_defect_is_not_told_as_a_mistake(error):
+    def work():
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        guarded(work, "selfprune", str)
+    assert raised.value is error
+
+
+def test_an_interrupt_of_earlier_work_does_not_turn_a_mistake_into_one(capsys):
+    assert guarded(interrupt_in_native_code, "selfprune", str) == 0
+
+    def work():
+        raise ModelError("no such model")
+
+    assert guarded(work, "selfprune", str) == 2
+    assert capsys.readouterr().err == "selfprune: no such model\n"
 
 
 def test_every_option_can_be_shown(selfprune):

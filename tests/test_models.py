@@ -10,6 +10,7 @@ from transformers import AutoConfig, LlamaModel
 
 from selfprune.errors import ConfigError, ModelError
 from selfprune.models import DType, ModelConfig, load_model, preflight_memory
+from selfprune.placement import Placement
 from selfprune.units import list_units, weight_view
 
 TOKENS_NT = torch.arange(24).view(2, 12)
@@ -63,7 +64,7 @@ def test_preflight_counts_tied_parameters_once_and_adds_the_callers_bytes(tiny_m
     config = ModelConfig(str(tiny_model_folder("gpt2")), DType.BFLOAT16, device="cpu")
     model = make_tiny_model("gpt2")
     n_parameters = sum(parameter.numel() for name, parameter in model.state_dict().items() if name != "lm_head.weight")
-    preflight = preflight_memory(config, bytes_per_parameter=4.0)
+    preflight = preflight_memory(config, n_copies=1, extra_bytes=2.0)
     assert (preflight.n_parameters, preflight.needed_bytes) == (n_parameters, 6 * n_parameters)
     assert preflight.available_bytes > preflight.needed_bytes
 
@@ -80,7 +81,86 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(tiny_m
 
 def test_the_callers_bytes_can_make_a_model_too_large(tiny_model_folder):
     with pytest.raises(ModelError, match=r"does not fit"):
-        preflight_memory(ModelConfig(str(tiny_model_folder("llama")), device="cpu"), bytes_per_parameter=1e12)
+        preflight_memory(ModelConfig(str(tiny_model_folder("llama")), device="cpu"), extra_bytes=1e12)
+
+
+def test_from_disk_the_largest_block_and_what_lies_outside_the_blocks_must_fit(tiny_model_folder, make_tiny_model):
+    model = make_tiny_model("gpt2")
+    n_at_once = {placement: preflight_of("gpt2", tiny_model_folder, placement).n_parameters for placement in Placement}
+    n_block = sum(parameter.numel() for parameter in model.transformer.h[0].parameters())
+    n_all = sum(parameter.numel() for parameter in model.parameters())
+    assert n_at_once == {Placement.WHOLE: n_all, Placement.STREAM: n_all - n_block, Placement.SPREAD: 0}
+
+
+def preflight_of(family, tiny_model_folder, placement):
+    return preflight_memory(ModelConfig(str(tiny_model_folder(family)), device="cpu", placement=placement))
+
+
+def test_a_model_larger_than_memory_is_refused_whole_and_passes_from_disk(tiny_model_folder, monkeypatch):
+    whole = preflight_of("llama", tiny_model_folder, Placement.WHOLE)
+    monkeypatch.setattr("selfprune.preflight._free_memory_bytes", lambda: whole.needed_bytes - 1)
+    with pytest.raises(
+        ModelError, match=r"does not fit: .*prune it from disk, .*`python -m selfprune\.prune model\.placement=STREAM`"
+    ):
+        load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
+    loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu", placement=Placement.STREAM))
+    assert len(loaded.blocks) == 2
+
+
+@pytest.mark.parametrize("placement", [Placement.STREAM, Placement.SPREAD])
+def test_a_model_that_is_not_whole_on_its_device_gives_the_same_logits(
+    placement, family, tiny_model_folder, make_tiny_model, no_network, tmp_path
+):
+    config = ModelConfig(str(tiny_model_folder(family)), device="cpu", placement=placement)
+    loaded = load_model(config, scratch=tmp_path / "scratch")
+    in_blocks = {loaded.block_prefix(index) for index in range(len(loaded.blocks))}
+    for name, parameter in loaded.model.named_parameters():
+        assert parameter.is_meta == (placement is Placement.STREAM and any(map(name.startswith, in_blocks))), name
+        assert not parameter.requires_grad
+    assert not loaded.model.training
+    assert loaded.units == list_units(make_tiny_model(family))
+    with torch.no_grad():
+        logits_NTV = loaded.model(input_ids=TOKENS_NT).logits
+    torch.testing.assert_close(logits_NTV, make_tiny_model(family)(input_ids=TOKENS_NT).logits)
+    assert no_network == []
+
+
+def test_weights_stay_in_the_checkpoint_where_it_has_their_form_and_need_a_scratch_folder_where_not(tiny_model_folder, tmp_path):
+    def stream(family, scratch):
+        load_model(ModelConfig(str(tiny_model_folder(family)), device="cpu", placement=Placement.STREAM), scratch)
+
+    stream("llama", tmp_path / "llama")
+    assert not list((tmp_path / "llama").glob("*"))
+    stream("mixtral", tmp_path / "mixtral")
+    assert len(list((tmp_path / "mixtral").glob("*.experts.*.safetensors"))) == 2 * 2
+    with pytest.raises(ModelError, match=r"reading the weights of .* failed .*needed to be re-saved"):
+        stream("mixtral", None)
+
+
+@pytest.mark.parametrize("placement", [Placement.STREAM, Placement.SPREAD])
+def test_a_broken_checkpoint_is_refused_from_disk_too(placement, tiny_model_folder, make_tiny_model, tmp_path):
+    folder = copied(tiny_model_folder("llama"), tmp_path)
+    config = ModelConfig(str(folder), device="cpu", placement=placement)
+    model = make_tiny_model("llama")
+    model.get_input_embeddings().weight[3, 3] = torch.inf
+    model.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"model\.embed_tokens\.weight of .* holds NaN or infinite numbers"):
+        load_model(config)
+    LlamaModel(model.config).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"lacks 1 weights that LlamaForCausalLM needs, such as lm_head.weight"):
+        load_model(config)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"reading the weights of model.path=.* failed"):
+        load_model(config)
+
+
+def test_a_block_missing_from_a_checkpoint_is_noticed_from_disk(make_tiny_model, tiny_tokenizer, tmp_path):
+    make_tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    edit_config(tmp_path, num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"lacks 9 weights that LlamaForCausalLM needs, such as model\.layers\.2\."):
+        load_model(ModelConfig(str(tmp_path), device="cpu", placement=Placement.STREAM))
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no_such_folder", "models/of/mine"])

@@ -12,7 +12,7 @@ from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
-from selfprune.level_store import LevelStore
+from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.racing import Ladder, Racer, block_versions, paired_z
@@ -29,7 +29,7 @@ def bench(make_tiny_model):
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    store = LevelStore.build(loaded, grid, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4))
+    store = LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4)))
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
     return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 2, [1, 2, 4, 8], 10**6)

@@ -12,11 +12,16 @@ import jsonschema
 import nbformat
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.archive import read_archive
 from selfprune.candidate import State
+from selfprune.conf_path import conf_folder
+from selfprune.config import find_methods, register_schemas
+from selfprune.run import run_composed
+from selfprune.units import list_units, weight_view
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ["+experiment=smoke"]
@@ -78,6 +83,24 @@ def test_the_report_compares_dense_yardsticks_control_and_winner_at_one_sparsity
     assert len(pruned) == 1
     assert 0.7 <= pruned.pop() < 0.7 + 614 / 5_160_960
     assert all(row["kl"] > 1e-3 for name, row in rows.items() if name != "dense")
+
+
+@pytest.mark.parametrize("pattern", ["", "2:4"])
+@pytest.mark.parametrize("pruner", find_methods("pruner"))
+def test_every_pruner_goes_through_the_main_job(pruner, pattern, tiny_model_folder, tmp_path):
+    register_schemas()
+    small = ["data.n_tokens_per_window=32", "data.n_calibration=4", "search.max_tokens=500", "harness=none"]
+    choices = [f"pruner={pruner}", f"pruner.pattern='{pattern}'", "model=local", f"model.path={tiny_model_folder('llama')}"]
+    overrides = [*SMOKE, *small, *choices, "model.device=cpu", "proposer=evolutionary", "budget.sparsity=0.5"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        folder = run_composed(compose("config", overrides=[*overrides, f"run_folder={tmp_path / 'run'}"]), overrides, None)
+    rows = {row["name"]: row for row in report_of(folder)["rows"]}
+    assert rows["dense"]["kl"] == pytest.approx(0, abs=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    units = list_units(model)
+    winner = next(c for c in read_archive(folder / "archive.jsonl") if c.id == report_of(folder)["search"]["winner"]["id"])
+    assert {unit.name: int((weight_view(model, unit) == 0).sum()) for unit in units} == winner.allocation
+    assert 0.5 <= sum(winner.allocation.values()) / sum(unit.n_weights for unit in units) == rows["winner"]["sparsity"]
 
 
 def test_every_row_is_pruned_from_the_dense_model_and_not_from_the_row_before(smoke, tmp_path):

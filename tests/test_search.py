@@ -13,7 +13,7 @@ from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.language_models.scripted import ScriptedLanguageModel
-from selfprune.level_store import LevelStore
+from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import FixedProposals, SearchSpace
 from selfprune.proposers.evolutionary import Evolutionary
@@ -37,7 +37,7 @@ def bench(make_tiny_model):
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (4, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    store = LevelStore.build(loaded, grid, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4))
+    store = LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4)))
     return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 4, LADDER.n_windows, 10**6)
 
 

@@ -1,6 +1,6 @@
-"""Magnitude, Wanda and OWL against what the original implementations produced.
+"""Magnitude, Wanda, SparseGPT and OWL against what the original implementations produced.
 
-Shape suffixes: O out, I in, N sequences, T tokens.
+Shape suffixes: O out, I in, N sequences, T tokens, K tokens of all sequences.
 """
 
 import json
@@ -20,6 +20,7 @@ from selfprune.models import LoadedModel
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.owl import OWL, outlier_ratio
 from selfprune.pruners.magnitude import Magnitude
+from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.pruners.statistics import InputSquares
 from selfprune.pruners.wanda import Wanda, wanda_metric
 from selfprune.units import find_blocks, list_units, weight_view
@@ -27,6 +28,7 @@ from selfprune.units import find_blocks, list_units, weight_view
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"] if GOLDEN.exists() else []
 LAYERS = [case for case in CASES if case["level"] == "layer" and case["method"] in ("wanda", "magnitude")]
+SPARSEGPT_LAYERS = [case for case in CASES if case["level"] == "layer" and case["method"] in ("sparsegpt", "evopress_fastobc")]
 BY_ID = {case["id"]: case for case in CASES}
 
 pytestmark = pytest.mark.skipif(not CASES, reason="the golden vectors are not beside this checkout")
@@ -94,6 +96,77 @@ def test_the_reference_removes_one_weight_more_than_asked_for_and_we_do_not(case
     assert weight_OI[extra_OI].abs().tolist() == [weight_OI.abs().flatten().sort().values[n_pruned].item()]
 
 
+@pytest.mark.parametrize("case", [case for case in LAYERS if case["method"] == "magnitude"], ids=lambda case: case["id"])
+def test_with_its_threshold_magnitude_equals_the_reference_at_the_ratio_asked_for(case, tensors):
+    weight_OI, expected_OI = tensors[case["inputs"]["W"]], tensors[case["outputs"][0]["tensor"]].bool()
+    pruner = Magnitude(pattern=make_pruner(case).pattern, reference_threshold=True)
+    n_pruned = int(weight_OI.numel() * case["arguments"]["sparsity_ratio"])
+    assert torch.equal(pruner.prune(weight_OI, pruner.statistics(1, weight_OI.shape[1], 1), n_pruned).mask_OI, expected_OI)
+
+
+def make_sparsegpt(case):
+    arguments = case["arguments"]
+    if case["method"] == "evopress_fastobc":
+        return SparseGPT(block_width=arguments["block_size"], percent_damping=arguments["rel_damp"])
+    n_pruned, width = arguments["prunen"], arguments["prunem"]
+    return SparseGPT(
+        f"{width - n_pruned}:{width}" if width else "",
+        block_width=arguments["blocksize"],
+        percent_damping=arguments["percdamp"],
+        reference_threshold=not width,
+    )
+
+
+def sparsegpt_layer(case, tensors):
+    """The weights, the inputs of all tokens in fp64, and what we make of them at the sparsity that the original was asked for."""
+    pruner, weight_OI, inputs_NTI = make_sparsegpt(case), tensors[case["inputs"]["W"]], tensors[case["inputs"]["X"]]
+    statistics = gathered(pruner, inputs_NTI)
+    n_pruned = round(weight_OI.numel() * case["arguments"]["sparsity"])
+    if case["method"] == "evopress_fastobc":
+        # it rounds block by block
+        n_pruned = int((~tensors[case["outputs"][0]["tensor"]].bool()).sum())
+    return weight_OI, inputs_NTI.flatten(0, 1).double(), pruner.prune(weight_OI, statistics, n_pruned)
+
+
+@pytest.mark.parametrize("case", SPARSEGPT_LAYERS, ids=lambda case: case["id"])
+def test_sparsegpt_equals_the_reference(case, tensors):
+    weight_OI, inputs_KI, ours = sparsegpt_layer(case, tensors)
+    expected_OI, expected_weight_OI = (tensors[output["tensor"]] for output in case["outputs"])
+    tolerance, agrees_OI = case["tolerance"], ours.mask_OI == expected_OI.bool()
+    assert (~agrees_OI).sum() <= tolerance["mask_mismatch_max_fraction"] * weight_OI.numel()
+    assert ours.weight_OI.dtype is expected_weight_OI.dtype
+    updated_OI, expected_weight_OI = ours.weight_OI.double(), expected_weight_OI.double()
+    allowed_OI = tolerance["W_new_atol_times_absmax"] * expected_weight_OI.abs().max()
+    if weight_OI.dtype is torch.bfloat16:
+        # one step of the dtype
+        allowed_OI = allowed_OI + torch.finfo(torch.bfloat16).eps * expected_weight_OI.abs()
+    assert ((updated_OI - expected_weight_OI).abs() <= allowed_OI)[agrees_OI].all()
+    assert (updated_OI - expected_weight_OI).norm() <= tolerance["rel_frobenius_max"] * expected_weight_OI.norm()
+    outputs_KO, change_KO = inputs_KI @ weight_OI.double().T, inputs_KI @ (weight_OI.double() - updated_OI).T
+    expected_error = pytest.approx(case["expected_rel_output_error"], rel=tolerance["rel_output_error_rtol"])
+    assert float(change_KO.square().sum() / outputs_KO.square().sum()) == expected_error
+
+
+@pytest.mark.parametrize("case", SPARSEGPT_LAYERS, ids=lambda case: case["id"])
+def test_sparsegpt_itself_removes_exactly_what_is_asked_for_and_nearly_what_the_reference_does(case, tensors):
+    weight_OI, inputs_NTI = tensors[case["inputs"]["W"]], tensors[case["inputs"]["X"]]
+    pruner, n_pruned = SparseGPT(make_sparsegpt(case).pattern), int(weight_OI.numel() * case["arguments"]["sparsity"])
+    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).mask_OI
+    assert (~mask_OI).sum() == n_pruned
+    assert (mask_OI != tensors[case["outputs"][0]["tensor"]].bool()).sum() <= 1e-3 * weight_OI.numel()
+
+
+@pytest.mark.parametrize("case", [c for c in SPARSEGPT_LAYERS if c["method"] == "sparsegpt"], ids=lambda case: case["id"])
+def test_the_sparsegpt_hessian_equals_the_reference(case, tensors):
+    factor = gathered(SparseGPT(), tensors[case["inputs"]["X"]])
+    ours = {"sparsegpt_H_diag": 2 * factor.means()[0], "sparsegpt_H": 2 * factor.sums()[0] / factor.n_sequences}
+    assert case["activation_statistic"]
+    for stored in case["activation_statistic"]:
+        expected = tensors[stored["tensor"]]
+        atol = case["tolerance"]["H_rtol_to_max"] * float(expected.abs().max())
+        torch.testing.assert_close(ours[stored["tensor"].rpartition(".")[2]], expected, rtol=0, atol=atol)
+
+
 @pytest.fixture
 def loaded():
     model = AutoModelForCausalLM.from_pretrained(GOLDEN / "model_gqa", dtype=torch.float32).eval().requires_grad_(False)
@@ -132,6 +205,35 @@ def test_a_model_pruned_block_by_block_equals_the_reference(case_id, batch_size,
     assert n_wrong <= case["tolerance"]["mask_mismatch_max_fraction"] * sum(unit.n_weights for unit in loaded.units)
     expected = pytest.approx(case["expected_ppl"], rel=case["tolerance"]["ppl_rtol"])
     assert perplexity(loaded, tensors["gqa.eval_ids"]) == expected
+
+
+@pytest.mark.parametrize("case_id", ["model.sparsegpt.0.5", "model.sparsegpt.0.5.true_sequential"])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_model_pruned_by_sparsegpt_equals_the_reference(case_id, batch_size, loaded, tensors):
+    case = BY_ID[case_id]
+    tolerance, n_weights = case["tolerance"], sum(unit.n_weights for unit in loaded.units)
+    allocation = {unit.name: unit.n_weights // 2 for unit in loaded.units}
+    pruner, in_turns = make_sparsegpt(case), case["arguments"]["true_sequential"]
+    removed = prune_in_place(
+        loaded, tensors["gqa.calib_ids"], pruner, allocation, batch_size=batch_size, true_sequential=in_turns
+    )
+    assert sum(removed.values()) / n_weights == pytest.approx(case["expected_sparsity"], abs=1e-7)
+
+    n_wrong, kinds = 0, set()
+    for unit in loaded.units:
+        weight_OI, name = weight_view(loaded.model, unit), f"{case['id']}.{unit.name.removeprefix('model.')}"
+        kind = next(kind for kind in ("W_new", "mask") if f"{name}.{kind}" in tensors)
+        kinds.add(kind)
+        expected_OI = tensors[f"{name}.{kind}"]
+        agrees_OI = (weight_OI != 0) == (expected_OI != 0)
+        n_wrong += int((~agrees_OI).sum())
+        if kind == "W_new":
+            largest, change_OI = expected_OI.abs().max(), weight_OI - expected_OI
+            assert change_OI[agrees_OI].abs().max() <= tolerance["W_new_atol_times_absmax_where_masks_agree"] * largest
+            assert change_OI.norm() <= tolerance["rel_frobenius_max"] * expected_OI.norm()
+    assert kinds == {"mask" if in_turns else "W_new"}
+    assert n_wrong <= tolerance["mask_mismatch_max_fraction"] * n_weights
+    assert perplexity(loaded, tensors["gqa.eval_ids"]) == pytest.approx(case["expected_ppl"], rel=tolerance["ppl_rtol"])
 
 
 def test_the_statistics_of_the_first_block_equal_the_reference(loaded, tensors):
