@@ -249,3 +249,21 @@ def test_experts_that_hide_their_inputs_are_refused():
 def test_wanda_gives_shared_units_one_statistic_too(load_tiny):
     statistics = calibrate(load_tiny("llama"), WINDOWS_NT, Wanda(), batch_size=2)
     assert len({id(gathered) for gathered in statistics.values()}) == 8
+
+
+def test_a_layer_that_comes_late_does_not_inherit_what_it_never_saw():
+    statistics = branches("a1", "a2 b2")
+    assert (values(statistics["a"]), values(statistics["b"])) == ([1, 2], [2])
+
+
+def test_units_that_share_must_run_equally_often():
+    with pytest.raises(ModelError, match="b had the same input as a in one forward pass and another in the next"):
+        branches("a1 b1", "a2")
+
+
+def test_a_tensor_that_was_changed_in_place_is_another_input():
+    model, inputs_KI = Branches(), torch.ones(2, 3)
+    with gather(model, [Unit(name, 0, name, 9) for name in "ab"], lambda unit: Recorder()) as statistics:
+        model.a(inputs_KI)
+        model.b(inputs_KI.add_(1))
+    assert (values(statistics["a"]), values(statistics["b"])) == ([1], [2])

@@ -28,7 +28,7 @@ from selfprune.units import weight_view
 RESULTS = Path(__file__).with_name("results.jsonl")
 SPARSITIES = (0.5, 0.7)
 SEEDS = (0, 1, 2)
-VARIANTS = ("wanda scope=MATRIX", "magnitude scope=ROW", "obd scope=ROW", "taylor scope=ROW", "dsnot reference_swaps=true")
+VARIANTS = ("wanda scope=MATRIX", "magnitude scope=ROW", "obd scope=MATRIX", "taylor scope=MATRIX")
 BATCH_SIZE = 8
 
 

@@ -48,6 +48,7 @@ def gather(model: nn.Module, units: list[Unit], make: MakeStatistics) -> Iterato
                 experts.append((owner, statistics[unit.name]))
         seen = stack.enter_context(_ExpertInputs(experts)) if experts else None
         yield statistics
+    sharing.check()
     if seen is not None and seen.n_seen == 0:
         raise ModelError(
             f"the inputs of the fused experts {', '.join(unit.name for unit in units)} could not be seen: their layer does not "
@@ -64,7 +65,8 @@ class _Sharing:
         self.statistics = statistics
         self.make = make
         self.leader_of: dict[str, str] = {}
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, tuple[Tensor, int]] = {}
+        self.n_seen: dict[str, int] = {}
 
     def hook(self, unit: Unit) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def update(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -74,19 +76,37 @@ class _Sharing:
 
     def see(self, unit: Unit, inputs: Tensor) -> None:
         """Takes note of a unit's input in one pass."""
+        # the version tells whether a tensor was changed in place
+        own = (inputs, inputs._version)
         if unit.name not in self.leader_of:
-            leader = next((name for name, seen in self.inputs.items() if seen is inputs), unit.name)
+            same = (name for name, seen in self.inputs.items() if seen[0] is inputs and seen[1] == own[1])
+            # one that has seen more than this one input cannot be shared
+            leader = next((name for name in same if self.n_seen[name] == 1), unit.name)
             self.leader_of[unit.name] = leader
             self.statistics[unit.name] = self.statistics[leader] if leader != unit.name else self.make(unit)
+        self.n_seen[unit.name] = self.n_seen.get(unit.name, 0) + 1
         leader = self.leader_of[unit.name]
         if leader == unit.name:
-            self.inputs[unit.name] = inputs
+            self.inputs[unit.name] = own
             self.statistics[unit.name].update(inputs)
-        elif self.inputs[leader] is not inputs:
-            raise ModelError(
-                f"{unit.name} had the same input as {leader} in one forward pass and another in the next; selfprune cannot "
-                "gather statistics of this architecture"
-            )
+        elif self.inputs[leader][0] is not inputs or self.inputs[leader][1] != own[1]:
+            self._refuse(unit.name, leader)
+
+    def check(self) -> None:
+        """Checks that units that share ran equally often.
+
+        Raises:
+            ModelError: when they did not.
+        """
+        for name, leader in self.leader_of.items():
+            if self.n_seen[name] != self.n_seen[leader]:
+                self._refuse(name, leader)
+
+    def _refuse(self, name: str, leader: str) -> None:
+        raise ModelError(
+            f"{name} had the same input as {leader} in one forward pass and another in the next; selfprune cannot "
+            "gather statistics of this architecture"
+        )
 
 
 class _ExpertInputs(TorchFunctionMode):

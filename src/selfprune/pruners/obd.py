@@ -3,7 +3,8 @@
 The second derivatives are taken to be the diagonal of the empirical Fisher information: squared gradients of single windows.
 
 Limits: off-diagonal terms are ignored, so that weights that make up for each other are valued one by one. A value for every
-weight is held at once, four bytes each. Weights are not updated.
+weight is held at once, four bytes each. Rows differ in the scale of their gradients, so that over a whole matrix (`scope=MATRIX`)
+whole rows go, which measured far worse. Weights are not updated.
 """
 
 from dataclasses import dataclass
@@ -11,15 +12,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from selfprune.pruners.base import Scope, ScorePruner
+from selfprune.pruners.base import ScorePruner
 from selfprune.pruners.statistics import Statistics, WeightGradients
 
 
 @dataclass
 class OBD(ScorePruner):
-    """½ · F · w² with the diagonal Fisher information F, compared over the whole matrix by default."""
+    """½ · F · w² with the diagonal Fisher information F, compared within an output row by default."""
 
-    scope: Scope = Scope.MATRIX
     needs_gradients: ClassVar[bool] = True
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
