@@ -224,6 +224,39 @@ def test_a_folder_that_exists_and_one_of_another_config_are_refused_and_left_alo
     assert Shards(tmp_path / "out", ORIGIN).resume()[1] == 1
 
 
+def test_a_partial_folder_of_other_things_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"out\.partial is where the pruned model grows, but .* such as thesis\.tex"):
+        Shards(tmp_path / "out", ORIGIN)
+    assert contents(tmp_path / "out.partial") == {"thesis.tex": b"x"}
+
+
+def test_what_a_walk_left_that_was_killed_in_its_first_block_is_taken_for_its_own(folder_of, monkeypatch, tmp_path):
+    class KilledError(BaseException):
+        pass
+
+    def save(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        if PROGRESS in path.name:
+            raise KilledError
+
+    folder = folder_of("mixtral")
+    shards = Shards(tmp_path / "out", ORIGIN)
+    loaded = load_model(ModelConfig(str(folder), device="cpu", placement=Placement.STREAM), shards.scratch)
+    with monkeypatch.context() as patched:
+        patched.setattr("selfprune.shards.save_file", save)
+        with pytest.raises(KilledError):
+            prune(loaded, shards)
+    left = {path.name for path in shards.partial.iterdir()}
+    assert left == {"offload", "model-00001-of-00005.safetensors", f".{PROGRESS}.unfinished"}
+    shards = Shards(tmp_path / "out", ORIGIN)
+    loaded = load_model(ModelConfig(str(folder), device="cpu", placement=Placement.STREAM), shards.scratch)
+    assert prune_and_publish(loaded, shards) == [0, 1, 2, 3]
+    prune_and_publish(load(folder, tmp_path), Shards(tmp_path / "whole", ORIGIN))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_what_was_begun_is_kept_and_what_was_not_is_removed_with_the_folders_made_for_it(folder_of, tmp_path):
     (tmp_path / "mine").mkdir()
     shards = Shards(tmp_path / "mine" / "a" / "b" / "out", ORIGIN)

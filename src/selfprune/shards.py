@@ -4,6 +4,7 @@ Shape suffixes: N sequences, T tokens, D hidden width.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,8 @@ from selfprune.journal import disk_error, write_whole
 from selfprune.models import LoadedModel
 
 PROGRESS = "progress.safetensors"
+OWN_FILE = re.compile(r"offload|model-\d+-of-\d+\.safetensors|\..+\.unfinished")
+"""What a walk leaves behind that is killed before its first block is done."""
 REMEDY = "free some space and give the same command again, which goes on after the blocks that are done"
 
 
@@ -32,7 +35,7 @@ class Shards:
         origin: everything that decides the result; a folder that was begun otherwise is refused.
 
     Raises:
-        ConfigError: when the folder exists, or was begun with another config.
+        ConfigError: when the folder exists, was begun with another config, or `<folder>.partial` holds other things.
     """
 
     def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
@@ -47,6 +50,7 @@ class Shards:
                 f"{self.partial} holds the beginning of a pruning with another config; choose another output, or remove that "
                 "folder"
             )
+        self._check_own()
         self._made = [parent for parent in self.partial.absolute().parents if not parent.exists()]
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -112,8 +116,8 @@ class Shards:
         """
         try:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            (self.partial / PROGRESS).unlink()
             self.partial.rename(self.folder)
+            (self.folder / PROGRESS).unlink()
         except OSError as error:
             raise disk_error(self.partial, error, REMEDY) from error
 
@@ -124,6 +128,16 @@ class Shards:
             for parent in self._made:
                 with suppress(OSError):
                     parent.rmdir()
+
+    def _check_own(self) -> None:
+        """Refuses a folder that is not ours, since it would be removed after a mistake."""
+        if self.partial.is_dir() and not self._progress():
+            foreign = [path.name for path in self.partial.iterdir() if not OWN_FILE.fullmatch(path.name)]
+            if foreign:
+                raise ConfigError(
+                    f"{self.partial} is where the pruned model grows, but it holds other things, such as {min(foreign)}; choose "
+                    "another output, or move them away"
+                )
 
     def _progress(self) -> dict[str, Any]:
         """How far it came; empty before the first block."""
