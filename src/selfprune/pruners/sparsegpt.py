@@ -148,6 +148,8 @@ def _stored(updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor) -> Tensor:
     Raises:
         PruningError: when they are no numbers.
     """
+    if weight_OI.dtype is updated_OI.dtype and torch.isfinite(torch.stack(updated_OI.aminmax())).all():
+        return updated_OI
     limits = torch.finfo(weight_OI.dtype)
     largest = min(limits.max, torch.finfo(updated_OI.dtype).max)
     stored_OI = updated_OI.clamp_(-largest, largest).to(weight_OI.dtype)
