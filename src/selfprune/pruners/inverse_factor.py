@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 PANEL_WIDTH = 512
 """Columns that are factorised together; what is held beside the matrix is a few panels."""
+BAND_WIDTH = 128
+"""Rows of the factor that are kept together."""
 MAX_DAMPING = 1e3
 """Beyond this many times the mean diagonal, a Hessian is broken and not merely ill-conditioned."""
 
@@ -38,17 +40,17 @@ class InverseFactor(InputGram):
         super().__init__(n_row_groups, n_in, n_sequences)
         self.percent_damping = percent_damping
         self._diagonal_GI = torch.zeros(0)
-        self._factor_GII = torch.zeros(0)
+        self._bands: list[list[Tensor]] = []
 
     def update(self, inputs: Tensor, row_group: int = 0) -> None:
         """Adds the outer products of inputs [..., I], in reversed order."""
-        assert not self._factor_GII.numel(), "the factor was taken already"
+        assert not self._bands, "the factor was taken already"
         self._diagonal_GI = torch.zeros(0)
         super().update(inputs.flip(-1), row_group)
 
     def sums(self) -> Tensor:
         """Σ x xᵀ [G, I, I] in the order of the channels, as long as the factor was not taken."""
-        assert not self._factor_GII.numel(), "the factor took the place of the sums"
+        assert not self._bands, "the factor took the place of the sums"
         return super().sums().flip(1, 2)
 
     def means(self) -> Tensor:
@@ -65,7 +67,19 @@ class InverseFactor(InputGram):
         Raises:
             PruningError: when the inputs were not finite, or no damping makes the Hessian positive definite.
         """
-        return self.factorise()[group, start:stop, start:]
+        bands = self.factorise()[group]
+        first = start // BAND_WIDTH
+        if stop <= (first + 1) * BAND_WIDTH:
+            offset = first * BAND_WIDTH
+            return bands[first][start - offset : stop - offset, start - offset :]
+        # rows of several bands, of which the later ones begin further to the right
+        pieces = []
+        while start < stop:
+            end = min(stop, (start // BAND_WIDTH + 1) * BAND_WIDTH)
+            pieces.append(self.block(group, start, end))
+            start = end
+        width = pieces[0].shape[1]
+        return torch.cat([torch.nn.functional.pad(piece_BI, (width - piece_BI.shape[1], 0)) for piece_BI in pieces])
 
     def inverse_diagonal(self) -> Tensor:
         """The diagonal of H⁻¹ [G, I], that is the column sums of U².
@@ -73,7 +87,11 @@ class InverseFactor(InputGram):
         Raises:
             PruningError: as `block` does.
         """
-        return torch.stack([torch.linalg.vector_norm(upper_II, dim=0).square() for upper_II in self.factorise()])
+        sums_GI = torch.zeros_like(self._diagonal())
+        for sums_I, bands in zip(sums_GI, self.factorise(), strict=True):
+            for band_BI in bands:
+                sums_I[len(sums_I) - band_BI.shape[1] :] += band_BI.square().sum(dim=0)
+        return sums_GI
 
     def _diagonal(self) -> Tensor:
         """Σ x_j² [G, I]."""
@@ -81,19 +99,24 @@ class InverseFactor(InputGram):
             self._diagonal_GI = self._allocated(torch.device("cpu")).diagonal(dim1=1, dim2=2).flip(-1).clone()
         return self._diagonal_GI
 
-    def factorise(self) -> Tensor:
-        """U [G, I, I], upper triangular, with zeros below; made once, in place of the sums.
+    def factorise(self) -> list[list[Tensor]]:
+        """Per group the rows of U in bands [B, I - start], each from its first column on: half the memory of the matrix.
+
+        They are made once, in place of the sums.
 
         Raises:
             PruningError: when the inputs were not finite, or no damping makes the Hessian positive definite.
         """
-        if not self._factor_GII.numel():
-            diagonal_GI, reversed_GII = self._diagonal(), self._release()
-            for group, gram_II in enumerate(reversed_GII):
-                self._invert_in_place(gram_II, diagonal_GI[group])
+        if not self._bands:
+            diagonal_GI, grams_GII = self._diagonal(), self._release()
+            bands = []
+            for gram_II, diagonal_I in zip(grams_GII, diagonal_GI, strict=True):
+                self._invert_in_place(gram_II, diagonal_I)
+                starts = range(0, len(gram_II), BAND_WIDTH)
+                bands.append([gram_II[start : start + BAND_WIDTH, start:].clone() for start in starts])
             # only now, so that statistics that were refused are refused again
-            self._factor_GII = reversed_GII
-        return self._factor_GII
+            self._bands = bands
+        return self._bands
 
     def _invert_in_place(self, gram_II: Tensor, diagonal_I: Tensor) -> None:
         """Turns the upper triangle of a reversed Σ x xᵀ into the lower triangular inverse of its Cholesky factor."""
