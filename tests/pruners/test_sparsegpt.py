@@ -277,7 +277,7 @@ def factor_of(*inputs_of_groups, n_sequences=1, percent_damping=0.01):
     return factor
 
 
-@pytest.mark.parametrize("n_in", [1, 5, 16, 25, 130])
+@pytest.mark.parametrize("n_in", [1, 5, 16, 25, 130, 300])
 @pytest.mark.parametrize("percent_damping", [0.01, 0.1, 1.0])
 @pytest.mark.usefixtures("panel_width")
 def test_the_factor_equals_that_of_the_published_three_steps(n_in, percent_damping):
