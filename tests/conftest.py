@@ -1,5 +1,6 @@
 """Fixtures that several tests share: tiny random models of every family, a tiny tokenizer, and a watch on the network."""
 
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from selfprune.embedded.corpus import write_corpus
+
+# A shell that starts a job in the background lets it ignore Ctrl-C; the tests that send one would wait for nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The models are so small that more threads only wait for each other, the more so when tests run side by side.
 torch.set_num_threads(1)

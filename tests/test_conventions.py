@@ -16,6 +16,7 @@ NOT_A_METHOD = {
     "pruners/statistics": "what pruners ask calibration to gather",
     "pruners/selection": "which weights go first",
     "pruners/inverse_factor": "the factor of the inverse Hessian that SparseGPT needs",
+    "pruners/updates": "what pruners that change the kept weights share",
     "pruners/scaled_layer": "what ADMM and ALPS share",
     "proposers/coordinates": "how self_pruner turns replies into sparsities",
     "proposers/replies": "the grammar and the parser of self_pruner's replies",

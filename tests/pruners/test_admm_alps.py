@@ -327,6 +327,16 @@ def test_damping_is_raised_until_the_layer_can_be_solved_and_said_so(caplog):
     assert "damping is raised to" in caplog.text
 
 
+@pytest.mark.parametrize("method", [ADMM, ALPS])
+def test_no_kept_weight_vanishes_in_the_weights_own_dtype(method):
+    smallest = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
+    weight_OI = (2 * smallest * normal(400, 24)).half()
+    pruned, in_fp32 = (prune(method(scope=Scope.ROW), w_OI, 6000, correlated(24)) for w_OI in (weight_OI, weight_OI.float()))
+    assert ((in_fp32.weight_OI.half() == 0) & in_fp32.mask_OI & (weight_OI != 0)).any()
+    assert not ((pruned.weight_OI == 0) & pruned.mask_OI & (weight_OI != 0)).any()
+    assert pruned.mask_OI.sum() == 400 * 24 - 6000
+
+
 def test_weights_that_overflow_their_dtype_are_given_more_damping(caplog):
     # Both channels carry the same, so the one that stays must do the work of both: 80000, which fp16 does not hold.
     inputs_NTI, weight_OI = torch.ones(1, 3, 2), torch.tensor([[4e4, 4e4]])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners import inverse_factor, sparsegpt
+from selfprune.pruners import inverse_factor, updates
 from selfprune.pruners.inverse_factor import InverseFactor
 from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.pruners.statistics import InputGram
@@ -188,7 +188,7 @@ def test_the_reference_threshold_takes_one_weight_more_of_every_block_and_minds_
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("chunk_elements", [1, 100, 2**20])
 def test_no_kept_weight_vanishes_in_the_weights_own_dtype(chunk_elements, dtype, monkeypatch):
-    monkeypatch.setattr(sparsegpt, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(updates, "CHUNK_ELEMENTS", chunk_elements)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     weight_OI, inputs_NTI = (3 * smallest * normal(40, 24)).to(dtype), correlated(24)
     pruned, in_fp32 = (SparseGPT().prune(w_OI, gathered(SparseGPT(), inputs_NTI), 300) for w_OI in (weight_OI, weight_OI.float()))

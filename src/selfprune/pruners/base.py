@@ -157,15 +157,15 @@ def check_count(weight_OI: Tensor, n_pruned: int) -> None:
         raise PruningError(f"a unit of {weight_OI.numel()} weights cannot lose {n_pruned}; ask for 0 to {weight_OI.numel()}")
 
 
-def check_pattern_count(weight_OI: Tensor, pattern: str, n_pruned: int) -> tuple[int, int]:
-    """Checks that a count is a level of the pattern, for pruners that fill whole groups only.
-
-    Returns:
-        how many of every group are kept (all when `n_pruned` is 0), and the group's width.
+def check_level(weight_OI: Tensor, pattern: str, n_pruned: int) -> None:
+    """Checks that a unit can lose so many weights, under a pattern by filling whole groups only.
 
     Raises:
-        PruningError: when it is none.
+        PruningError: when it cannot.
     """
+    check_count(weight_OI, n_pruned)
+    if not pattern:
+        return
     n_kept, width = parse_pattern(pattern)
     pattern_width(pattern, weight_OI.shape[1])
     n_level = weight_OI.numel() // width * (width - n_kept)
@@ -173,4 +173,3 @@ def check_pattern_count(weight_OI: Tensor, pattern: str, n_pruned: int) -> tuple
         raise PruningError(
             f"under the pattern {pattern} a unit of {weight_OI.numel()} weights loses 0 or {n_level}, got {n_pruned}"
         )
-    return (n_kept if n_pruned else width), width

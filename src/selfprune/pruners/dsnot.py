@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.pruners.base import PrunedWeight, Pruner, check_count, check_pattern_count
+from selfprune.pruners.base import PrunedWeight, Pruner, check_level
 from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern
 from selfprune.pruners.statistics import InputSquares, Statistics
 from selfprune.pruners.wanda import wanda_metric
@@ -98,9 +98,7 @@ class DSnoT(Pruner):
     def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Wanda's mask at `n_pruned`, then the swaps."""
         assert isinstance(statistics, InputMoments)
-        check_count(weight_OI, n_pruned)
-        if self.pattern:
-            check_pattern_count(weight_OI, self.pattern, n_pruned)
+        check_level(weight_OI, self.pattern, n_pruned)
         metric_OI = self.scores(weight_OI, statistics)
         removed_OI = lowest_in_turns(self._comparison_rows(metric_OI), n_pruned).reshape(metric_OI.shape)
         if 0 < n_pruned < weight_OI.numel():

@@ -111,14 +111,14 @@ class InverseFactor(InputGram):
             diagonal_GI, grams_GII = self._diagonal(), self._release()
             bands = []
             for gram_II, diagonal_I in zip(grams_GII, diagonal_GI, strict=True):
-                self._invert_in_place(gram_II, diagonal_I)
+                self._damp_and_invert_in_place(gram_II, diagonal_I)
                 starts = range(0, len(gram_II), BAND_WIDTH)
                 bands.append([gram_II[start : start + BAND_WIDTH, start:].clone() for start in starts])
             # only now, so that statistics that were refused are refused again
             self._bands = bands
         return self._bands
 
-    def _invert_in_place(self, gram_II: Tensor, diagonal_I: Tensor) -> None:
+    def _damp_and_invert_in_place(self, gram_II: Tensor, diagonal_I: Tensor) -> None:
         """Turns the upper triangle of a reversed Σ x xᵀ into the lower triangular inverse of its Cholesky factor."""
         # twice the sum, because damping adds to the diagonal
         if not torch.isfinite(2 * diagonal_I.sum()):

@@ -18,6 +18,7 @@ from selfprune.errors import ConfigError
 from selfprune.pruners.base import PrunedWeight, Scope, ScorePruner, check_count
 from selfprune.pruners.selection import parse_pattern
 from selfprune.pruners.statistics import InputSquares, Statistics
+from selfprune.pruners.updates import equal_shares
 
 
 @dataclass
@@ -70,10 +71,9 @@ class RIA(ScorePruner):
         """Removes the lowest of every group of rows, as many of each; the first ones lose what is left over."""
         check_count(weight_OI, n_pruned)
         matrices = list(self._matrices(weight_OI, statistics))
-        n_each, n_more = divmod(n_pruned, len(matrices))
         masks = []
-        for g, (matrix_OI, own, places_I) in enumerate(matrices):
-            masks.append(super().prune(matrix_OI, own, n_each + (g < n_more)).mask_OI[:, places_I])
+        for (matrix_OI, own, places_I), n_here in zip(matrices, equal_shares(n_pruned, len(matrices)), strict=True):
+            masks.append(super().prune(matrix_OI, own, n_here).mask_OI[:, places_I])
         return PrunedWeight(torch.cat(masks))
 
     def _matrices(self, weight_OI: Tensor, statistics: Statistics) -> Iterator[tuple[Tensor, InputSquares, Tensor]]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import PrunedWeight, Pruner, Scope, check_count, check_pattern_count
+from selfprune.pruners.base import PrunedWeight, Pruner, Scope, check_level
 from selfprune.pruners.selection import lowest_in_turns, pattern_width
 from selfprune.pruners.statistics import InputGram, Statistics
+from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.wanda import wanda_metric
 
 logger = logging.getLogger(__name__)
@@ -104,19 +105,16 @@ class ScaledLayerPruner(Pruner):
             PruningError: when the count is out of range, no level of the pattern, or weights or inputs are not finite.
         """
         assert isinstance(statistics, InputGram)
-        check_count(weight_OI, n_pruned)
-        if self.pattern:
-            check_pattern_count(weight_OI, self.pattern, n_pruned)
+        check_level(weight_OI, self.pattern, n_pruned)
         self._comparison_rows(self.scores(weight_OI, statistics))
         mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if n_pruned == 0:
             return PrunedWeight(mask_OI)
         updated_OI = weight_OI.clone(memory_format=torch.contiguous_format)
         grams_GII = statistics.sums()
-        n_rows, n_groups = len(weight_OI) // len(grams_GII), len(grams_GII)
-        for group, gram_II in enumerate(grams_GII):
+        n_rows = len(weight_OI) // len(grams_GII)
+        for group, (gram_II, n_here) in enumerate(zip(grams_GII, equal_shares(n_pruned, len(grams_GII)), strict=True)):
             rows = slice(group * n_rows, (group + 1) * n_rows)
-            n_here = n_pruned // n_groups + (group < n_pruned % n_groups)
             if n_here == updated_OI[rows].numel():
                 mask_OI[rows], updated_OI[rows] = False, 0
             elif n_here:
@@ -164,6 +162,7 @@ class ScaledLayerPruner(Pruner):
             # Looked at in the weights' dtype, because fp16 overflows where fp32 does not.
             updated_OI = solved_OI.to(weight_OI.dtype)
             if torch.isfinite(updated_OI).all():
+                restore_vanished_in_place(updated_OI, mask_OI, weight_OI)
                 return updated_OI, mask_OI
         raise PruningError(
             f"the updated weights of a unit are not finite even with a damping of {damping:g} times the mean diagonal; load the "

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import (
-    PrunedWeight,
-    Pruner,
-    check_count,
-    check_pattern_count,
-)
+from selfprune.pruners.base import PrunedWeight, Pruner, check_level
 from selfprune.pruners.inverse_factor import InverseFactor
-from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern
 from selfprune.pruners.statistics import Statistics
+from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
 
 STRIP_WIDTH = 16
 """Columns whose errors are fed back one by one; those of a strip then reach the rest of the block in one product."""
@@ -71,9 +67,7 @@ class SparseGPT(Pruner):
             PruningError: when the count is out of range, no level of the pattern, or weights or inputs are not finite.
         """
         assert isinstance(statistics, InverseFactor)
-        check_count(weight_OI, n_pruned)
-        if self.pattern:
-            check_pattern_count(weight_OI, self.pattern, n_pruned)
+        check_level(weight_OI, self.pattern, n_pruned)
         # before anything else is allocated, because it needs room to work
         statistics.factorise()
         updated_OI = weight_OI.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -82,9 +76,9 @@ class SparseGPT(Pruner):
         mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if n_pruned == 0 and (self.pattern or not self.reference_threshold):
             return PrunedWeight(mask_OI)
-        groups = statistics.means().shape[0]
-        for group, (part_OI, mask_part_OI) in enumerate(zip(updated_OI.chunk(groups), mask_OI.chunk(groups), strict=True)):
-            n_here = n_pruned // groups + (group < n_pruned % groups)
+        shares = equal_shares(n_pruned, statistics.means().shape[0])
+        parts = zip(updated_OI.chunk(len(shares)), mask_OI.chunk(len(shares)), shares, strict=True)
+        for group, (part_OI, mask_part_OI, n_here) in enumerate(parts):
             self._prune_in_place(part_OI, mask_part_OI, statistics, group, n_here)
         return PrunedWeight(mask_OI, _stored(updated_OI, mask_OI, weight_OI))
 
@@ -155,12 +149,7 @@ def _stored(updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor) -> Tensor:
     stored_OI = updated_OI.clamp_(-largest, largest).to(weight_OI.dtype)
     if torch.isnan(stored_OI.max()):
         raise PruningError("the updated weights of a unit are not finite; check the checkpoint and its calibration inputs")
-    least = torch.tensor(limits.smallest_normal * limits.eps, dtype=weight_OI.dtype, device=weight_OI.device)
-    n_rows = max(1, CHUNK_ELEMENTS // weight_OI.shape[1])
-    for rows in (slice(start, start + n_rows) for start in range(0, len(weight_OI), n_rows)):
-        some_OI = stored_OI[rows]
-        vanished_OI = mask_OI[rows] & (some_OI == 0) & (weight_OI[rows] != 0)
-        some_OI[vanished_OI] = least.copysign(some_OI[vanished_OI])  # zeros keep their sign
+    restore_vanished_in_place(stored_OI, mask_OI, weight_OI)
     return stored_OI
 
 
