@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from selfprune.allocation import Allocation, Unit
-from selfprune.archive import read_archive
+from selfprune.budget import Measure
 from selfprune.calibration import prune_in_place
 from selfprune.config import PruneConfig
 from selfprune.data import draw_calibration
@@ -23,7 +23,8 @@ from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, matmul_f
 from selfprune.self_generated import generate_tokens
 from selfprune.shards import Shards
 from selfprune.tracking import Display, describe_environment
-from selfprune.units import weight_view
+from selfprune.units import n_parameters, weight_view
+from selfprune.winners import fits, read_winner
 
 
 def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
@@ -102,31 +103,30 @@ def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
     Raises:
         ConfigError: when the run folder has no winner, or the allocation does not fit this model or the pattern.
     """
-    fraction = config.pruner.level_fraction()
     if config.allocation == "uniform":
-        if fraction is not None and not math.isclose(fraction, config.budget.sparsity):
-            raise ConfigError(
-                f"pruner.pattern={config.pruner.pattern} removes {fraction:g} of every unit, but budget.sparsity is "
-                f"{config.budget.sparsity:g}; give budget.sparsity={fraction:g} or another pattern"
-            )
-        return {unit.name: round(config.budget.sparsity * unit.n_weights) for unit in loaded.units}
-    allocation = _winner(Path(config.allocation).expanduser())
-    sizes = {unit.name: unit.n_weights for unit in loaded.units}
-    if allocation.keys() != sizes.keys() or any(allocation[name] > sizes[name] for name in sizes):
+        return _uniform(config, loaded)
+    allocation = read_winner(Path(config.allocation).expanduser(), "allocation must be uniform or the folder of a finished run")
+    if not fits(allocation, loaded.units):
         raise ConfigError(f"the winner of {config.allocation} belongs to another model; give a run of {config.model.path}")
     return allocation
 
 
-def _winner(run_folder: Path) -> Allocation:
-    try:
-        report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
-        winner: int = report["search"]["winner"]["id"]
-        return read_archive(run_folder / "archive.jsonl")[winner].allocation
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
+    fraction, budget = config.pruner.level_fraction(), config.budget
+    sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model))
+    if fraction is None:
+        return budget.uniform(loaded.units, n_parameters(loaded.model))
+    # of another measure than weights, a pattern can hardly save the very share that was asked for, but it may save more
+    is_met = math.isclose(fraction, sparsity) or (budget.measure is not Measure.WEIGHTS and fraction > sparsity)
+    if not is_met:
+        asked = f"budget.sparsity is {budget.sparsity:g}"
+        if budget.measure is not Measure.WEIGHTS:
+            asked += f" by budget.measure={budget.measure.name}, which takes {sparsity:g} of every unit"
         raise ConfigError(
-            f"allocation must be uniform or the folder of a finished run, got {run_folder}, whose report.json and archive.jsonl "
-            f"tell no winner ({type(error).__name__}: {error})"
-        ) from error
+            f"pruner.pattern={config.pruner.pattern} removes {fraction:g} of every unit, but {asked}; give "
+            f"budget.sparsity={fraction:g} or another pattern"
+        )
+    return {unit.name: round(fraction * unit.n_weights) for unit in loaded.units}
 
 
 def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, scratch_bytes: int) -> Resources:

@@ -6,14 +6,14 @@ import torch
 from selfprune.allocation import LevelGrid, Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.owl import OWL, outlier_ratio
+from selfprune.proposers.owl import OWL, OutlierRatio, outlier_ratio
 
 UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in {"q": 200, "up": 600}.items()]
 GRID = LevelGrid.with_constant_step(UNITS, 0.05)
 
 
 def make_space(ratios, sparsity=0.5):
-    return SearchSpace(GRID, math.ceil(sparsity * GRID.n_weights()), outlier_ratios=dict(enumerate(ratios)))
+    return SearchSpace(GRID, math.ceil(sparsity * GRID.n_weights()), measured={OutlierRatio(5.0): dict(enumerate(ratios))})
 
 
 def test_blocks_get_the_sparsities_of_the_formula():
@@ -44,6 +44,8 @@ def test_blocks_that_are_alike_are_pruned_alike(ratios):
 def test_without_outlier_ratios_it_says_how_to_get_them():
     with pytest.raises(ConfigError, match=r"got none.*yardsticks.owl=owl"):
         OWL().sparsities(SearchSpace(GRID, 100))
+    with pytest.raises(ConfigError, match=r"needs OutlierRatio\(threshold=4.0\) of every block"):
+        OWL(outlier_threshold=4.0).sparsities(make_space([0.01, 0.03, 0.02]))
 
 
 def test_the_outlier_ratio_is_taken_over_all_units_together():

@@ -10,7 +10,22 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.proposers.base import ClosedForm, SearchSpace
+from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, between_extremes
+
+
+@dataclass(frozen=True)
+class OutlierRatio(Measurement):
+    """D, the share of a block's Wanda metrics that are outliers (eq. 2), as a fraction.
+
+    Attributes:
+        threshold: M; a metric above M times the block's mean is an outlier.
+    """
+
+    threshold: float
+
+    def of_block(self, weights: Sequence[Tensor], metrics: Sequence[Tensor]) -> float:
+        """D of one block."""
+        return outlier_ratio(metrics, self.threshold)
 
 
 @dataclass
@@ -34,22 +49,18 @@ class OWL(ClosedForm):
                 f"got {self.outlier_threshold} and {self.max_deviation}; the paper uses 5 and 0.08"
             )
 
+    def measurements(self) -> list[Measurement]:
+        """D at this M."""
+        return [OutlierRatio(self.outlier_threshold)]
+
     def sparsities(self, space: SearchSpace) -> dict[str, float]:
         """s_l = S − d_l + mean(d), with d = (D − min D) / (max D − min D) · 2λ (§3.3).
 
         Raises:
             ConfigError: when the outlier ratios were not measured.
         """
-        ratios = space.outlier_ratios
-        if not ratios:
-            raise ConfigError(
-                "OWL needs the outlier ratios of the blocks, got none, since they are measured only for a yardstick; "
-                "add proposer@yardsticks.owl=owl"
-            )
-        low, high = min(ratios.values()), max(ratios.values())
-        deviation = {
-            block: (ratio - low) / (high - low) * 2 * self.max_deviation if high > low else 0.0 for block, ratio in ratios.items()
-        }
+        ratios = self.measured(space)
+        deviation = {block: position * 2 * self.max_deviation for block, position in between_extremes(ratios).items()}
         mean = sum(deviation.values()) / len(deviation)
         return {unit.name: space.target_sparsity - deviation[unit.block] + mean for unit in space.grid.units}
 

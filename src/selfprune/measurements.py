@@ -1,0 +1,90 @@
+"""What closed forms need to know about the blocks, measured in the calibration walk that ranks the weights.
+
+Shape suffixes: N sequences, T tokens, O out, I in.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from selfprune.allocation import Unit
+from selfprune.calibration import calibrate_blocks
+from selfprune.level_store import rank_units
+from selfprune.models import LoadedModel
+from selfprune.proposers.base import ClosedForm, Measurement, ProposerConfig
+from selfprune.proposers.portfolio import Portfolio
+from selfprune.pruners.base import Pruner
+from selfprune.pruners.statistics import Statistics
+from selfprune.pruners.wanda import Wanda, wanda_metric
+from selfprune.units import n_row_groups, weight_view
+
+Measured = dict[Measurement, dict[int, float]]
+"""Measurement -> block -> number."""
+
+
+def needed_measurements(proposers: Iterable[ProposerConfig]) -> list[Measurement]:
+    """What the closed forms among these proposers, and among the arms of portfolios, need; each once."""
+    needed: dict[Measurement, None] = {}
+    for proposer in proposers:
+        if isinstance(proposer, Portfolio):
+            needed |= dict.fromkeys(needed_measurements(proposer.arms.values()))
+        elif isinstance(proposer, ClosedForm):
+            needed |= dict.fromkeys(proposer.measurements())
+    return list(needed)
+
+
+def rank_and_measure(
+    loaded: LoadedModel,
+    windows_NT: Tensor,
+    pruner: Pruner,
+    batch_size: int,
+    measurements: Iterable[Measurement] = (),
+    on_block: Callable[[dict[str, Statistics]], None] = lambda statistics: None,
+) -> tuple[dict[str, Tensor], Measured]:
+    """The ranks of every unit's weights, and the measurements, of the model as it stands.
+
+    One block's statistics are held at a time. The blocks are walked a second time only for measurements that look at inputs
+    which the pruner does not gather.
+
+    Args:
+        loaded: the dense model.
+        windows_NT: calibration windows.
+        pruner: decides the order in which weights go.
+        batch_size: windows per forward pass.
+        measurements: what is measured.
+        on_block: called with the pruner's statistics of every block, unit name -> statistics, before they are forgotten.
+
+    Returns:
+        unit name -> ranks [O, I], and the measurements.
+
+    Raises:
+        PruningError: when a unit's scores are not finite; the message names the unit.
+    """
+    ranks: dict[str, Tensor] = {}
+    measured: Measured = {measurement: {} for measurement in measurements}
+    for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        ranks |= rank_units(loaded, units, pruner, statistics)
+        has_means = all(hasattr(gathered, "means") for gathered in statistics.values())
+        _measure(loaded, units, statistics, {m: measured[m] for m in measured if has_means or not m.needs_inputs})
+        on_block(statistics)
+    left = {measurement: of_blocks for measurement, of_blocks in measured.items() if not of_blocks}
+    if left:
+        for units, statistics in calibrate_blocks(loaded, windows_NT, Wanda(), batch_size):
+            _measure(loaded, units, statistics, left)
+    return ranks, measured
+
+
+def _measure(
+    loaded: LoadedModel, units: list[Unit], statistics: Mapping[str, Any], measured: Mapping[Measurement, dict[int, float]]
+) -> None:
+    """Adds the numbers of one block to `measured`."""
+    weights: list[Tensor] = []
+    metrics: list[Tensor] = []
+    for unit in units if measured else []:
+        weight_OI, n_groups = weight_view(loaded.model, unit), n_row_groups(loaded.model, unit)
+        weights += weight_OI.chunk(n_groups)
+        if any(measurement.needs_inputs for measurement in measured):
+            metrics += wanda_metric(weight_OI, statistics[unit.name]).chunk(n_groups)
+    for measurement, of_blocks in measured.items():
+        of_blocks[units[0].block] = measurement.of_block(weights, metrics if measurement.needs_inputs else [])
