@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfprune.allocation import LevelGrid, Unit, project
+from selfprune.cost import TableCost
 from selfprune.errors import AllocationError
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -212,3 +213,114 @@ def test_a_unit_weighs_items_times_weights():
     assert Unit("a", 0, "heads", 8, weights_per_item=64).n_weights == 512
     with pytest.raises(dataclasses.FrozenInstanceError):
         UNITS[0].n_items = 3
+
+
+@st.composite
+def cost_problems(draw):
+    """A grid whose units save whatever a table or a price per item says, with plateaus and leaps, and a target in reach."""
+    grid = draw(st.one_of(grids(), uneven_grids()))
+    costs = {}
+    for unit in grid.units:
+        if draw(st.booleans()):
+            costs |= {unit.name: grid.costs({u.name: draw(st.integers(1, 10**6)) for u in grid.units})[unit.name]}
+        else:
+            gains = draw(st.lists(st.integers(0, 10**9), min_size=min(5, grid.n_levels[unit.name]), max_size=5))
+            savings = [0]
+            for i in range(grid.n_levels[unit.name]):
+                savings.append(savings[-1] + (gains[i % len(gains)] if gains else 0))
+            costs[unit.name] = TableCost.of_useful(unit.n_items, grid.step[unit.name], savings)
+    highest = sum(cost.saved(cost.highest) for cost in costs.values())
+    return grid, costs, {unit.name: draw(near_unit) for unit in grid.units}, draw(st.integers(0, highest))
+
+
+def saved(allocation, costs):
+    return sum(costs[name].saved(level) for name, level in allocation.items())
+
+
+@given(cost_problems())
+def test_any_cost_is_met_and_no_unit_could_give_a_level_back(problem):
+    grid, costs, wishes, target = problem
+    allocation = project(wishes, grid, target, costs)
+    grid.check(allocation)
+    surplus = saved(allocation, costs) - target
+    assert surplus >= 0
+    for unit in grid.units:
+        if allocation[unit.name] > 0:
+            one_less = allocation | {unit.name: allocation[unit.name] - grid.step[unit.name]}
+            assert saved(one_less, costs) < target, "a level that is not needed, or saves nothing, was taken"
+
+
+@given(cost_problems())
+def test_projecting_again_changes_nothing_by_any_cost(problem):
+    grid, costs, wishes, target = problem
+    allocation = project(wishes, grid, target, costs)
+    assert project(grid.sparsities(allocation), grid, target, costs) == allocation
+
+
+@given(cost_problems())
+def test_both_ends_of_any_cost_are_reachable(problem):
+    grid, costs, wishes, _ = problem
+    highest = {name: cost.highest for name, cost in costs.items()}
+    assert project(wishes, grid, 0, costs) == dict.fromkeys(highest, 0)
+    assert project(wishes, grid, saved(highest, costs), costs) == highest
+
+
+@given(problems(), st.integers(0, 20))
+def test_a_cost_in_proportion_to_the_weights_gives_the_same_allocation(problem, doublings):
+    grid, wishes, target = problem
+    costs = grid.costs({unit.name: unit.weights_per_item << doublings for unit in grid.units})
+    assert project(wishes, grid, target << doublings, costs) == project(wishes, grid, target)
+
+
+def test_dear_items_are_taken_where_few_of_them_save_the_target():
+    dear = GRID.costs({"a": 30, "b": 1})
+    assert project({"a": 0.5, "b": 0.5}, GRID, 1650, dear) == {"a": 50, "b": 150}
+    assert project({"a": 0.5, "b": 0.0}, GRID, 1500, dear) == {"a": 50, "b": 0}
+
+
+def test_levels_that_save_nothing_are_left_alone():
+    # nothing is saved up to a half, and nothing more from three quarters on
+    of_a = TableCost.of_useful(100, 25, [0, 0, 8, 12, 12])
+    of_b = TableCost.of_useful(300, 150, [0, 0, 20])
+    grid = LevelGrid(tuple(UNITS), {"a": 25, "b": 150}, {"a": 4, "b": 2})
+    assert project({"a": 0.3, "b": 0.0}, grid, 0, {"a": of_a, "b": of_b}) == {"a": 0, "b": 0}
+    assert project({"a": 0.3, "b": 0.0}, grid, 5, {"a": of_a, "b": of_b}) == {"a": 50, "b": 0}
+    assert project({"a": 1.0, "b": 0.0}, grid, 12, {"a": of_a, "b": of_b}) == {"a": 75, "b": 0}
+    assert project({"a": 0.0, "b": 1.0}, grid, 5, {"a": of_a, "b": of_b}) == {"a": 0, "b": 300}
+
+
+def test_a_cost_out_of_reach_is_refused_with_what_is_reachable():
+    with pytest.raises(AllocationError, match="asks to save 801, but the level grid allows 0 to 800;"):
+        project({"a": 0.5, "b": 0.5}, GRID, 801, GRID.costs({"a": 2, "b": 2}))
+
+
+KINDS = [Unit("0.q", 0, "self_attn.q", 1000), Unit("0.k", 0, "self_attn.k", 400), Unit("0.up", 0, "mlp.up", 3000)]
+
+
+def test_finer_levels_divide_the_constant_step():
+    grid = LevelGrid.with_constant_step(KINDS, 0.05, finer={"self_attn.*": 2, "*.k": 4})
+    assert (grid.step, grid.n_levels) == ({"0.q": 10, "0.k": 5, "0.up": 20}, {"0.q": 100, "0.k": 80, "0.up": 150})
+    assert LevelGrid.with_constant_step(KINDS, 0.05, finer={}) == LevelGrid.with_constant_step(KINDS, 0.05)
+
+
+@given(unit_lists(), st.floats(1e-3, 1.0), st.dictionaries(st.integers(0, 2), st.integers(1, 6), max_size=3), st.data())
+def test_units_of_unequal_levels_still_exchange_weights_exactly(units, fraction, divisors, data):
+    units = [dataclasses.replace(unit, kind=f"kind{unit.block % 3}") for unit in units]
+    finer = {f"*{i}": n for i, n in divisors.items() if any(unit.kind == f"kind{i}" for unit in units)}
+    grid = LevelGrid.with_constant_step(units, fraction, finer=finer)
+    coarse = {grid.step[unit.name] * divisors.get(unit.block % 3, 1) for unit in units}
+    assert len(coarse) == 1, "so many levels of any unit weigh as much as those of any other"
+    wishes, target = {unit.name: data.draw(near_unit) for unit in units}, data.draw(st.integers(0, reachable(grid)))
+    allocation = project(wishes, grid, target)
+    grid.check(allocation)
+    surplus = grid.n_removed_weights(allocation) - target
+    assert surplus >= 0
+    assert all(surplus < step for step in steps_that_can_come_back(grid, allocation))
+    assert project(grid.sparsities(allocation), grid, target) == allocation
+
+
+def test_a_glob_that_matches_no_unit_is_refused_with_the_kinds():
+    with pytest.raises(
+        AllocationError, match=r"'self_atn\.\*', which matches no kind .* nearest first: self_attn\.\w, self_attn"
+    ):
+        LevelGrid.with_constant_step(KINDS, 0.05, finer={"mlp.*": 2, "self_atn.*": 2})

@@ -451,6 +451,19 @@ WRONG = {
     "window too long": (["output=a/b/x", "data.n_tokens_per_window=65"], "at most the model's 64 positions, got 65"),
     "gradients from disk": (["output=x", "pruner=taylor", "model.placement=STREAM"], "pruner=taylor needs gradients"),
     "pattern and budget": (["output=x", "pruner.pattern=2:4"], "removes 0.5 of every unit, but budget.sparsity is 0.7"),
+    "pattern short of a budget": (
+        ["output=x", "pruner.pattern=2:4", "budget=parameters", "budget.sparsity=0.35"],
+        "removes 0.5 of every unit, but budget.sparsity is 0.35 by budget.measure=PARAMETERS, which takes 0.57",
+    ),
+    "more than the units hold": (
+        ["output=x", "budget=parameters", "budget.sparsity=0.9"],
+        "of which only the weights of the units",
+    ),
+    "no table": (["output=x", "budget=latency"], "budget.measure=LATENCY needs budget.latency_table, got none"),
+    "missing table": (
+        ["output=x", "budget=latency", "budget.latency_table=no.json"],
+        "budget.latency_table=no.json cannot be read",
+    ),
     "unknown run": (["output=a/b/x", "allocation=no/run"], "allocation must be uniform or the folder of a finished run"),
     "output is a file's": (["output=text.txt/x"], "text.txt/x.partial could not be written: Not a directory"),
 }
@@ -489,6 +502,20 @@ def test_a_folder_that_exists_and_one_begun_with_another_config_are_refused(fold
         prune(folder_of("llama"), tmp_path / "out")
     assert contents(done) == before
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("pattern", ["", "1:4"])
+def test_a_share_of_all_parameters_is_met_by_the_units_alone(pattern, folder_of, prune, tmp_path):
+    options = {"pruner": "magnitude", "pruner.pattern": pattern, "budget.sparsity": 0.3, "budget.measure": "PARAMETERS"}
+    model = AutoModelForCausalLM.from_pretrained(prune(folder_of("llama"), tmp_path / "out", **options), local_files_only=True)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    units = list_units(model)
+    n_zeros = sum(int((weight_view(model, unit) == 0).sum()) for unit in units)
+    if pattern:
+        assert n_zeros == sum(3 * unit.n_items // 4 for unit in units)
+        assert n_zeros > 0.3 * n_parameters
+    else:
+        assert 0 <= n_zeros - 0.3 * n_parameters < len(units)
 
 
 def test_a_pattern_at_its_budget_holds_in_every_row(folder_of, prune, tmp_path):

@@ -1,3 +1,6 @@
+from fractions import Fraction
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from selfprune.errors import ModelError
-from selfprune.units import find_blocks, list_units, n_row_groups, weight_view
+from selfprune.units import find_blocks, list_units, n_parameters, n_row_groups, token_share, weight_view
 
 ATTENTION = {"self_attn.q_proj": 32 * 32, "self_attn.k_proj": 16 * 32, "self_attn.v_proj": 16 * 32, "self_attn.o_proj": 32 * 32}
 GATED = ATTENTION | {"mlp.gate_proj": 48 * 32, "mlp.up_proj": 48 * 32, "mlp.down_proj": 32 * 48}
@@ -110,6 +113,36 @@ def test_experts_in_a_list_are_units_and_their_router_is_not(make_tiny_model):
         block.mlp.router = nn.Linear(32, 5)
     added = {f"mlp.experts.{expert}.{layer}" for expert in range(5) for layer in range(2)}
     assert {unit.kind for unit in list_units(model)} == KINDS["llama"].keys() | added
+
+
+@pytest.mark.parametrize("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_fused_experts_see_the_share_of_tokens_that_is_sent_to_them(moe, make_tiny_model):
+    model = make_tiny_model(moe, num_experts_per_tok=3)
+    shares = {unit.kind: token_share(model, unit) for unit in list_units(model)}
+    assert {kind for kind, share in shares.items() if share == Fraction(3, 4)} == {k for k in KINDS[moe] if ".experts." in k}
+    assert set(shares.values()) == {Fraction(3, 4), Fraction(1)}
+
+
+def test_experts_in_a_list_share_the_tokens_and_a_dense_model_shares_none(make_tiny_model):
+    model = make_tiny_model("llama")
+    for block in find_blocks(model)[1]:
+        block.mlp.experts = nn.ModuleList([nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 32)) for _ in range(5)])
+    model.config.num_experts_per_tok = 2
+    for unit in list_units(model):
+        assert token_share(model, unit) == (Fraction(2, 5) if ".experts." in unit.name else 1)
+
+
+def test_experts_without_a_number_per_token_are_refused(make_tiny_model):
+    model = make_tiny_model("mixtral")
+    *_, unit = list_units(model)
+    model.config = SimpleNamespace(get_text_config=SimpleNamespace)
+    with pytest.raises(ModelError, match=r"share of tokens .* is unknown: expected .* as one of num_experts_per_tok, "):
+        token_share(model, unit)
+
+
+def test_tied_parameters_count_once(make_tiny_model):
+    tied, untied = (make_tiny_model("llama", tie_word_embeddings=is_tied) for is_tied in (True, False))
+    assert n_parameters(untied) - n_parameters(tied) == untied.lm_head.weight.numel()
 
 
 def test_the_longer_list_of_a_vision_tower_does_not_win(make_tiny_model):

@@ -3,8 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 
+from selfprune.cost import ROUNDING, LinearCost, UnitCost
 from selfprune.errors import AllocationError, did_you_mean
+from selfprune.projection import meet_target
 
 Allocation = dict[str, int]
 """Unit name -> level (number of removed items). The genome of the search."""
@@ -46,7 +50,7 @@ class LevelGrid:
     Example:
         >>> units = [Unit("a", 0, "a", 100), Unit("b", 0, "b", 300)]
         >>> grid = LevelGrid.with_constant_step(units, fraction_of_smallest=0.05)
-        >>> project({"a": 0.5, "b": 0.5}, grid, n_target_weights=200)
+        >>> project({"a": 0.5, "b": 0.5}, grid, n_target=200)
         {'a': 50, 'b': 150}
     """
 
@@ -61,19 +65,32 @@ class LevelGrid:
             )
 
     @classmethod
-    def with_constant_step(cls, units: Sequence[Unit], fraction_of_smallest: float, max_sparsity: float = 1.0) -> "LevelGrid":
+    def with_constant_step(
+        cls,
+        units: Sequence[Unit],
+        fraction_of_smallest: float,
+        max_sparsity: float = 1.0,
+        finer: Mapping[str, int] | None = None,
+    ) -> "LevelGrid":
         """Levels a constant number of weights apart, so that any two units can exchange them (EvoPress, arXiv 2410.14649, §3).
 
         Args:
             units: the units in model order.
             fraction_of_smallest: step as a fraction of the smallest unit's weights, in (0, 1].
             max_sparsity: highest sparsity of a unit, in (0, 1].
+            finer: glob over unit kinds -> how many levels take the place of one; the finest counts where several match. The
+                constant step is rounded down to a number that all of them divide, so that exchanges stay exact.
 
         Raises:
-            AllocationError: when there is no unit.
+            AllocationError: when there is no unit, or a glob matches none.
         """
+        finer = finer or {}
+        _check_finer(units, finer)
+        divisor = {unit.name: max((n for glob, n in finer.items() if fnmatchcase(unit.kind, glob)), default=1) for unit in units}
+        common = math.lcm(*divisor.values())
         step_weights = max(1, _floor(fraction_of_smallest * min((unit.n_weights for unit in units), default=1)))
-        step = {unit.name: max(1, step_weights // unit.weights_per_item) for unit in units}
+        step_weights = max(common, step_weights // common * common)
+        step = {unit.name: max(1, step_weights // divisor[unit.name] // unit.weights_per_item) for unit in units}
         n_levels = {unit.name: _floor(max_sparsity * unit.n_items) // step[unit.name] for unit in units}
         return cls(tuple(units), step, n_levels)
 
@@ -98,6 +115,18 @@ class LevelGrid:
     def max_level(self, unit: Unit) -> int:
         """The highest level of a unit, in items."""
         return self.step[unit.name] * self.n_levels[unit.name]
+
+    @cached_property
+    def weight_costs(self) -> dict[str, UnitCost]:
+        """Unit name -> the weights that its levels remove."""
+        return self.costs({unit.name: unit.weights_per_item for unit in self.units})
+
+    def costs(self, per_item: Mapping[str, int]) -> dict[str, UnitCost]:
+        """Unit name -> what its levels save, where every item of a unit costs the same."""
+        return {
+            unit.name: LinearCost(unit.n_items, self.step[unit.name], self.n_levels[unit.name], per_item[unit.name])
+            for unit in self.units
+        }
 
     def n_weights(self) -> int:
         """Weights of all units."""
@@ -140,71 +169,52 @@ class LevelGrid:
                 )
 
 
-def project(sparsities: Mapping[str, float], grid: LevelGrid, n_target_weights: int) -> Allocation:
+def project(
+    sparsities: Mapping[str, float], grid: LevelGrid, n_target: int, costs: Mapping[str, UnitCost] | None = None
+) -> Allocation:
     """The allocation nearest to the wished sparsities that meets the budget.
 
-    All sparsities are shifted by one constant (clipped to what each unit allows) until they remove the target, rounded down
-    to the grid, and raised one step each in order of the largest remainder.
+    All sparsities are shifted by one constant (clipped to what each unit allows) until they save the target, rounded down
+    to the useful levels, and raised one level each in order of the largest remainder.
 
     Args:
         sparsities: unit name -> wished sparsity; any finite number.
         grid: the allowed levels.
-        n_target_weights: weights to remove at least.
+        n_target: what must be saved at least: weights, or whatever `costs` counts.
+        costs: unit name -> what its levels save; weights where it is left out.
 
     Returns:
-        An allocation that removes at least `n_target_weights` weights, and less than one step more when all steps are equal
-        in weights (else less than the step of any unit that could give one back).
+        An allocation that saves at least `n_target`, and less than one step more when all steps are equal (else less than
+        the step of any unit that could give one back). Levels that save no more than the one below are not taken.
 
     Raises:
         AllocationError: when the target is out of reach or a wish is not finite.
     """
-    reachable = sum(grid.max_level(unit) * unit.weights_per_item for unit in grid.units)
-    if not 0 <= n_target_weights <= reachable:
+    of_all = "" if costs else f" of {grid.n_weights():,}"
+    costs = costs or grid.weight_costs
+    reachable = sum(costs[unit.name].saved(costs[unit.name].highest) for unit in grid.units)
+    if not 0 <= n_target <= reachable:
+        asked = f"remove {n_target:,} weights" if of_all else f"save {n_target:,}"
         raise AllocationError(
-            f"the budget asks to remove {n_target_weights:,} weights, but the level grid allows 0 to {reachable:,} of "
-            f"{grid.n_weights():,}; lower budget.sparsity or raise search.max_sparsity"
+            f"the budget asks to {asked}, but the level grid allows 0 to {reachable:,}{of_all}; lower budget.sparsity or raise "
+            "search.max_sparsity"
         )
     for unit in grid.units:
         if not math.isfinite(sparsities[unit.name]):
             raise AllocationError(f"a wished sparsity must be finite, got {sparsities[unit.name]} for {unit.name}")
-    total = _total(sparsities, grid, shift=0.0)
-    low, high = (-1.0, 0.0) if total > n_target_weights else (0.0, 1.0)
-    span = 1.0 + max(abs(sparsities[unit.name]) for unit in grid.units)
-    low, high = low * span, high * span
-    for _ in range(64):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _total(sparsities, grid, middle) < n_target_weights else (low, middle)
-    wished = {unit.name: _clip(sparsities[unit.name] + high, unit, grid) for unit in grid.units}
-    return _round_to_budget(wished, grid, n_target_weights)
+    return meet_target({unit.name: sparsities[unit.name] for unit in grid.units}, costs, n_target)
 
 
-def _clip(sparsity: float, unit: Unit, grid: LevelGrid) -> float:
-    """A sparsity that the unit allows."""
-    return min(max(sparsity, 0.0), grid.max_level(unit) / unit.n_items)
-
-
-def _total(sparsities: Mapping[str, float], grid: LevelGrid, shift: float) -> float:
-    return sum(_clip(sparsities[unit.name] + shift, unit, grid) * unit.n_weights for unit in grid.units)
-
-
-def _round_to_budget(wished: Mapping[str, float], grid: LevelGrid, n_target_weights: int) -> Allocation:
-    """Rounds down, then raises by the largest remainder until the target is met, then gives back what is not needed."""
-    steps = {unit.name: wished[unit.name] * unit.n_items / grid.step[unit.name] for unit in grid.units}
-    allocation = {unit.name: grid.step[unit.name] * _floor(steps[unit.name]) for unit in grid.units}
-    missing = n_target_weights - grid.n_removed_weights(allocation)
-    by_remainder = sorted(grid.units, key=lambda unit: _floor(steps[unit.name]) - steps[unit.name])
-    while missing > 0:
-        for unit in by_remainder:
-            if missing > 0 and allocation[unit.name] < grid.max_level(unit):
-                allocation[unit.name] += grid.step[unit.name]
-                missing -= grid.step_weights(unit)
-    for unit in sorted(by_remainder[::-1], key=lambda unit: -grid.step_weights(unit)):
-        n_back = min(-missing // grid.step_weights(unit), allocation[unit.name] // grid.step[unit.name])
-        allocation[unit.name] -= n_back * grid.step[unit.name]
-        missing += n_back * grid.step_weights(unit)
-    return allocation
+def _check_finer(units: Sequence[Unit], finer: Mapping[str, int]) -> None:
+    kinds = list(dict.fromkeys(unit.kind for unit in units))
+    for glob in finer:
+        if not any(fnmatchcase(kind, glob) for kind in kinds):
+            raise AllocationError(
+                f"search.finer names {glob!r}, which matches no kind of unit; the kinds of this model, nearest first: "
+                f"{did_you_mean(glob, kinds)}"
+            )
 
 
 def _floor(value: float) -> int:
     """The floor, where a value that rounding left just below a whole number counts as that number."""
-    return math.floor(value + 1e-6)
+    return math.floor(value + ROUNDING)

@@ -79,8 +79,16 @@ class Journal:
             raise disk_error(self.path, error) from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+RESUME_A_RUN = "free some space (or choose another run_folder) and continue with `python -m selfprune resume=<run folder>`"
+
+
+def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) -> None:
     """Writes a file so that it appears whole or not at all.
+
+    Args:
+        path: the file.
+        content: what it will hold.
+        remedy: what to do when that fails.
 
     Raises:
         SelfpruneError: when the disk is full or the folder cannot be written.
@@ -95,10 +103,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-
-
-RESUME_A_RUN = "free some space (or choose another run_folder) and continue with `python -m selfprune resume=<run folder>`"
+        raise disk_error(path, error, remedy) from error
 
 
 def disk_error(path: Path, error: OSError, remedy: str = RESUME_A_RUN) -> SelfpruneError:

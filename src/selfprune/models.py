@@ -110,8 +110,8 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     Raises:
         ModelError: when the model is missing, out of reach, broken, too large, not causal or not understood.
     """
-    path, options = _source(config)
-    skeleton = _skeleton(config, path, options)
+    path, options = find_source(config)
+    skeleton = load_skeleton(config, path, options)
     units = list_units(skeleton)
     preflight = _check_memory(config, skeleton)
     logger.info("loading %s: %s parameters, %d units", config.path, f"{preflight.n_parameters:,}", len(units))
@@ -139,7 +139,7 @@ def preflight_memory(config: ModelConfig, n_copies: int = 0, extra_bytes: float 
     Raises:
         ModelError: when it does not fit, or when its configuration cannot be read.
     """
-    return _check_memory(config, _skeleton(config, *_source(config)), n_copies, extra_bytes)
+    return _check_memory(config, load_skeleton(config, *find_source(config)), n_copies, extra_bytes)
 
 
 def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
@@ -153,7 +153,7 @@ def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
     return True
 
 
-def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+def find_source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Where to read from, and the options that every `from_pretrained` takes."""
     folder = Path(str(files("selfprune.embedded") / "weights")) if config.path == "embedded" else Path(config.path).expanduser()
     looks_like_path = (
@@ -199,7 +199,7 @@ def _attempt(config: ModelConfig, doing: str, call: Callable[[], Result]) -> Res
         raise ModelError(f"{doing} of model.path={config.path} failed ({said}); {remedy}") from error
 
 
-def _skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:
+def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:
     """The model without its weights."""
     architecture = _attempt(config, "reading the configuration", lambda: AutoConfig.from_pretrained(path, **options))
     if getattr(architecture, "is_encoder_decoder", False):

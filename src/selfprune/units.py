@@ -4,6 +4,8 @@ Shape suffixes: O out, I in, E experts.
 """
 
 from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from selfprune.errors import ModelError
 
 PRUNABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_UNLISTED_FRACTION = 0.1
+CHOSEN_EXPERTS = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k")
+"""What model configurations call the number of experts that a token is sent to."""
 
 
 def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
@@ -92,6 +96,35 @@ def n_row_groups(model: nn.Module, unit: Unit) -> int:
     """How many matrices are stacked in `weight_view`: the number of fused experts, else 1."""
     owner = _owner(model, unit)
     return owner.shape[0] if isinstance(owner, nn.Parameter) else 1
+
+
+def n_parameters(model: nn.Module) -> int:
+    """All parameters of a model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def token_share(model: Any, unit: Unit) -> Fraction:
+    """The share of all tokens that reaches a unit: 1, or that of the experts which each token is sent to.
+
+    Raises:
+        ModelError: when the model's configuration does not say how many experts that are.
+    """
+    n_experts = n_row_groups(model, unit)
+    if n_experts == 1:
+        block, parts = find_blocks(model)[1][unit.block], unit.kind.split(".")
+        owners = [block.get_submodule(".".join(parts[:n])) for n in range(1, len(parts))]
+        n_experts = max((len(owner) for owner in owners if isinstance(owner, nn.ModuleList)), default=1)
+    if n_experts == 1:
+        return Fraction(1)
+    config = model.config.get_text_config()
+    n_chosen = next((n for name in CHOSEN_EXPERTS if isinstance(n := getattr(config, name, None), int)), None)
+    if n_chosen is None:
+        raise ModelError(
+            f"the share of tokens that reaches {unit.name} is unknown: expected the number of experts per token in the model's "
+            f"configuration as one of {', '.join(CHOSEN_EXPERTS)}; its FLOPs and latencies cannot be counted, so choose another "
+            "budget.measure"
+        )
+    return min(Fraction(1), Fraction(n_chosen, n_experts))
 
 
 def _owner(model: nn.Module, unit: Unit) -> nn.Module | nn.Parameter:

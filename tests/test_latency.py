@@ -1,0 +1,146 @@
+"""`python -m selfprune.latency`: what the table holds, that the budget reads it, and wrong input. No time is asserted."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+import selfprune.latency
+from selfprune.allocation import LevelGrid
+from selfprune.budget import Budget, Measure
+from selfprune.latency_table import LatencyTable
+from selfprune.unit_seconds import Shape, fastest_rows, unit_shapes
+from selfprune.units import list_units
+
+FAST = ["sparsities=[0.9,0.5]", "n_repeats=1", "n_tokens=8", "model.device=cpu"]
+
+
+@pytest.fixture
+def latency(monkeypatch, capsys, tmp_path, tiny_model_folder):
+    """Runs the command in this process and in an empty folder, for a tiny model; returns exit code, output and errors."""
+
+    def call(*overrides, family="llama"):
+        folder = tiny_model_folder(family)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["selfprune.latency", f"model.path={folder}", *overrides])
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        capsys.readouterr()
+        code = selfprune.latency.main()
+        GlobalHydra.instance().clear()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_the_measured_table_is_one_that_a_budget_reads(family, latency, make_tiny_model, tmp_path):
+    code, out, err = latency("output=table.json", *FAST, family=family)
+    assert (code, err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+    table = json.loads((tmp_path / "table.json").read_text())
+    units = list_units(make_tiny_model(family))
+    kinds = list(dict.fromkeys(unit.kind for unit in units))
+    assert list(table["seconds"]) == list(table["kernels"]) == kinds
+    for kind in kinds:
+        assert [sparsity for sparsity, _ in table["seconds"][kind]] == [0, 0.5, 0.9]
+        assert all(0 < seconds < math.inf for _, seconds in table["seconds"][kind])
+        assert table["kernels"][kind][0] == [0, "dense"]
+        assert {kernel for _, kernel in table["kernels"][kind]} <= {"dense", "csr"}
+    about = table["measured"]
+    assert (about["device"], about["dtype"], about["n_tokens"], about["pattern"]) == ("cpu", "float32", 8, "")
+    LatencyTable.read(tmp_path / "table.json").check(units)
+    grid = LevelGrid.with_constant_step(units, 0.05)
+    target = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json")).target(grid, 0, lambda unit: 1 / 0)
+    assert target.is_met(dict.fromkeys(target.costs, 0))
+    header, *rows = out.rstrip().splitlines()[:-2]
+    assert header.split() == ["ms", "at", "sparsity", "0", "0.5", "0.9"]
+    assert [row.split()[0] for row in rows] == kinds
+    assert out.endswith("\n\ntable.json\n")
+
+
+def test_no_kernel_counts_that_is_slower_than_the_dense_one():
+    shape = Shape(n_out=64, n_in=64, n_matrices=2.5, n_tokens=4)
+    rows = fastest_rows(shape, [0.9, 0.5, 0.5], "", torch.float32, torch.device("cpu"), n_repeats=2, seed=0)
+    assert [sparsity for sparsity, _, _ in rows] == [0, 0.5, 0.9]
+    assert all(seconds == rows[0][1] if kernel == "dense" else seconds < rows[0][1] for _, seconds, kernel in rows)
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [("", 0.3), ("2:4", 0.5), ("1:8", 0.875)])
+def test_the_weights_that_are_measured_are_as_sparse_as_the_row_says(pattern, expected, monkeypatch):
+    seen = []
+    monkeypatch.setattr("selfprune.unit_seconds.sparse_products", lambda weight_OI, _: seen.append(weight_OI) or {})
+    shape, cpu = Shape(n_out=30, n_in=40, n_matrices=1, n_tokens=2), torch.device("cpu")
+    fastest_rows(shape, [expected], pattern, torch.float32, cpu, n_repeats=1, seed=0)
+    (weight_OI,) = seen
+    assert weight_OI.shape == (30, 40)
+    assert int((weight_OI == 0).sum()) == round(expected * 1200)
+    if pattern:
+        n_kept, width = map(int, pattern.split(":"))
+        assert set((weight_OI != 0).reshape(-1, width).sum(dim=1).tolist()) == {n_kept}
+
+
+@pytest.mark.parametrize(("n_tokens", "n_matrices", "n_each"), [(1, 2, 1), (2, 4, 1), (64, 4, 32)])
+def test_of_fused_experts_those_run_that_the_tokens_reach(n_tokens, n_matrices, n_each, make_tiny_model):
+    model = make_tiny_model("mixtral")
+    shapes = unit_shapes(model, list_units(model), n_tokens)
+    assert shapes["mlp.experts.down_proj"] == Shape(32, 48, n_matrices, n_each)
+    assert shapes["self_attn.q_proj"] == Shape(32, 32, 1, n_tokens)
+
+
+def test_units_of_one_kind_and_several_shapes_are_measured_one_by_one(make_tiny_model):
+    model = make_tiny_model("llama")
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(32, 40)
+    shapes = unit_shapes(model, list_units(model), 8)
+    assert shapes["model.layers.1.mlp.up_proj"].n_out == 40
+    assert shapes["model.layers.0.mlp.up_proj"].n_out == shapes["mlp.gate_proj"].n_out == 48
+    assert "mlp.up_proj" not in shapes
+
+
+WRONG = {
+    "no output": ([], "output must name the file for the latency table, got nothing; give output=FILE"),
+    "output that exists": (["output=here.json"], "output=here.json exists already; give a new file"),
+    "output in no folder": (["output=no/table.json"], "output=no/table.json has no folder no to be in"),
+    "no tokens": (["output=x", "n_tokens=0"], "n_tokens must be at least 1, got 0"),
+    "no repeats": (["output=x", "n_repeats=0"], "n_repeats must be at least 1, got 0"),
+    "no sparsity": (["output=x", "sparsities=[]"], "sparsities must lie in (0, 1], got []; 0 is always measured"),
+    "sparsity out of range": (["output=x", "sparsities=[0.5,1.5]"], "sparsities must lie in (0, 1], got [0.5, 1.5]"),
+    "pattern": (["output=x", "pattern=4:2"], "4:2"),
+    "pattern that does not fit": (["output=x", "pattern=2:5"], "pattern=2:5 needs inputs in groups of 5, but a unit has 32"),
+    "unknown option": (["outptu=x"], "outptu"),
+    "missing model": (["output=x", "model=local", "model.path=./no/such/model"], "no/such/model"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, latency, tmp_path):
+    (tmp_path / "here.json").write_text("kept")
+    overrides, expected = WRONG[name]
+    code, out, err = latency(*overrides)
+    said = " ".join(err.split())
+    assert (code, out) == (2, "")
+    assert said.startswith("selfprune: ")
+    assert said.count("selfprune: ") == 1
+    assert expected in said
+    assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
+    assert (tmp_path / "here.json").read_text() == "kept"
+
+
+def test_an_interrupt_leaves_nothing(latency, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfprune.latency.fastest_rows", interrupt)
+    code, out, err = latency("output=table.json", *FAST)
+    assert (code, out, err) == (130, "", "selfprune: interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_told(latency):
+    code, _, err = latency("output=table.json", "model.device=cuda")
+    assert code == 2
+    assert "torch sees no GPU here" in " ".join(err.split())
