@@ -1,7 +1,7 @@
 """Yields a unit's weights at any level of a search: ranks are kept, not weights per level.
 
-Pruners that update weights are searched by the masks of their own scores, without the update: the levels nest, and a level
-costs no solve. The winner is pruned by the method itself.
+Pruners that update weights are thus searched by the masks of their own scores, without the update: the levels nest, and a level
+costs no solve. `built_levels` has the update, at the price of a solve per level. The winner is pruned by the method itself.
 
 Shape suffixes: O out, I in.
 """
@@ -51,9 +51,9 @@ class LevelStore:
         """
         changed = [unit for unit in self.grid.units if self.allocation[unit.name] != allocation[unit.name]]
         for unit in changed:
-            weight_OI = weight_view(self.loaded.model, unit)
-            kept_OI = self._ranks[unit.name] >= allocation[unit.name]
-            weight_OI.copy_(torch.where(kept_OI, self._dense[unit.name], 0))
+            weight_view(self.loaded.model, unit).copy_(self.weight_at(unit, allocation[unit.name]))
+            # one by one, so that an error on the way leaves the truth behind
+            self.allocation[unit.name] = allocation[unit.name]
         self.allocation = dict(allocation)
         return [unit.name for unit in changed]
 
@@ -63,6 +63,29 @@ class LevelStore:
         for unit in self.grid.units:
             weight_view(self.loaded.model, unit).copy_(self._dense[unit.name])
         self.allocation = dict.fromkeys(self.allocation, 0)
+
+    def weight_at(self, unit: Unit, level: int) -> Tensor:
+        """A unit's weight at a level [O, I], whatever the model holds now. Not to be changed."""
+        return torch.where(self._ranks[unit.name] >= level, self._dense[unit.name], 0)
+
+    def order(self, unit: str) -> Tensor:
+        """The order in which the weights of a unit go, by the pruner's scores on the dense weight. Not to be changed.
+
+        Args:
+            unit: its name.
+
+        Returns:
+            ranks 0..O*I-1 as int32 [O, I]; the lowest go first.
+        """
+        return self._ranks[unit]
+
+    def dense(self, unit: str) -> Tensor:
+        """The dense weight of a unit [O, I], whatever the model holds now. Not to be changed.
+
+        Args:
+            unit: its name.
+        """
+        return self._dense[unit]
 
 
 @torch.no_grad()

@@ -1,0 +1,131 @@
+"""Times levels as masks beside levels that the pruner builds, on a random Llama, in one run.
+
+    python benchmarks/levels.py
+    python benchmarks/levels.py --width 2048 --pruner alps --n-levels 2
+
+A level here is all units of the model at one sparsity. `built` is its first use, `disk` reads it back, `memory` finds it at
+hand; each is a whole `load`, which for `masks` is a comparison and a copy. Ratios are to `masks`.
+
+Shape suffixes: N sequences, T tokens.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from selfprune.allocation import Allocation, LevelGrid
+from selfprune.built_levels import BuiltLevels, LevelKind, LevelsConfig, open_statistics
+from selfprune.calibration import calibrate_blocks
+from selfprune.config import find_methods
+from selfprune.level_store import LevelStore, rank_units
+from selfprune.models import LoadedModel
+from selfprune.resources import folder_bytes
+from selfprune.units import find_blocks, list_units
+
+VOCAB_SIZE = 512
+UNBOUNDED_GB = 1e6
+
+
+def random_llama(width: int, n_blocks: int, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """A Llama of random weights, whose MLP is 8/3 as wide as its hidden state, rounded up to 64."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=width,
+        intermediate_size=-(-8 * width // 3 // 64) * 64,
+        num_hidden_layers=n_blocks,
+        num_attention_heads=max(1, width // 64),
+    )
+    model = LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
+    return LoadedModel(model, None, list_units(model), find_blocks(model)[1], device)
+
+
+def seconds_of_loads(store: LevelStore, levels: list[Allocation]) -> float:
+    """Mean seconds of bringing the dense model to a level."""
+    total = 0.0
+    for level in levels:
+        store.restore()
+        synchronise(store.loaded.device)
+        start = time.perf_counter()
+        store.load(level)
+        synchronise(store.loaded.device)
+        total += time.perf_counter() - start
+    return total / len(levels)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for a GPU to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--n-blocks", type=int, default=2)
+    parser.add_argument("--pruner", default="sparsegpt", choices=sorted(find_methods("pruner")))
+    parser.add_argument("--n-levels", type=int, default=4)
+    parser.add_argument("--n-sequences", type=int, default=8)
+    parser.add_argument("--n-tokens", type=int, default=128)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    measure(parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measures both stores and prints their table."""
+    device = torch.device(arguments.device)
+    loaded = random_llama(arguments.width, arguments.n_blocks, getattr(torch, arguments.dtype), device)
+    windows_NT = torch.randint(VOCAB_SIZE, (arguments.n_sequences, arguments.n_tokens), device=device)
+    pruner = find_methods("pruner")[arguments.pruner]()
+    grid = LevelGrid.with_constant_step(loaded.units, 0.05)
+    fractions = [0.4 + 0.4 * i / arguments.n_levels for i in range(arguments.n_levels)]
+    levels = [{unit.name: int(fraction * unit.n_items) for unit in grid.units} for fraction in fractions]
+    with tempfile.TemporaryDirectory() as name:
+        config = LevelsConfig(LevelKind.BUILT, cache_gb=UNBOUNDED_GB)
+        statistics, ranks = open_statistics(loaded, grid, pruner, windows_NT, 4, config, Path(name)), {}
+        for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
+            ranks |= rank_units(loaded, units, pruner, gathered)
+            statistics.keep(gathered)
+        n_before = folder_bytes(Path(name))
+        built = BuiltLevels(loaded, grid, ranks, pruner, statistics, memory_bytes=0)
+        rows = {"built": seconds_of_loads(built, levels), "disk": seconds_of_loads(built, levels)}
+        n_level_bytes = (folder_bytes(Path(name)) - n_before) / len(levels)
+        remembering = BuiltLevels(loaded, grid, ranks, pruner, statistics, memory_bytes=int(UNBOUNDED_GB * 1e9))
+        seconds_of_loads(remembering, levels)
+        rows |= {"memory": seconds_of_loads(remembering, levels)}
+        remembering.restore()
+        rows = {"masks": seconds_of_loads(LevelStore(loaded, grid, ranks), levels)} | rows
+    print_table(arguments, rows, n_level_bytes, sum(unit.n_weights for unit in grid.units), statistics.n_memory_bytes)
+
+
+def print_table(
+    arguments: argparse.Namespace, rows: dict[str, float], n_level_bytes: float, n_weights: int, n_statistics_bytes: int
+) -> None:
+    """Seconds and bytes per level and their ratios, then what is kept once for all levels."""
+    table = Table(
+        title=f"{arguments.pruner}, width {arguments.width}, {arguments.n_blocks} blocks, {n_weights:,} weights, "
+        f"{arguments.dtype}, {arguments.device}, {torch.get_num_threads()} threads"
+    )
+    for column in ("levels", "seconds per level", "ratio", "bytes per level", "bytes per weight"):
+        table.add_column(column, justify="right")
+    for name, seconds in rows.items():
+        n_bytes = 0 if name == "masks" else n_level_bytes
+        ratio = seconds / rows["masks"]
+        table.add_row(name, f"{seconds:.4f}", f"{ratio:.1f}x", f"{n_bytes:,.0f}", f"{n_bytes / n_weights:.2f}")
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        f"Once for all levels: ranks {4 * n_weights:,} bytes for either; statistics {n_statistics_bytes:,} bytes in memory for "
+        f"built ones, {n_statistics_bytes / (4 * n_weights):.2f} times the ranks."
+    )
+
+
+if __name__ == "__main__":
+    main()

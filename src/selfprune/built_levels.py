@@ -1,0 +1,224 @@
+"""Yields a unit's weights at any level with the pruner's update of those that stay, built when first asked for.
+
+EvoPress (Sieberling et al., 2024, arXiv 2410.14649) searches a database of SparseGPT's weights for every unit and level. Here a
+level is built from statistics of the dense model, once it is needed, and stays in memory or on disk as long as there is room.
+
+Limits: the first use of a level costs a solve, and all statistics must be kept (`kept_statistics` says how many bytes). As in
+the paper, each unit is solved on the inputs of the dense model, not of the pruned units before it; the winner is pruned afresh.
+
+Shape suffixes: N sequences, T tokens, O out, I in.
+"""
+
+import hashlib
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfprune import __version__
+from selfprune.allocation import LevelGrid, Unit
+from selfprune.errors import ConfigError, PruningError
+from selfprune.kept_statistics import KeptStatistics
+from selfprune.level_store import LevelStore
+from selfprune.models import LoadedModel
+from selfprune.pruners.base import Pruner
+from selfprune.tensor_cache import TensorCache, file_bytes
+from selfprune.units import weight_view
+
+
+class LevelKind(str, Enum):
+    """What a search takes for a unit at a level."""
+
+    MASKS = "MASKS"
+    BUILT = "BUILT"
+
+
+@dataclass
+class LevelsConfig:
+    """How a search gets a unit's weights at a level.
+
+    Attributes:
+        kind: MASKS of the pruner's scores on the dense weights, or weights BUILT by the pruner itself, with its update.
+        folder: where BUILT levels are kept, to be used again by runs with the same model, calibration text, pruner and grid;
+            by default `levels` in the run folder. Runs at the same time need folders of their own.
+        cache_gb: bound on that folder, in GB; the least recently used levels go first.
+        memory_gb: bound on the levels that are also kept in memory, in GB.
+        statistics_gb: bound on the statistics that are kept in memory, in GB; the rest goes into the folder.
+    """
+
+    kind: LevelKind = LevelKind.MASKS
+    folder: str = ""
+    cache_gb: float = 50.0
+    memory_gb: float = 2.0
+    statistics_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("cache_gb", "memory_gb", "statistics_gb"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"search.levels.{name} must be a number of GB, 0 or more, got {value}")
+
+
+class BuiltLevels(LevelStore):
+    """The dense weights, and levels that are built when asked for; level 0 is always the dense weight.
+
+    Memory beyond the model: one copy of the units' weights, four bytes a weight for the order in which they go, the two bounds
+    of the config, and while a level is built one more copy of its unit's statistics.
+
+    Args:
+        loaded: the dense model.
+        grid: units and their levels.
+        ranks: unit name -> the order in which its weights go.
+        pruner: makes the levels.
+        statistics: of every unit, gathered on the dense model; levels are kept in their cache.
+        memory_bytes: bound on the levels that are also kept in memory.
+
+    Example:
+        >>> statistics = open_statistics(loaded, grid, pruner, windows_NT, batch_size, LevelsConfig(LevelKind.BUILT), folder)
+        >>> for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        ...     ranks |= rank_units(loaded, units, pruner, gathered)
+        ...     statistics.keep(gathered)
+        >>> store = BuiltLevels(loaded, grid, ranks, pruner, statistics, memory_bytes=10**9)
+        >>> store.load(allocation)
+
+    Attributes:
+        n_built: levels that were built so far.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        grid: LevelGrid,
+        ranks: dict[str, Tensor],
+        pruner: Pruner,
+        statistics: KeptStatistics,
+        memory_bytes: int,
+    ) -> None:
+        super().__init__(loaded, grid, ranks)
+        self.n_built = 0
+        self._pruner, self._statistics, self._cache = pruner, statistics, statistics.cache
+        self._recent = _RecentTensors(memory_bytes)
+
+    def weight_at(self, unit: Unit, level: int) -> Tensor:
+        """What the pruner makes of a unit's dense weight at a level [O, I], from memory, disk or anew. Not to be changed.
+
+        Raises:
+            PruningError: when the unit cannot be pruned so; the message names it.
+            SelfpruneError: when the disk is full.
+        """
+        if not level:
+            return self.dense(unit.name)
+        name = f"level-{unit.name}-{level}"
+        weight_OI = self._recent.get(name)
+        if weight_OI is not None:
+            self._cache.touch(name)
+            return weight_OI
+        dense_OI = self.dense(unit.name)
+        match self._cache.read(name):
+            case [found_OI] if found_OI.shape == dense_OI.shape and found_OI.dtype is dense_OI.dtype:
+                weight_OI = found_OI
+            case _:
+                weight_OI = self._build(unit, level)
+                self._cache.write(name, [weight_OI])
+        self._recent.put(name, weight_OI)
+        return weight_OI
+
+    def _build(self, unit: Unit, level: int) -> Tensor:
+        dense_OI = self.dense(unit.name)
+        try:
+            pruned = self._pruner.prune(dense_OI, self._statistics.of(unit.name), level)
+        except PruningError as error:
+            raise PruningError(f"{unit.name}: {error}") from error
+        weight_OI = dense_OI if pruned.weight_OI is None else pruned.weight_OI
+        self.n_built += 1
+        return weight_OI.masked_fill(~pruned.mask_OI, 0).contiguous().cpu()
+
+
+class _RecentTensors:
+    """Copies of tensors in main memory, the least recently used of which go first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.n_bytes = 0
+        self._tensors: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, name: str) -> Tensor | None:
+        if name in self._tensors:
+            self._tensors.move_to_end(name)
+        return self._tensors.get(name)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        if tensor.nbytes > self.max_bytes:
+            return
+        while self.n_bytes + tensor.nbytes > self.max_bytes:
+            self.n_bytes -= self._tensors.popitem(last=False)[1].nbytes
+        # a tensor that is mapped from a file would keep the file's space after its eviction
+        self._tensors[name] = tensor.to("cpu", copy=True)
+        self.n_bytes += tensor.nbytes
+
+
+def open_statistics(
+    loaded: LoadedModel, grid: LevelGrid, pruner: Pruner, windows_NT: Tensor, batch_size: int, config: LevelsConfig, folder: Path
+) -> KeptStatistics:
+    """An empty keeper of statistics, whose cache holds the levels that an earlier process built from the very same things.
+
+    Args:
+        loaded: the dense model.
+        grid: units and their levels.
+        pruner: makes the levels.
+        windows_NT: calibration windows.
+        batch_size: windows per forward pass, which decides the order of summation.
+        config: bounds and folder.
+        folder: of the run.
+
+    Raises:
+        ConfigError: when the folder cannot be used, or its bound has no room for one level of the largest unit.
+        SelfpruneError: when the disk is full.
+    """
+    max_bytes = int(config.cache_gb * 1e9)
+    sizes = {unit.name: file_bytes([weight_view(loaded.model, unit)]) for unit in grid.units}
+    largest = max(sizes, key=lambda name: sizes[name])
+    origin = _origin(loaded, grid, pruner, windows_NT, batch_size)
+    needed = sizes[largest] + len(json.dumps(origin, indent=2)) + 1
+    if needed > max_bytes:
+        raise ConfigError(
+            f"search.levels.cache_gb={config.cache_gb:g} has no room for a single level: the largest unit, {largest}, needs "
+            f"{needed:,} bytes, and the bound is {max_bytes:,}; give at least {math.ceil(needed / 1e4) / 1e5:g}, better room for "
+            "all the levels that a search goes to and fro between, or take search.levels.kind=MASKS"
+        )
+    cache = TensorCache(Path(config.folder).expanduser() if config.folder else folder / "levels", max_bytes, origin)
+    return KeptStatistics(cache, int(config.statistics_gb * 1e9), sizes[largest])
+
+
+def _origin(loaded: LoadedModel, grid: LevelGrid, pruner: Pruner, windows_NT: Tensor, batch_size: int) -> dict[str, Any]:
+    """Everything that decides the bits of a level."""
+    named = [*loaded.model.named_parameters(), *loaded.model.named_buffers()]
+    return {
+        "model": _hash([("config", _text(loaded.model.config.to_json_string(use_diff=False))), *named]),
+        "calibration": _hash([("windows", windows_NT)]),
+        "pruner": {"name": type(pruner).__name__, **asdict(pruner)},
+        "grid_step": _hash([("step", _text(json.dumps(dict(grid.step))))]),
+        "batch_size": batch_size,
+        "versions": {"selfprune": __version__, "torch": torch.__version__},
+        "device": str(loaded.device),
+    }
+
+
+def _text(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _hash(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
