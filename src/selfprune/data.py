@@ -86,10 +86,12 @@ def _draw(
     texts.check_files(splits)
     taken: set[bytes] = set()
     windows = {split: _deal(texts, split, taken) for split in splits}
-    return {
-        split: (windows_NT, _sha256(texts.label(split).encode() + _token_bytes(windows_NT)))
-        for split, windows_NT in windows.items()
-    }
+    return {split: (windows_NT, hash_windows(texts.label(split), windows_NT)) for split, windows_NT in windows.items()}
+
+
+def hash_windows(label: str, windows_NT: Tensor) -> str:
+    """SHA-256 of windows and of a label that says where they come from."""
+    return _sha256(label.encode() + _token_bytes(windows_NT))
 
 
 def _deal(texts: "_Texts", split: str, taken: set[bytes]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfprune.embedded.tasks import TASK_FOLDER, TASKS
 from selfprune.errors import ConfigError, DataError
+from selfprune.evaluators.task_documents import answered_documents, build_requests_once
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -60,7 +61,7 @@ class HarnessConfig:
 
 
 class Harness:
-    """Runs lm-eval tasks that are built once.
+    """Runs lm-eval tasks; they and their requests are built once, whatever the number of models.
 
     Attributes:
         config: what was asked for.
@@ -96,6 +97,7 @@ class Harness:
             self.versions[name] = task.VERSION
             if task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=config.num_fewshot)
+            build_requests_once(task)
 
     def evaluate(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", names: Sequence[str] | None = None
@@ -130,15 +132,21 @@ class Harness:
             for name, metrics in results["results"].items()
         }
 
+    def search_documents(self, seed: int) -> Iterator[str]:
+        """The documents of the search tasks with their right answers, each once, whatever `limit` says.
+
+        Args:
+            seed: of their order.
+        """
+        tasks = {name: task for each in self.config.search_tasks for name, task in self._loaded[each]["tasks"].items()}
+        return answered_documents(list(tasks.values()), seed)
+
     def _run(
         self, tasks: dict[str, Any], groups: dict[str, Any], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
     ) -> dict[str, Any]:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        for task in tasks.values():
-            # At every call, so that each model sees the same examples.
-            task.set_fewshot_seed(seed=1234)
         was_training = model.training
         try:
             with _undisturbed():

@@ -1,0 +1,106 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from lm_eval.api.task import Task
+
+from selfprune.embedded.tasks import build_documents
+from selfprune.evaluators.harness import Harness, HarnessConfig
+
+TASKS = ["selfprune_sums_report", "selfprune_facts_report"]
+OWN_DATA = """
+from datasets import Dataset, DatasetDict
+
+def load(**_):
+    rows = [
+        {"stem": "The _ barks.", "options": ["dog", "cat"], "right": 0, "name": "dog", "rest": "barks."},
+        {"stem": "The _ mews.", "options": ["dog", "cat"], "right": 1, "name": "cat", "rest": "mews."},
+        {"stem": "The _ sings.", "options": ["dog", "cat"], "right": -1, "name": "", "rest": "sings."},
+    ]
+    return DatasetDict({"test": Dataset.from_list(rows)})
+"""
+COMMON = "custom_dataset: !function own.load\ntest_split: test\nfewshot_delimiter: ' / '\n"
+OWN_TASKS = {
+    "choices": "output_type: multiple_choice\ndoc_to_text: stem\ndoc_to_choice: options\ndoc_to_target: right\n",
+    "contexts": "output_type: multiple_choice\ndoc_to_text: right\ndoc_to_choice: ['A dog', 'A cat']\ndoc_to_target: rest\n",
+    "written": "output_type: generate_until\ndoc_to_text: stem\ndoc_to_target: name\ntarget_delimiter: ' -> '\n",
+    "last_word": "output_type: loglikelihood\ndoc_to_text: stem\ndoc_to_target: ' {{name}}'\n",
+    "whole": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: stem\n",
+}
+
+
+@pytest.fixture
+def models(make_tiny_model):
+    """Two with different answers."""
+    return [make_tiny_model("llama", seed=seed, max_position_embeddings=256) for seed in (0, 1)]
+
+
+@pytest.fixture
+def n_builds(monkeypatch):
+    """Task -> how often its requests were built."""
+    counts = Counter()
+    build = Task.build_all_requests
+
+    def counting(task, **settings):
+        counts[task.config.task] += 1
+        build(task, **settings)
+
+    monkeypatch.setattr(Task, "build_all_requests", counting)
+    return counts
+
+
+def test_requests_are_built_once_whatever_the_number_of_models(models, tiny_tokenizer, n_builds):
+    harness = Harness(HarnessConfig(TASKS, ["selfprune_sums_search"], limit=8, num_fewshot=1))
+    for model in (*models, models[0]):
+        harness.evaluate(model, tiny_tokenizer)
+        harness.evaluate(model, tiny_tokenizer, ["selfprune_sums_search"])
+    assert n_builds == dict.fromkeys([*TASKS, "selfprune_sums_search"], 1)
+
+
+def test_results_are_those_of_requests_built_anew(models, tiny_tokenizer, n_builds):
+    config = HarnessConfig(TASKS, [], limit=20, num_fewshot=2)
+    harness = Harness(config)
+    kept = [harness.evaluate(model, tiny_tokenizer) for model in (*models, models[0])]
+    anew = [Harness(config).evaluate(model, tiny_tokenizer) for model in models]
+    assert kept == [*anew, anew[0]]
+    assert kept[0] != kept[1]
+    assert n_builds[TASKS[0]] == 3
+
+
+def test_the_answers_of_the_model_before_are_forgotten(models, tiny_tokenizer):
+    harness = Harness(HarnessConfig(TASKS, [], limit=8))
+    sound = harness.evaluate(models[0], tiny_tokenizer)
+    with torch.no_grad():
+        models[1].model.norm.weight.fill_(math.nan)
+    assert math.isnan(harness.evaluate(models[1], tiny_tokenizer)[TASKS[0]]["acc"])
+    assert harness.evaluate(models[0], tiny_tokenizer) == sound
+
+
+def test_search_documents_have_their_right_answers_and_come_once_each_from_the_tasks_in_turn():
+    harness = Harness(HarnessConfig(TASKS, ["selfprune_sums_search", "selfprune_facts_search"], limit=2, num_fewshot=3))
+    found = list(harness.search_documents(seed=0))
+    expected = {
+        task: sorted(f"{d['query']} {d['choices'][d['gold']]}\n" for d in build_documents(task, "search"))
+        for task in ("selfprune_sums", "selfprune_facts")
+    }
+    assert sorted(found[0::2]) == expected["selfprune_sums"]
+    assert sorted(found[1::2]) == expected["selfprune_facts"]
+    assert list(harness.search_documents(seed=0)) == found != list(harness.search_documents(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("task", "documents"),
+    [
+        ("choices", ["The _ barks. dog / ", "The _ mews. cat / "]),
+        ("contexts", ["A dog barks. / ", "A cat mews. / "]),
+        ("written", ["The _ barks. -> dog / ", "The _ mews. -> cat / "]),
+        ("last_word", ["The _ barks. dog / ", "The _ mews. cat / "]),
+        ("whole", ["The _ barks. / ", "The _ mews. / ", "The _ sings. / "]),
+    ],
+)
+def test_each_kind_of_task_shows_its_right_answer_where_there_is_one(task, documents, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_DATA)
+    (tmp_path / "own.yaml").write_text(f"task: own\n{COMMON}{OWN_TASKS[task]}")
+    harness = Harness(HarnessConfig([], ["own"], include_path=str(tmp_path)))
+    assert sorted(harness.search_documents(0)) == sorted(documents)
