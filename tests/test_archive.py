@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pandas
 import pytest
@@ -9,18 +10,29 @@ from selfprune.archive import Archive, from_record, read_archive, to_record
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 
+finite = st.floats(allow_nan=False, allow_infinity=False)
 allocations = st.none() | st.dictionaries(st.text(), st.integers(0, 10**9), max_size=5)
-proposals = st.builds(Proposal, allocations, st.text(), st.text(), st.lists(st.integers(0, 99), max_size=3).map(tuple), st.text())
+proposals = st.builds(
+    Proposal,
+    allocations,
+    st.text(),
+    st.text(),
+    st.lists(st.integers(0, 99), max_size=3).map(tuple),
+    st.text(),
+    st.integers(0, 10**9),
+)
 candidates = st.builds(
     Candidate,
     st.integers(0, 10**6),
     st.text(),
     proposals,
     st.sampled_from(State),
-    st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    st.none() | finite,
     st.integers(0, 99),
     st.integers(0, 10**9),
+    st.none() | finite,
     st.text(),
+    st.dictionaries(st.text(), finite, max_size=3),
 )
 
 
@@ -47,9 +59,14 @@ def test_an_archive_is_read_back_as_it_was_written(tmp_path):
 def test_pandas_reads_it_in_one_call(tmp_path):
     Archive(tmp_path / "archive.jsonl").extend([candidate(0), candidate(1)])
     table = pandas.read_json(tmp_path / "archive.jsonl", lines=True)
-    columns = "allocation proposer operator parents failure id search state score n_windows n_tokens reason"
+    columns = "allocation proposer operator parents failure proposal_tokens id search state score n_windows n_tokens gain reason"
     assert list(table.columns) == columns.split()
     assert table.score.tolist() == [1.5, 1.5]
+
+
+def test_objectives_stand_in_a_line_only_where_there_are_several():
+    assert "objectives" not in to_record(candidate(0))
+    assert to_record(replace(candidate(0), objectives={"text": 1.0, "tasks": 2.0}))["objectives"] == {"text": 1.0, "tasks": 2.0}
 
 
 def test_a_resumed_archive_checks_what_it_holds_and_goes_on(tmp_path):

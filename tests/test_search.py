@@ -1,5 +1,7 @@
+import json
 import logging
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,27 +9,35 @@ import torch
 from selfprune.allocation import LevelGrid
 from selfprune.archive import Archive, read_archive
 from selfprune.calibration import calibrate
-from selfprune.candidate import Proposal, State
+from selfprune.candidate import Proposal, State, best
 from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
+from selfprune.ladder import Ladder
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel
-from selfprune.proposers.base import FixedProposals, SearchSpace
+from selfprune.proposers.base import FixedProposals, ProposerConfig, SearchSpace
 from selfprune.proposers.evolutionary import Evolutionary
+from selfprune.proposers.evopress import EvoPress
+from selfprune.proposers.gradient import Gradient
 from selfprune.proposers.portfolio import Portfolio
 from selfprune.proposers.random import Random
 from selfprune.proposers.sensitivity import Sensitivity
 from selfprune.proposers.uniform import Uniform
 from selfprune.pruners.magnitude import Magnitude
-from selfprune.racing import Ladder, Racer
-from selfprune.search import MAX_IDLE_ROUNDS, Progress, SearchConfig, run_search
+from selfprune.racing import Racer
+from selfprune.scoring import Scorer
+from selfprune.search import MAX_IDLE_ROUNDS, SearchConfig, run_search
+from selfprune.swap_gradients import FORWARD_PASSES, SwapGradients
 from selfprune.units import find_blocks, list_units
 
 N_TOKENS = 8
-LADDER = Ladder([1, 4], [2])
+N_WINDOWS = 4
+LADDER = Ladder([1, 4], [2], grows=False)
+GROWING = Ladder([1, 2, 4], [3, 2])
+FRESH = Ladder([1, 2], [2], grows=False, fresh=True)
 NOBODY = ScriptedLanguageModel.from_texts([])
 
 
@@ -35,10 +45,12 @@ NOBODY = ScriptedLanguageModel.from_texts([])
 def bench(make_tiny_model):
     model = make_tiny_model("llama")
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
-    windows_NT = torch.randint(0, 300, (4, N_TOKENS), generator=torch.Generator().manual_seed(0))
+    windows_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
     store = LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4)))
-    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 4, LADDER.n_windows, 10**6)
+    # Random logits are nearly flat; sharper ones make the candidates differ.
+    model.lm_head.weight.mul_(50)
+    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 1, [], 10**6)
 
 
 @pytest.fixture
@@ -48,7 +60,7 @@ def space(bench):
 
 
 def config(max_tokens=10**9, **changes):
-    changes = {"n_per_round": 4, "ladder": LADDER, "n_sensitivity_windows": 0, "batch_size": 4} | changes
+    changes = {"n_per_round": 4, "ladder": LADDER, "n_sensitivity_windows": 0, "batch_size": 4, "n_finalists": 1} | changes
     return SearchConfig(max_tokens, **changes)
 
 
@@ -58,9 +70,12 @@ def search(bench, space, tmp_path):
 
     def run(proposer, settings, folder="run", **options):
         (tmp_path / folder).mkdir(exist_ok=True)
-        racer = Racer(*bench, LADDER, Journal(tmp_path / folder / "evaluations.jsonl"))
+        bench[0].restore()
+        scorer = Scorer(*bench, Journal(tmp_path / folder / "evaluations.jsonl"))
+        if isinstance(proposer, ProposerConfig):
+            proposer = proposer.build(replace(space, move_values=SwapGradients(scorer)), 3, NOBODY)
         archive = Archive(tmp_path / folder / "archive.jsonl")
-        candidates = run_search("main", proposer, racer, archive, settings, **options)
+        candidates = run_search(proposer, Racer("main", scorer, settings.ladder, 0), archive, settings, **options)
         assert not archive.candidates or read_archive(tmp_path / folder / "archive.jsonl") == archive.candidates
         return candidates
 
@@ -73,6 +88,10 @@ def portfolio(space, seed):
 
 def uniform(space):
     return Uniform().build(space, 0, NOBODY).ask(1)[0]
+
+
+def without_final_heat(candidates):
+    return [c for c in candidates if c.proposal.operator != "final"]
 
 
 def test_the_same_seed_gives_the_same_archive_byte_for_byte(search, space, tmp_path):
@@ -89,25 +108,51 @@ def test_another_seed_gives_another_archive(search, space, tmp_path):
     assert (tmp_path / "seed3" / "archive.jsonl").read_bytes() != (tmp_path / "seed4" / "archive.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("n_evaluations", "n_archived"), [(0, 0), (3, 0), (11, 5), (17, 9), (30, 13)])
-def test_a_search_that_was_broken_off_gives_the_same_archive(n_evaluations, n_archived, search, space, tmp_path):
-    whole = search(portfolio(space, 3), config(max_candidates=25), "whole", yardsticks=[uniform(space)])
-    (tmp_path / "broken").mkdir()
-    for name, n_lines in (("evaluations.jsonl", n_evaluations), ("archive.jsonl", n_archived)):
-        lines = (tmp_path / "whole" / name).read_bytes().splitlines(keepends=True)
-        (tmp_path / "broken" / name).write_bytes(b"".join(lines[:n_lines]) + lines[n_lines][:9])
-    resumed = search(portfolio(space, 3), config(max_candidates=25), "broken", yardsticks=[uniform(space)])
-    assert resumed == whole
-    assert (tmp_path / "broken" / "archive.jsonl").read_bytes() == (tmp_path / "whole" / "archive.jsonl").read_bytes()
+ARMS = {"s": Sensitivity([2.0, 4.0]), "r": Random(), "e": Evolutionary(), "g": Gradient(n_windows=1)}
+SEARCHES = {
+    "nested": (Portfolio(ARMS), LADDER),
+    "growing": (Portfolio(ARMS), GROWING),
+    "fresh": (EvoPress(), FRESH),
+    "gradient": (Gradient(n_windows=2), GROWING),
+}
 
 
-def test_yardsticks_come_first_and_are_scored_on_all_windows(search, space):
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_was_broken_off_gives_the_same_archive(name, search, space, tmp_path):
+    proposer, ladder = SEARCHES[name]
+    settings = config(max_candidates=13, ladder=ladder, n_finalists=2)
+    whole = search(proposer, settings, "whole", yardsticks=[uniform(space)])
+    lines = {
+        file: (tmp_path / "whole" / file).read_bytes().splitlines(keepends=True)
+        for file in ("evaluations.jsonl", "archive.jsonl")
+    }
+    for share in (0.1, 0.5, 0.95):
+        folder = tmp_path / f"broken at {share}"
+        folder.mkdir()
+        for file, part in (("evaluations.jsonl", share), ("archive.jsonl", share / 2)):
+            n_lines = int(part * len(lines[file]))
+            (folder / file).write_bytes(b"".join(lines[file][:n_lines]) + lines[file][n_lines][:9])
+        assert search(proposer, settings, folder.name, yardsticks=[uniform(space)]) == whole
+        assert (folder / "archive.jsonl").read_bytes() == b"".join(lines["archive.jsonl"])
+
+
+def test_tokens_of_gradients_are_in_the_archive(search, space, tmp_path):
+    candidates = search(Gradient(n_windows=2), config(max_candidates=12, ladder=GROWING))
+    records = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    n_looks = sum("gradients" in record for record in records)
+    n_scored = sum(len(record.get("window_scores", [])) for record in records)
+    assert n_looks >= 2
+    assert sum(c.n_tokens for c in candidates) == (n_scored + 2 * FORWARD_PASSES * 2 * n_looks) * N_TOKENS
+    assert sum(c.proposal.proposal_tokens for c in candidates) == 2 * FORWARD_PASSES * 2 * n_looks * N_TOKENS
+
+
+def test_yardsticks_race_first(search, space):
     wishes = [{unit.name: 0.5 + spread * (unit.block - 0.5) for unit in space.grid.units} for spread in (0.3, 0.0, -0.3)]
     yardsticks = [Proposal(space.project(wish), f"yardstick {i}") for i, wish in enumerate(wishes)]
     candidates = search(Random().build(space, 0, NOBODY), config(max_candidates=7), yardsticks=yardsticks)
     assert [c.proposal for c in candidates[:3]] == yardsticks
-    assert {(c.state, c.n_windows) for c in candidates[:3]} == {(State.COMPLETE, 4)}
-    assert {c.proposal.proposer for c in candidates[3:]} == {"random"}
+    assert sorted(c.n_windows for c in candidates[:3]) == [1, 4, 4]
+    assert {c.proposal.proposer for c in candidates[3:7]} == {"random"}
 
 
 def test_the_proposer_hears_of_every_candidate_in_order(search, space):
@@ -125,21 +170,52 @@ def test_the_proposer_hears_of_every_candidate_in_order(search, space):
 
     listener = Listener()
     candidates = search(listener, config(max_candidates=9), yardsticks=[uniform(space)])
-    assert listener.heard == candidates
+    assert listener.heard == without_final_heat(candidates)
     assert [c.id for c in candidates] == list(range(9))
 
 
 def test_it_stops_at_the_first_round_that_reaches_the_tokens(search, space):
-    # A round of four: each sees one window, two go on to three more.
+    # A round of four: each sees one window, two go on to three more. All windows are known then, so the final heat is free.
     per_round = (4 * 1 + 2 * 3) * N_TOKENS
     for max_tokens, n_rounds in ((1, 1), (per_round, 1), (per_round + 1, 2), (3 * per_round, 3)):
         candidates = search(Random().build(space, 0, NOBODY), config(max_tokens), f"{max_tokens}")
         assert sum(c.n_tokens for c in candidates) == n_rounds * per_round
-        assert len(candidates) == 4 * n_rounds
+        assert len(without_final_heat(candidates)) == 4 * n_rounds
+
+
+def test_what_was_spent_before_counts(search, space):
+    candidates = search(Random().build(space, 0, NOBODY), config(1000), n_tokens_before=999)
+    assert len(without_final_heat(candidates)) == 4
+    assert search(Random().build(space, 0, NOBODY), config(1000), "none", n_tokens_before=1000) == []
+
+
+@pytest.mark.parametrize("max_tokens", [200, 400, 700, 1300])
+def test_the_final_heat_is_paid_from_what_was_kept_back_for_it(max_tokens, search, space):
+    """Beyond the limit there is at most one round, and what that round adds to the heat."""
+    ladder = Ladder([1, 2], [2])
+    candidates = search(portfolio(space, 0), config(max_tokens, ladder=ladder, n_finalists=3))
+    heat = [c for c in candidates if c.proposal.operator == "final"]
+    assert 1 <= len(heat) <= 3
+    assert {c.n_windows for c in heat} == {N_WINDOWS}
+    spent_before_last_round = sum(c.n_tokens for c in candidates[: -len(heat) - 5])
+    assert spent_before_last_round < max_tokens
+    # four on a window each, two on one more, the incumbent on one more, and a new champion on those that are left
+    last_round = (4 + 2 + 1 + 3) * N_TOKENS
+    assert sum(c.n_tokens for c in candidates) < max_tokens + last_round
+
+
+def test_the_final_heat_is_on_all_windows_and_gives_the_best(search, space):
+    candidates = search(portfolio(space, 0), config(1000, ladder=Ladder([1, 2], [2]), n_finalists=2))
+    heat = [c for c in candidates if c.proposal.operator == "final"]
+    assert candidates[-len(heat) :] == heat
+    assert sorted(best(candidates, len(heat)), key=lambda c: c.id) == heat
+    champions = [c for c in candidates if c.gain is not None]
+    assert [c.allocation for c in heat] == [c.allocation for c in champions[::-1][: len(heat)]]
+    assert all(c.gain is None for c in heat)
 
 
 def test_it_stops_at_the_candidates(search, space):
-    assert len(search(Random().build(space, 0, NOBODY), config(max_candidates=8))) == 8
+    assert len(without_final_heat(search(Random().build(space, 0, NOBODY), config(max_candidates=8)))) == 8
 
 
 def test_it_stops_at_the_seconds(search, space):
@@ -148,13 +224,13 @@ def test_it_stops_at_the_seconds(search, space):
 
 def test_yardsticks_count_against_the_budget(search, space):
     candidates = search(Random().build(space, 0, NOBODY), config(4 * N_TOKENS), yardsticks=[uniform(space)])
-    assert len(candidates) == 1
+    assert [c.proposal for c in without_final_heat(candidates)] == [uniform(space)]
 
 
 def test_it_ends_when_the_proposer_has_no_more_to_say(search, space):
     proposals = [uniform(space), *Random().build(space, 0, NOBODY).ask(4)]
     candidates = search(FixedProposals("fixed", proposals), config())
-    assert [c.proposal for c in candidates] == proposals
+    assert [c.proposal for c in without_final_heat(candidates)] == proposals
 
 
 def test_it_ends_after_idle_rounds(search):
@@ -183,17 +259,19 @@ def test_progress_is_told_after_every_round_and_logged(search, space, caplog):
 
 
 def test_a_search_hears_only_of_its_own_candidates(bench, space, tmp_path):
-    racer, archive = Racer(*bench, LADDER, Journal(tmp_path / "evaluations.jsonl")), Archive(tmp_path / "archive.jsonl")
-    first = run_search("main", Random(1.0).build(space, 1, NOBODY), racer, archive, config(max_candidates=4))
-    states: list[Progress] = []
-    second = run_search(
-        "random", Random(0.01).build(space, 0, NOBODY), racer, archive, config(max_candidates=4), (), states.append
-    )
-    scores = [min(c.score for c in group if c.state is State.COMPLETE) for group in (first, second)]
-    assert scores[0] < scores[1] == states[-1].best_score
+    scorer, archive = Scorer(*bench, Journal(tmp_path / "evaluations.jsonl")), Archive(tmp_path / "archive.jsonl")
+    settings, states = config(max_candidates=4), []
+    racers = [Racer(name, scorer, LADDER, 0) for name in ("main", "random")]
+    first = run_search(Random(1.0).build(space, 1, NOBODY), racers[0], archive, settings)
+    second = run_search(Random(0.01).build(space, 0, NOBODY), racers[1], archive, settings, (), states.append)
+    scores = [best(group)[0].score for group in (first, second)]
+    assert [racer.incumbent.score for racer in racers] == scores
+    assert states[-1].best_score == scores[1] != scores[0]
     assert [c.id for c in second] == [4, 5, 6, 7]
     assert {c.search for c in first} == {"main"}
     assert {c.search for c in second} == {"random"}
+    # nor does it know the scores of the other's
+    assert {c.n_tokens for c in second if c.state is State.COMPLETE and c.gain is None} <= {4 * N_TOKENS, 0}
 
 
 def test_the_global_generator_is_left_alone(search, space):

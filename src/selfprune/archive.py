@@ -42,8 +42,10 @@ class Archive:
 
 
 def to_record(candidate: Candidate) -> dict[str, Any]:
-    """A flat dictionary of JSON values."""
+    """A flat dictionary of JSON values; without `objectives` where there are none."""
     record = asdict(candidate)
+    if not candidate.objectives:
+        del record["objectives"]
     return {**record.pop("proposal"), **record, "state": candidate.state.value}
 
 
@@ -56,6 +58,7 @@ def from_record(record: dict[str, Any]) -> Candidate:
         operator=fields.pop("operator"),
         parents=tuple(fields.pop("parents")),
         failure=fields.pop("failure"),
+        proposal_tokens=fields.pop("proposal_tokens"),
     )
     return Candidate(proposal=proposal, **{**fields, "state": State(fields["state"])})
 

@@ -1,9 +1,14 @@
 """Proposals, and the candidates that become of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from selfprune.allocation import Allocation
+
+RE_ENTRY = "re-entry"
+"""Operator of the incumbent that is scored on the windows of a new heat."""
+FINAL = "final"
+"""Operator of a champion that is scored on all windows at the end of a search."""
 
 
 class State(str, Enum):
@@ -24,6 +29,7 @@ class Proposal:
         operator: how it was made, such as `swap` or `crossover`.
         parents: ids of the candidates it was made from.
         failure: why there is no allocation.
+        proposal_tokens: tokens that were spent to make it, such as those of gradients; the first carries what several share.
     """
 
     allocation: Allocation | None
@@ -31,6 +37,7 @@ class Proposal:
     operator: str = ""
     parents: tuple[int, ...] = ()
     failure: str = ""
+    proposal_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,13 @@ class Candidate:
         search: which search it belongs to; only `main` can give the winner.
         proposal: what was scored.
         state: how it ended.
-        score: mean score over the windows it saw, lower is better; None when FAILED.
+        score: mean score over the windows of its last rung, lower is better; None when FAILED. Only scores of one rung compare.
         n_windows: search windows that `score` rests on.
-        n_tokens: tokens that were spent on it.
+        n_tokens: tokens that were spent on it, those of its proposal included.
+        gain: by how much it beat the incumbent, on the same windows, when it took its place; None when it did not.
         reason: why it was STOPPED or FAILED.
+        objectives: when COMPLETE and judged by several things, name -> value: the mean score of every kind of window, of which
+            `score` is the mean over windows, and seconds where the budget is a latency.
     """
 
     id: int
@@ -55,7 +65,14 @@ class Candidate:
     score: float | None = None
     n_windows: int = 0
     n_tokens: int = 0
+    gain: float | None = None
     reason: str = ""
+    objectives: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_champion_again(self) -> bool:
+        """Whether it is an older champion, scored on further windows."""
+        return self.proposal.operator in (RE_ENTRY, FINAL)
 
     @property
     def allocation(self) -> Allocation:
@@ -65,6 +82,9 @@ class Candidate:
 
 
 def best(candidates: list[Candidate], n: int = 1) -> list[Candidate]:
-    """The `n` best COMPLETE candidates, best first; ties go to the older."""
+    """The `n` best COMPLETE candidates, best first, every allocation once: those furthest up the ladder; ties go to the older."""
     complete = [c for c in candidates if c.state is State.COMPLETE and c.score is not None]
-    return sorted(complete, key=lambda c: (c.score, c.id))[:n]
+    distinct: dict[tuple[tuple[str, int], ...], Candidate] = {}
+    for candidate in sorted(complete, key=lambda c: (-c.n_windows, c.score, c.id)):
+        distinct.setdefault(tuple(sorted(candidate.allocation.items())), candidate)
+    return list(distinct.values())[:n]

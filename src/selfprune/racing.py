@@ -1,130 +1,193 @@
-"""Races candidates: many on few windows, survivors on more, always on the same windows.
+"""Races candidates: many on few windows, survivors on more, always on the same windows, the incumbent in every final heat.
 
-The rungs are nested: a survivor is scored only on the windows that it has not seen yet, and any two candidates of a run can
-be compared in pairs on the windows that both have seen.
+An allocation is scored only on windows that it has not seen yet, whichever race showed them. Where rungs are nested, a survivor
+thus pays for the new windows alone; where they are drawn afresh for every race, the incumbent is scored on each last one.
 """
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from selfprune.allocation import Allocation, LevelGrid
-from selfprune.candidate import Candidate, Proposal, State
-from selfprune.errors import ConfigError
-from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.journal import Journal
-from selfprune.level_store import LevelStore
-
-
-@dataclass
-class Ladder:
-    """How much is spent on whom.
-
-    Attributes:
-        n_windows: windows seen by the end of each rung, rising.
-        n_survivors: candidates that go on after each rung but the last, falling.
-        z_worse: a candidate whose paired difference to the best of the rung exceeds this many standard errors goes no further,
-            whatever its rank.
-    """
-
-    n_windows: list[int] = field(default_factory=lambda: [4, 16, 64])
-    n_survivors: list[int] = field(default_factory=lambda: [5, 2])
-    z_worse: float = 3.0
-
-    def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.n_windows, self.n_windows[1:], strict=False))
-        if not self.n_windows or self.n_windows[0] < 1 or not rising or len(self.n_survivors) != len(self.n_windows) - 1:
-            raise ConfigError(
-                "search.ladder needs rising n_windows and one n_survivors fewer than rungs, "
-                f"got {self.n_windows} and {self.n_survivors}; for example [4, 16, 64] and [5, 2]"
-            )
-        if any(n < 1 for n in self.n_survivors):
-            raise ConfigError(f"search.ladder.n_survivors must be at least 1 each, got {self.n_survivors}")
+from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
+from selfprune.ladder import Ladder
+from selfprune.objective import Aspects
+from selfprune.scoring import Scorer, block_versions
 
 
 @dataclass
 class _Runner:
-    """A candidate in the race."""
+    """A candidate in the race, with its scores by window batch."""
 
     candidate: Candidate
-    scores: list[float] = field(default_factory=list)
+    known: dict[int, list[float]]
+    n_tokens: int
 
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.scores) / len(self.scores)
+    def scores(self, batches: Sequence[int]) -> list[float]:
+        return [score for batch in batches for score in self.known[batch]]
+
+    def mean(self, batches: Sequence[int]) -> float:
+        scores = self.scores(batches)
+        return math.fsum(scores) / len(scores)
 
 
-@dataclass
 class Racer:
-    """Scores proposals on the search split.
+    """The races of one search.
+
+    Args:
+        search: its name, as it stands in the archive.
+        scorer: measures allocations on the search windows.
+        ladder: the rungs.
+        seed: of the windows that are drawn afresh.
+        aspects: what COMPLETE candidates are told apart by besides their score.
 
     Attributes:
-        seconds: spent on evaluation, those of a resumed run's first part included.
+        incumbent: the winner of the last final heat; None before the first.
+        champions: all that were the incumbent, the newest last.
 
     Example:
-        >>> candidates = Racer(store, evaluator, Ladder(), journal).race("main", 0, proposals)
+        >>> candidates = Racer("main", scorer, Ladder(), seed=0).race(0, proposals)
     """
 
-    store: LevelStore
-    evaluator: WindowEvaluator
-    ladder: Ladder
-    journal: Journal
-    seconds: float = field(default=0.0, init=False)
+    def __init__(self, search: str, scorer: Scorer, ladder: Ladder, seed: int, aspects: Aspects | None = None) -> None:
+        self.search, self.scorer, self.ladder, self.aspects = search, scorer, ladder, aspects or Aspects()
+        self.incumbent: Candidate | None = None
+        self.champions: list[Candidate] = []
+        self.n_open = 1 if ladder.grows else len(ladder.n_windows)
+        self._rng = random.Random(f"{seed} {search}")
+        self._known: dict[tuple[int, ...], dict[int, list[float]]] = {}
 
-    def race(self, search: str, first_id: int, proposals: Sequence[Proposal], keep_all: bool = False) -> list[Candidate]:
-        """Every proposal's fate, in the order of the proposals.
+    def race(self, first_id: int, proposals: Sequence[Proposal]) -> list[Candidate]:
+        """Every proposal's fate, in their order, and after them the incumbent's, where it was scored on further windows.
 
         Args:
-            search: the search that the candidates belong to.
             first_id: id of the first.
             proposals: what to score.
-            keep_all: score everyone on all windows (for yardsticks).
         """
-        runners = [_Runner(_enter(search, first_id + i, proposal)) for i, proposal in enumerate(proposals)]
-        start = 0
-        for rung, stop in enumerate(self.ladder.n_windows):
-            racing = [runner for runner in runners if runner.candidate.state is State.COMPLETE]
-            for runner in sorted(racing, key=lambda r: block_versions(r.candidate.allocation, self.store.grid)):
-                self._score(runner, start, stop)
-            if rung < len(self.ladder.n_survivors) and not keep_all:
-                self._drop(runners, self.ladder.n_survivors[rung])
-            start = stop
+        rungs = self._rungs()
+        runners = [self._enter(first_id + i, proposal) for i, proposal in enumerate(proposals)]
+        for rung, batches in enumerate(rungs):
+            is_last = rung + 1 == len(rungs)
+            holder = self._reenter(first_id + len(proposals)) if is_last else None
+            self._run([*runners, *([holder] if holder else [])], batches)
+            if not is_last:
+                self._drop(runners, batches, self.ladder.n_survivors[rung])
+        is_news = holder is not None and (self.ladder.fresh or holder.candidate.n_windows > self._held().n_windows)
+        self._decide(runners, holder, is_news, rungs[-1])
+        return [runner.candidate for runner in [*runners, *([holder] if holder and is_news else [])]]
+
+    def final_heat(self, first_id: int, n: int) -> list[Candidate]:
+        """The last `n` champions on all windows; a single one of a nested ladder has nobody to meet, and is spared.
+
+        Args:
+            first_id: id of the first.
+            n: how many.
+        """
+        runners = [self._enter(first_id + i, _again(champion, FINAL)) for i, champion in enumerate(self._finalists(n))]
+        batches = list(range(self.scorer.n_batches))
+        self._run(runners, batches)
         return [runner.candidate for runner in runners]
 
-    def measure(self, allocation: Allocation, start: int, stop: int) -> dict[str, Any]:
-        """Scores of the search windows `start` to `stop` under an allocation, and the seconds that they took."""
-        self.store.load(allocation)
-        evaluation = self.evaluator.evaluate(block_versions(allocation, self.store.grid), start, stop)
-        return {"window_scores": next(iter(evaluation.metrics.values())), "seconds": round(evaluation.seconds, 6)}
+    def n_tokens_of_final_heat(self, n: int) -> int:
+        """Tokens that a final heat would cost now."""
+        known = [self._known[self._genome(champion.allocation)] for champion in self._finalists(n)]
+        n_missing = sum(sum(self.scorer.batch_sizes) - sum(map(len, scores.values())) for scores in known)
+        return n_missing * self.scorer.n_tokens_per_window
 
-    def _score(self, runner: _Runner, start: int, stop: int) -> None:
-        candidate = runner.candidate
+    def _finalists(self, n: int) -> list[Candidate]:
+        """The last `n` champions that differ, the newest first; none where a final heat decides nothing."""
+        if n == 1 and not self.ladder.fresh:
+            return []
+        newest: dict[tuple[int, ...], Candidate] = {}
+        for champion in reversed(self.champions):
+            newest.setdefault(self._genome(champion.allocation), champion)
+        return list(newest.values())[:n]
 
-        key = {"search": candidate.search, "candidate": candidate.id, "start": start, "stop": stop}
-        record = self.journal.once(key, lambda: self.measure(candidate.allocation, start, stop))
-        runner.scores += record["window_scores"]
-        self.seconds += record["seconds"]
-        n_tokens = len(runner.scores) * self.evaluator.n_tokens_per_window
-        seen = replace(candidate, n_windows=len(runner.scores), n_tokens=n_tokens)
-        if math.isfinite(runner.mean):
-            runner.candidate = replace(seen, score=runner.mean)
-        else:
-            runner.candidate = replace(seen, state=State.FAILED, score=None, reason="the score is not finite")
+    def _rungs(self) -> list[list[int]]:
+        """The batches of each open rung."""
+        sizes = self.scorer.batch_sizes
+        if self.ladder.fresh:
+            whole = [i for i, size in enumerate(sizes) if size == sizes[0]]
+            return [self._rng.sample(whole, n // sizes[0]) for n in self.ladder.n_windows]
+        ends = list(accumulate(sizes))
+        return [[i for i, end in enumerate(ends) if end <= n] for n in self.ladder.n_windows[: self.n_open]]
 
-    def _drop(self, runners: list[_Runner], n_survivors: int) -> None:
+    def _enter(self, candidate_id: int, proposal: Proposal) -> _Runner:
+        if proposal.allocation is None:
+            failed = Candidate(
+                candidate_id, self.search, proposal, State.FAILED, n_tokens=proposal.proposal_tokens, reason=proposal.failure
+            )
+            return _Runner(failed, {}, proposal.proposal_tokens)
+        known = self._known.setdefault(self._genome(proposal.allocation), {})
+        candidate = Candidate(candidate_id, self.search, proposal, State.COMPLETE)
+        return _Runner(candidate, known, proposal.proposal_tokens)
+
+    def _reenter(self, candidate_id: int) -> _Runner | None:
+        return self._enter(candidate_id, _again(self._held(), RE_ENTRY)) if self.incumbent else None
+
+    def _run(self, runners: Sequence[_Runner], batches: Sequence[int]) -> None:
+        """Scores all that still race on the batches that they do not know, in an order that shares the most blocks."""
+        racing = [runner for runner in runners if runner.candidate.state is State.COMPLETE]
+        order = visiting_order([r.candidate.allocation for r in racing], self.scorer.last, self.scorer.grid)
+        for runner in (racing[i] for i in order):
+            missing = [batch for batch in batches if batch not in runner.known]
+            if missing:
+                found = self.scorer.score(self.search, runner.candidate.id, runner.candidate.allocation, missing)
+                runner.known.update(found)
+                runner.n_tokens += sum(map(len, found.values())) * self.scorer.n_tokens_per_window
+        for runner in racing:
+            mean, n_windows = runner.mean(batches), len(runner.scores(batches))
+            seen = replace(runner.candidate, n_windows=n_windows, n_tokens=runner.n_tokens)
+            if math.isfinite(mean):
+                objectives = self.aspects.of(seen.allocation, {batch: runner.known[batch] for batch in batches})
+                runner.candidate = replace(seen, score=mean, objectives=objectives)
+            else:
+                runner.candidate = replace(seen, state=State.FAILED, score=None, reason="the score is not finite", objectives={})
+
+    def _drop(self, runners: Sequence[_Runner], batches: Sequence[int], n_survivors: int) -> None:
         """Stops those beyond the survivors' ranks, and those clearly worse than the best."""
-        ranked = sorted((r for r in runners if r.candidate.state is State.COMPLETE), key=lambda r: (r.mean, r.candidate.id))
+        racing = [r for r in runners if r.candidate.state is State.COMPLETE]
+        ranked = sorted(racing, key=lambda r: (r.candidate.score, r.candidate.id))
         for rank, runner in enumerate(ranked):
-            z = paired_z(runner.scores, ranked[0].scores)
+            z = paired_z(runner.scores(batches), ranked[0].scores(batches))
             if rank >= n_survivors:
-                reason = f"rank {rank + 1} of {len(ranked)} after {len(runner.scores)} windows"
+                reason = f"rank {rank + 1} of {len(ranked)} after {runner.candidate.n_windows} windows"
             elif z > self.ladder.z_worse:
-                reason = f"worse than the best by {z:.1f} standard errors after {len(runner.scores)} windows"
+                reason = f"worse than the best by {z:.1f} standard errors after {runner.candidate.n_windows} windows"
             else:
                 continue
-            runner.candidate = replace(runner.candidate, state=State.STOPPED, reason=reason)
+            runner.candidate = replace(runner.candidate, state=State.STOPPED, reason=reason, objectives={})
+
+    def _decide(self, runners: Sequence[_Runner], holder: _Runner | None, is_news: bool, batches: Sequence[int]) -> None:
+        """Who is the incumbent now; opens the next rung unless the gain is clear."""
+        racing = [r for r in runners if r.candidate.state is State.COMPLETE]
+        leader = min(racing, key=lambda r: (r.candidate.score, r.candidate.id), default=None)
+        if holder and holder.candidate.state is State.FAILED:
+            broken, holder = self._genome(holder.candidate.allocation), None
+            self.champions = [c for c in self.champions if self._genome(c.allocation) != broken]
+            self.incumbent = self.champions[-1] if self.champions else None
+        elif holder and is_news:
+            self.incumbent = holder.candidate
+        is_clear = False
+        if leader and (holder is None or _score(leader.candidate) < _score(holder.candidate)):
+            gain = _score(holder.candidate) - _score(leader.candidate) if holder else 0.0
+            z = paired_z(leader.scores(batches), holder.scores(batches)) if holder else -math.inf
+            is_clear = z <= -self.ladder.z_better
+            leader.candidate = replace(leader.candidate, gain=gain)
+            self.incumbent = leader.candidate
+            self.champions.append(leader.candidate)
+        if not is_clear:
+            self.n_open = min(self.n_open + 1, len(self.ladder.n_windows))
+
+    def _genome(self, allocation: Allocation) -> tuple[int, ...]:
+        return tuple(allocation[unit.name] for unit in self.scorer.grid.units)
+
+    def _held(self) -> Candidate:
+        assert self.incumbent is not None
+        return self.incumbent
 
 
 def paired_z(scores: Sequence[float], others: Sequence[float]) -> float:
@@ -139,15 +202,20 @@ def paired_z(scores: Sequence[float], others: Sequence[float]) -> float:
     return mean / (spread / math.sqrt(len(differences)))
 
 
-def block_versions(allocation: Allocation, grid: LevelGrid) -> list[tuple[int, ...]]:
-    """The levels of each block's units, which say when two allocations share a block."""
-    blocks: dict[int, list[int]] = {}
-    for unit in grid.units:
-        blocks.setdefault(unit.block, []).append(allocation[unit.name])
-    return [tuple(blocks.get(block, ())) for block in range(max(blocks) + 1)]
+def visiting_order(allocations: Sequence[Allocation], current: Allocation, grid: LevelGrid) -> list[int]:
+    """An order that walks the tree of common prefixes depth first, beginning where the current allocation leads.
+
+    Every node of the tree is then computed once, with the hidden states of a single path in memory.
+    """
+    path = block_versions(current, grid)
+    versions = [block_versions(allocation, grid) for allocation in allocations]
+    return sorted(range(len(versions)), key=lambda i: [(v != own, v) for v, own in zip(versions[i], path, strict=True)])
 
 
-def _enter(search: str, candidate_id: int, proposal: Proposal) -> Candidate:
-    if proposal.allocation is None:
-        return Candidate(candidate_id, search, proposal, State.FAILED, reason=proposal.failure)
-    return Candidate(candidate_id, search, proposal, State.COMPLETE)
+def _again(champion: Candidate, operator: str) -> Proposal:
+    return Proposal(champion.allocation, champion.proposal.proposer, operator, (champion.id,))
+
+
+def _score(candidate: Candidate) -> float:
+    assert candidate.score is not None
+    return candidate.score

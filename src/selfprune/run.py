@@ -22,6 +22,7 @@ from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.export import save_checkpoint
 from selfprune.proposers.base import ProposerConfig
+from selfprune.racing import Racer
 from selfprune.report import print_table, write_report
 from selfprune.resources import Resources, folder_bytes, peak_memory_bytes
 from selfprune.results import Results, Spent
@@ -78,21 +79,23 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
     yardsticks = {
         name: form.build(bench.space, config.seed, bench.language_model).ask(1)[0] for name, form in config.yardsticks.items()
     }
-    main = _search(bench, "main", config.proposer, config.search.max_tokens, list(yardsticks.values()))
+    seeds = list(yardsticks.values()) if config.search.race_yardsticks else []
+    main = _search(bench, "main", config.proposer, config.search.max_tokens, seeds)
     if not best(main):
         raise SelfpruneError(
             f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in "
             f"{folder / 'archive.jsonl'}"
         )
     winner = _choose_winner(bench, best(main, config.search.n_finalists))
-    spent = {"main": Spent(sum(c.n_tokens for c in main) + bench.n_sensitivity_tokens, bench.racer.seconds)}
+    spent = {"main": Spent(sum(c.n_tokens for c in main) + bench.n_sensitivity_tokens, bench.scorer.seconds)}
+    winner = _on_all_windows(bench, winner)
     leaders: dict[str, Candidate] = {}
     for name, control in config.controls.items():
-        seconds_before = bench.racer.seconds
+        seconds_before = bench.scorer.seconds
         candidates = _search(bench, name, control, spent["main"].n_tokens)
         for leader in best(candidates):
             leaders[name] = leader
-        spent[name] = Spent(sum(c.n_tokens for c in candidates), bench.racer.seconds - seconds_before)
+        spent[name] = Spent(sum(c.n_tokens for c in candidates), bench.scorer.seconds - seconds_before)
     allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
     allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     allocations |= {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
@@ -124,7 +127,9 @@ def _search(
             update(state.n_tokens, f"best {best_score}, {state.n_candidates} candidates, {state.n_tokens:,} tokens")
 
         working = proposer.build(bench.space, bench.config.seed, bench.language_model)
-        return run_search(name, working, bench.racer, bench.archive, config, yardsticks, show)
+        racer = Racer(name, bench.scorer, config.ladder, bench.config.seed, bench.aspects)
+        n_before = bench.n_sensitivity_tokens if name == "main" else 0
+        return run_search(working, racer, bench.archive, config, yardsticks, show, n_before)
 
 
 def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
@@ -141,6 +146,13 @@ def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
     best_mean, error = accuracies[0]
     better = [(mean, i) for i, (mean, _) in enumerate(accuracies) if mean > best_mean + error]
     return finalists[max(better)[1]] if better else finalists[0]
+
+
+def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
+    """The winner with its score on all search windows, for the report; no search pays for it."""
+    scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_batches))
+    values = [value for batch in scores.values() for value in batch]
+    return replace(winner, score=math.fsum(values) / len(values), n_windows=len(values))
 
 
 def _measure_finalist(bench: Workbench, finalist: Candidate, names: list[str]) -> dict[str, Any]:
@@ -162,7 +174,7 @@ def mean_accuracy(tasks: dict[str, dict[str, Any]]) -> tuple[float, float]:
 def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[dict[str, Any]]:
     """Prunes afresh for every row, sequentially, and measures on the report split; the winner is saved on the way."""
     bench.store.restore()
-    bench.racer.evaluator.forward.clear()
+    bench.scorer.evaluator.forward.clear()
     loaded, config = bench.loaded, bench.config
     metrics = {"kl": KLDivergence(), "nll": Perplexity()}
     rows = []
@@ -175,7 +187,7 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
                 prune_in_place(loaded, bench.splits.calibration_NT, config.pruner, allocation, config.search.batch_size)
             if name == "winner":
                 save_checkpoint(loaded.model, loaded.tokenizer, bench.folder / "model")
-            scores = report.evaluate(versions=[name] * len(loaded.blocks), start=0, stop=report.n_windows).metrics
+            scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
             tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
             return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks}

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from selfprune.archive import Archive
-from selfprune.candidate import Candidate, Proposal, best
+from selfprune.built_levels import LevelsConfig
+from selfprune.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
+from selfprune.ladder import Ladder
 from selfprune.proposers.base import Proposer
-from selfprune.racing import Ladder, Racer
+from selfprune.racing import Racer
 
 logger = logging.getLogger(__name__)
 
@@ -27,26 +29,32 @@ class SearchConfig:
         max_seconds: wall-clock seconds; none when null. A search that ends so does not repeat exactly.
         n_per_round: proposals asked for at once.
         ladder: racing.
+        race_yardsticks: the yardsticks are the first candidates; otherwise they are only reported.
         n_finalists: best candidates that are scored on the lm-eval search documents.
         n_sensitivity_windows: search windows on which every unit is pruned alone, before the search, to tell proposers how
-            sensitive it is; a number that `ladder` stops at, or 0 for no such measurement.
+            sensitive it is; a number that `ladder` stops at, or 0 for no such measurement. Costs as many windows for every unit.
         level_fraction: step of the level grid as a fraction of the smallest unit.
         max_sparsity: highest sparsity of any unit.
+        finer: glob over unit kinds -> how many levels of such a unit take the place of one, as in {"self_attn.*": 2}.
         batch_size: windows per forward pass.
         prefix_cache_mb: bound on the hidden states kept for prefix reuse, in MB.
+        levels: how candidates get their weights.
     """
 
     max_tokens: int = 200_000
     max_candidates: int | None = None
     max_seconds: float | None = None
-    n_per_round: int = 16
+    n_per_round: int = 8
     ladder: Ladder = field(default_factory=Ladder)
+    race_yardsticks: bool = True
     n_finalists: int = 3
-    n_sensitivity_windows: int = 4
+    n_sensitivity_windows: int = 0
     level_fraction: float = 0.05
     max_sparsity: float = 1.0
+    finer: dict[str, int] = field(default_factory=dict)
     batch_size: int = 4
     prefix_cache_mb: int = 1024
+    levels: LevelsConfig = field(default_factory=LevelsConfig)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "n_per_round", "n_finalists", "batch_size"):
@@ -55,6 +63,9 @@ class SearchConfig:
         for name in ("level_fraction", "max_sparsity"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"search.{name} must lie in (0, 1], got {getattr(self, name)}")
+        for glob, divisor in self.finer.items():
+            if divisor < 1:
+                raise ConfigError(f"search.finer must divide the step by 1 or more, got {divisor} for {glob}")
         if self.n_sensitivity_windows not in (0, *self.ladder.n_windows):
             raise ConfigError(
                 f"search.n_sensitivity_windows must be 0 or one of search.ladder.n_windows {self.ladder.n_windows}, "
@@ -72,7 +83,7 @@ class Progress:
 
     Attributes:
         search: its name.
-        best_score: lowest score of a COMPLETE candidate; None before the first.
+        best_score: the incumbent's score, on the windows of the highest rung that is open; None before the first.
         n_candidates: candidates so far.
         n_tokens: tokens spent.
         seconds: since the search began or was resumed.
@@ -86,60 +97,68 @@ class Progress:
 
 
 def run_search(
-    name: str,
     proposer: Proposer,
     racer: Racer,
     archive: Archive,
     config: SearchConfig,
     yardsticks: Sequence[Proposal] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    n_tokens_before: int = 0,
 ) -> list[Candidate]:
-    """Searches until a limit is reached or the proposer has no more to say.
+    """Searches until a limit is reached or the proposer has no more to say; then the last champions meet on all windows.
 
     Args:
-        name: of the search, as it stands in the archive.
         proposer: asked and told.
         racer: scores proposals.
         archive: receives every candidate.
         config: limits and round size.
-        yardsticks: known allocations that are scored first, on all windows.
+        yardsticks: known allocations that race first.
         on_progress: called after every round.
+        n_tokens_before: tokens that the search has spent already, on sensitivities.
 
     Returns:
         the candidates of this search.
     """
     began = time.monotonic()
+    candidates: list[Candidate] = []
+    n_tokens = n_tokens_before
 
-    def record(proposals: Sequence[Proposal], keep_all: bool) -> None:
-        candidates = racer.race(name, len(archive.candidates), proposals, keep_all)
-        archive.extend(candidates)
-        proposer.tell(candidates)
-        ours = archive.of(name)
-        leader = best(ours)
-        state = Progress(name, leader[0].score if leader else None, len(ours), _n_tokens(ours), time.monotonic() - began)
-        logger.info("%s: %d candidates, %d tokens, best %s", name, state.n_candidates, state.n_tokens, state.best_score)
+    def record(found: list[Candidate]) -> int:
+        nonlocal n_tokens
+        archive.extend(found)
+        candidates.extend(found)
+        n_tokens += sum(candidate.n_tokens for candidate in found)
+        score = racer.incumbent.score if racer.incumbent else None
+        state = Progress(racer.search, score, len(candidates), n_tokens, time.monotonic() - began)
+        logger.info("%s: %d candidates, %d tokens, best %s", racer.search, state.n_candidates, n_tokens, score)
         on_progress(state)
+        return sum(candidate.n_tokens for candidate in found)
+
+    def go_on(proposals: Sequence[Proposal]) -> int:
+        raced = racer.race(len(archive.candidates), proposals)
+        spent = record(raced)
+        proposer.tell(raced)
+        return spent
 
     if yardsticks:
-        record(yardsticks, keep_all=True)
+        go_on(yardsticks)
     n_idle_rounds = 0
-    while n_idle_rounds < MAX_IDLE_ROUNDS and _within(config, archive.of(name), time.monotonic() - began):
-        n_before = _n_tokens(archive.of(name))
+    while n_idle_rounds < MAX_IDLE_ROUNDS:
+        reserved = racer.n_tokens_of_final_heat(config.n_finalists)
+        if not _within(config, len(candidates), n_tokens + reserved, time.monotonic() - began):
+            break
         proposals = proposer.ask(config.n_per_round)
         if not proposals:
             break
-        record(proposals, keep_all=False)
-        n_idle_rounds = n_idle_rounds + 1 if _n_tokens(archive.of(name)) == n_before else 0
-    return archive.of(name)
+        n_idle_rounds = 0 if go_on(proposals) else n_idle_rounds + 1
+    if finalists := racer.final_heat(len(archive.candidates), config.n_finalists):
+        record(finalists)
+    return candidates
 
 
-def _within(config: SearchConfig, candidates: list[Candidate], seconds: float) -> bool:
-    if config.max_candidates is not None and len(candidates) >= config.max_candidates:
+def _within(config: SearchConfig, n_candidates: int, n_tokens: int, seconds: float) -> bool:
+    if config.max_candidates is not None and n_candidates >= config.max_candidates:
         return False
     if config.max_seconds is not None and seconds >= config.max_seconds:
         return False
-    return _n_tokens(candidates) < config.max_tokens
-
-
-def _n_tokens(candidates: list[Candidate]) -> int:
-    return sum(candidate.n_tokens for candidate in candidates)
+    return n_tokens < config.max_tokens

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
@@ -48,9 +49,9 @@ def coarse_kl(p_NTV, q_NTV, n_top):
     return torch.special.xlogy(merged[0], merged[0] / merged[1]).nan_to_num(0).sum(dim=-1).mean(dim=-1)
 
 
-def scores(evaluator, stop=10):
-    evaluation = evaluator.evaluate(["pruned"] * 2, 0, stop)
-    assert evaluation.score == math.fsum(evaluation.metrics["score"]) / stop
+def scores(evaluator):
+    evaluation = evaluator.evaluate(["pruned"] * 2)
+    assert evaluation.score == math.fsum(evaluation.metrics["score"]) / 10
     return torch.tensor(evaluation.metrics["score"], dtype=torch.float64)
 
 
@@ -115,7 +116,7 @@ def test_perplexity_is_the_loss_of_the_library(model):
         expected_N = torch.stack([model(input_ids=w_NT, labels=w_NT).loss for w_NT in WINDOWS_NT.split(1)]).double()
         whole = model(input_ids=WINDOWS_NT, labels=WINDOWS_NT).loss.item()
     torch.testing.assert_close(scores(evaluator), expected_N, rtol=1e-6, atol=1e-6)
-    assert evaluator.evaluate(DENSE, 0, 10).score == pytest.approx(whole, rel=1e-6)
+    assert evaluator.evaluate(DENSE).score == pytest.approx(whole, rel=1e-6)
 
 
 def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_score(model):
@@ -130,29 +131,59 @@ def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_score(mod
 
     prune(model)
     single = {name: WindowEvaluator({name: metric}, model, blocks, WINDOWS_NT, 4) for name, metric in metrics.items()}
-    nll = single["nll"].evaluate(DENSE, 0, 10)
+    nll = single["nll"].evaluate(DENSE)
     blocks[0].register_forward_pre_hook(count)
-    evaluation = both.evaluate(["pruned"] * 2, 0, 10)
+    evaluation = both.evaluate(["pruned"] * 2)
     assert n_passes == 3
     assert evaluation.metrics["nll"] == nll.metrics["nll"]
     assert evaluation.score == math.fsum(evaluation.metrics["kl"]) / 10
 
 
 @pytest.mark.parametrize("metric", [KLDivergence(32), Perplexity()], ids=["kl", "perplexity"])
-def test_ranges_add_up_to_the_whole_and_batches_end_at_boundaries(metric, model):
+def test_batches_add_up_to_the_whole_and_end_at_boundaries(metric, model):
     evaluator = build(model, metric, boundaries=[3, 8, 10])
+    assert evaluator.batch_sizes == [3, 4, 1, 2]
+    assert [tuple(evaluator.batch(i)[0][:, 0].tolist()) for i in range(4)] == [
+        tuple(WINDOWS_NT[low:high, 0].tolist()) for low, high in ((0, 3), (3, 7), (7, 8), (8, 10))
+    ]
     prune(model)
-    parts = [evaluator.evaluate(["pruned"] * 2, *ends) for ends in ((0, 3), (3, 8), (8, 10))]
-    whole = evaluator.evaluate(["pruned"] * 2, 0, 10)
+    parts = [evaluator.evaluate(["pruned"] * 2, batches) for batches in ([0], [1, 2], [3])]
+    whole = evaluator.evaluate(["pruned"] * 2)
     assert [len(part.metrics["score"]) for part in parts] == [3, 5, 2]
     assert [score for part in parts for score in part.metrics["score"]] == whole.metrics["score"]
     assert [part.n_tokens for part in (*parts, whole)] == [36, 60, 24, 120]
-    assert [(batch.start, len(batch.batch_NT)) for batch in evaluator._batches] == [(0, 3), (3, 4), (7, 1), (8, 2)]
 
 
-def test_a_stop_inside_a_batch_is_caught(model):
-    with pytest.raises(AssertionError, match="must be batch boundaries"):
-        build(model, Perplexity()).evaluate(DENSE, 0, 3)
+def test_batches_come_in_the_order_in_which_they_are_asked_for(model):
+    evaluator = build(model, Perplexity(), batch_size=3)
+    prune(model)
+    of_batch = [evaluator.evaluate(["pruned"] * 2, [i]).metrics["score"] for i in range(4)]
+    assert evaluator.evaluate(["pruned"] * 2, [3, 1]).metrics["score"] == of_batch[3] + of_batch[1]
+
+
+@pytest.mark.parametrize("n_top", [32, 512, None])
+def test_the_loss_of_a_batch_is_the_sum_of_its_scores_and_has_their_gradient(n_top, model):
+    metric = Perplexity() if n_top is None else KLDivergence(n_top)
+    evaluator = build(model, metric)
+    p_NTV = logprobs(model, WINDOWS_NT[4:8])
+    prune(model)
+    batch_NT, loss = evaluator.batch(1)
+    assert torch.equal(batch_NT, WINDOWS_NT[4:8])
+    with torch.no_grad():
+        logits_NTV = model(input_ids=batch_NT).logits
+    expected = math.fsum(evaluator.evaluate(["pruned"] * 2, [1]).metrics["score"])
+    logits_NTV.requires_grad_()
+    wide_NTV = logits_NTV.detach().double().requires_grad_()
+    with torch.enable_grad():
+        ours = loss(logits_NTV)
+        if n_top is None:
+            plain = nn.functional.cross_entropy(wide_NTV[:, :-1].flatten(0, 1), batch_NT[:, 1:].flatten()) * len(batch_NT)
+        else:
+            plain = coarse_kl(p_NTV, wide_NTV.log_softmax(dim=-1), min(n_top, V)).sum()
+        (gradient_NTV,) = torch.autograd.grad(ours, logits_NTV)
+        (expected_NTV,) = torch.autograd.grad(plain, wide_NTV)
+    assert ours.item() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(gradient_NTV.double(), expected_NTV, rtol=1e-3, atol=1e-5 * float(expected_NTV.abs().max()))
 
 
 def test_the_scores_of_windows_do_not_depend_on_the_batches(model):
@@ -170,7 +201,7 @@ def test_prefix_reuse_changes_no_score(model):
         block = 0 if step == 2 else 1
         weight_view(model, next(unit for unit in units if unit.block == block))[step] = 0
         versions = [step >= 2, step]
-        assert with_reuse.evaluate(versions, 0, 10).metrics == without.evaluate(versions, 0, 10).metrics
+        assert with_reuse.evaluate(versions).metrics == without.evaluate(versions).metrics
     assert with_reuse.forward.n_blocks_run < without.forward.n_blocks_run
 
 
@@ -179,4 +210,4 @@ def test_prefix_reuse_changes_no_score(model):
 def test_broken_weights_give_a_score_that_is_not_finite_and_no_exception(broken, metric, model):
     evaluator = build(model, metric)
     weight_view(model, list_units(model)[-1])[:] = broken
-    assert not math.isfinite(evaluator.evaluate(["broken"] * 2, 0, 10).score)
+    assert not math.isfinite(evaluator.evaluate(["broken"] * 2).score)

@@ -18,7 +18,7 @@ from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.owl import OWL, outlier_ratio
+from selfprune.proposers.owl import OWL, OutlierRatio, outlier_ratio
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.pruners.statistics import InputSquares
@@ -176,7 +176,7 @@ def loaded():
 def perplexity(loaded, tokens_1T, n_tokens=48):
     windows_NT = tokens_1T[0, : tokens_1T.shape[1] // n_tokens * n_tokens].view(-1, n_tokens)
     evaluator = WindowEvaluator({"nll": Perplexity()}, loaded.model, loaded.blocks, windows_NT, batch_size=1)
-    return math.exp(evaluator.evaluate(["any"] * len(loaded.blocks), 0, len(windows_NT)).score)
+    return math.exp(evaluator.evaluate(["any"] * len(loaded.blocks)).score)
 
 
 def removed_by(case, unit, tensors):
@@ -265,7 +265,7 @@ def test_owl_gives_the_blocks_the_sparsities_of_the_reference(case_id, loaded, t
     for block, percent in enumerate(case["outlier_percent"]):
         assert 100 * ratios[block] == pytest.approx(percent, abs=tolerance["outlier_percent_atol"])
     grid = LevelGrid.with_constant_step(loaded.units, 0.01)
-    space = SearchSpace(grid, round(ratio * grid.n_weights()), outlier_ratios=ratios)
+    space = SearchSpace(grid, round(ratio * grid.n_weights()), measured={OutlierRatio(threshold): ratios})
     form = OWL(outlier_threshold=threshold, max_deviation=case["arguments"]["Lamda"])
     wished = form.sparsities(space)
     for unit in loaded.units:

@@ -6,7 +6,7 @@ Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,7 +53,7 @@ class WindowEvaluator:
 
     Example:
         >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4, boundaries=[4, 16])
-        >>> evaluator.evaluate(versions, start=0, stop=4).score
+        >>> evaluator.evaluate(versions, batches=[0]).score
     """
 
     def __init__(
@@ -85,28 +85,37 @@ class WindowEvaluator:
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.forward.clear()
 
-    def evaluate(self, versions: Sequence[Hashable], start: int, stop: int) -> Evaluation:
-        """Scores the model as it stands on windows `start` to `stop`.
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Windows of every batch, in order."""
+        return [len(batch.batch_NT) for batch in self._batches]
+
+    def evaluate(self, versions: Sequence[Hashable], batches: Sequence[int] | None = None) -> Evaluation:
+        """Scores the model as it stands.
 
         Args:
             versions: one value per block, equal whenever the block's weights are (see `PrefixForward`).
-            start: first window, on a batch boundary.
-            stop: one past the last window, on a batch boundary.
+            batches: which batches, by number; all when None.
 
         Returns:
             the mean of the first metric, and in `metrics` the scores of every window by metric.
         """
         began = time.perf_counter()
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
-        for batch in self._batches:
-            if start <= batch.start < stop:
-                logits_NTV = self.forward(batch.start, batch.batch_NT, versions)
-                for name, metric in self.metrics.items():
-                    scores[name] += metric.window_scores(logits_NTV, batch.batch_NT, batch.targets[name]).tolist()
+        for index in range(len(self._batches)) if batches is None else batches:
+            batch = self._batches[index]
+            logits_NTV = self.forward(batch.start, batch.batch_NT, versions)
+            for name, metric in self.metrics.items():
+                scores[name] += metric.window_scores(logits_NTV, batch.batch_NT, batch.targets[name]).tolist()
         first = next(iter(scores.values()))
-        assert len(first) == stop - start, "start and stop must be batch boundaries"
         seconds = time.perf_counter() - began
         return Evaluation(math.fsum(first) / len(first), scores, len(first) * self.n_tokens_per_window, seconds)
+
+    def batch(self, index: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The tokens [N, T] of a batch, and the sum of its windows' scores as a function of logits, for gradients."""
+        batch = self._batches[index]
+        name, metric = next(iter(self.metrics.items()))
+        return batch.batch_NT, lambda logits_NTV: metric.window_scores(logits_NTV, batch.batch_NT, batch.targets[name]).sum()
 
 
 def negative_log_likelihood(logits_NTV: Tensor, batch_NT: Tensor) -> Tensor:

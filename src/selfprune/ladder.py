@@ -1,0 +1,55 @@
+"""The ladder of a race: how many windows each rung has, and who goes on.
+
+Rungs are nested, or drawn afresh for every race as in EvoPress (Sieberling et al., 2024, arXiv 2410.14649).
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from selfprune.errors import ConfigError
+
+
+@dataclass
+class Ladder:
+    """How much is spent on whom.
+
+    Attributes:
+        n_windows: windows of each rung, rising.
+        n_survivors: candidates that go on after each rung but the last, falling.
+        z_worse: a candidate whose paired difference to the best of the rung exceeds this many standard errors goes no further,
+            whatever its rank.
+        z_better: while rungs are closed, an incumbent must be beaten by this many standard errors, or else the next rung opens.
+        grows: begin with the first rung alone; one more opens whenever a race brings no clear gain.
+        fresh: draw the windows of every rung anew for every race, instead of nested ones that stay.
+        scale: multiplies `n_windows`, for the same ladder at another cost.
+    """
+
+    n_windows: list[int] = field(default_factory=lambda: [8, 32, 64])
+    n_survivors: list[int] = field(default_factory=lambda: [4, 2])
+    z_worse: float = 3.0
+    z_better: float = 1.0
+    grows: bool = True
+    fresh: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0 or math.isinf(self.scale):
+            raise ConfigError(f"search.ladder.scale must be positive and finite, got {self.scale}; 1 leaves the ladder as it is")
+        self.n_windows, self.scale = [max(min(n, 1), round(n * self.scale)) for n in self.n_windows], 1.0
+        rising = all(a < b for a, b in zip(self.n_windows, self.n_windows[1:], strict=False))
+        if not self.n_windows or self.n_windows[0] < 1 or not rising or len(self.n_survivors) != len(self.n_windows) - 1:
+            raise ConfigError(
+                "search.ladder needs rising n_windows and one n_survivors fewer than rungs, "
+                f"got {self.n_windows} and {self.n_survivors}; for example [4, 16, 64] and [5, 2]"
+            )
+        if any(n < 1 for n in self.n_survivors):
+            raise ConfigError(f"search.ladder.n_survivors must be at least 1 each, got {self.n_survivors}")
+        for name in ("z_worse", "z_better"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"search.ladder.{name} must not be negative, got {getattr(self, name)}")
+        if self.fresh and self.grows:
+            raise ConfigError("search.ladder.fresh draws all rungs for every race; give search.ladder.grows=false with it")
+
+    def batch_size(self, at_most: int) -> int:
+        """Windows per batch: no batch may cross the end of a rung, and rungs drawn afresh are drawn in whole batches."""
+        return math.gcd(at_most, *self.n_windows) if self.fresh else at_most

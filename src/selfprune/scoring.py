@@ -1,0 +1,82 @@
+"""Measures allocations on the search windows: loads the levels, runs the model, remembers in the journal."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfprune.allocation import Allocation, LevelGrid
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.journal import Journal
+from selfprune.level_store import LevelStore
+
+
+@dataclass
+class Scorer:
+    """Scores allocations; what a resumed run had scored is read back.
+
+    Attributes:
+        seconds: spent on evaluation, those of a resumed run's first part included.
+        last: the allocation that was scored last, whether measured or read back.
+
+    Example:
+        >>> Scorer(store, evaluator, journal).score("main", 0, allocation, batches=[0, 1])
+        {0: [0.31, 0.28], 1: [0.35, 0.33]}
+    """
+
+    store: LevelStore
+    evaluator: WindowEvaluator
+    journal: Journal
+    seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.last: Allocation = dict(self.store.allocation)
+
+    @property
+    def grid(self) -> LevelGrid:
+        """The levels of the store."""
+        return self.store.grid
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Windows of every batch."""
+        return self.evaluator.batch_sizes
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of the split."""
+        return len(self.batch_sizes)
+
+    @property
+    def n_tokens_per_window(self) -> int:
+        """Tokens of every window."""
+        return self.evaluator.n_tokens_per_window
+
+    def score(self, search: str, candidate: int, allocation: Allocation, batches: Sequence[int]) -> dict[int, list[float]]:
+        """Batch -> scores of its windows.
+
+        Args:
+            search: the search that the candidate belongs to.
+            candidate: its id.
+            allocation: its levels.
+            batches: which batches, by number.
+        """
+        key = {"search": search, "candidate": candidate, "batches": list(batches)}
+        record = self.journal.once(key, lambda: self.measure(allocation, batches))
+        self.seconds += record["seconds"]
+        self.last = allocation
+        scores = iter(record["window_scores"])
+        return {batch: [next(scores) for _ in range(self.batch_sizes[batch])] for batch in batches}
+
+    def measure(self, allocation: Allocation, batches: Sequence[int]) -> dict[str, Any]:
+        """Scores of the windows of some batches, and the seconds that they took."""
+        self.store.load(allocation)
+        evaluation = self.evaluator.evaluate(block_versions(allocation, self.grid), batches)
+        return {"window_scores": next(iter(evaluation.metrics.values())), "seconds": round(evaluation.seconds, 6)}
+
+
+def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:
+    """The levels of each block's units, which say when two allocations share a block."""
+    blocks: dict[int, list[int]] = {}
+    for unit in grid.units:
+        blocks.setdefault(unit.block, []).append(allocation[unit.name])
+    return [tuple(blocks.get(block, ())) for block in range(max(blocks) + 1)]
