@@ -1,9 +1,14 @@
+import json
+import math
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 
+from selfprune.archive import Archive
+from selfprune.candidate import Candidate, Proposal, State
 from selfprune.conf_path import conf_folder
 from selfprune.config import METHODS, PruneConfig, RunConfig, find_methods, register_schemas, to_config
 from selfprune.errors import ConfigError
@@ -14,6 +19,8 @@ GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for gro
 NEEDS = {
     ("model", "local"): ["model.path=somewhere"],
     ("model", "hub"): ["model.path=someone/some-model"],
+    ("proposer", "stored"): ["proposer.run_folder={finished_run}"],
+    ("budget", "latency"): [f"budget.latency_table={Path(__file__).with_name('latency_table.json')}"],
     ("data", "files"): ["data.calibration=a.txt", "data.search=b.txt", "data.report=c.txt"],
 }
 
@@ -40,14 +47,59 @@ def composed_pruning():
     return call
 
 
+@pytest.fixture
+def finished_run(tmp_path):
+    """The folder of a run that has a winner."""
+    Archive(tmp_path / "archive.jsonl").extend([Candidate(0, "main", Proposal({"q": 1}, "random"), State.COMPLETE, 0.5, 8, 128)])
+    (tmp_path / "report.json").write_text(json.dumps({"search": {"winner": {"id": 0}}}))
+    return tmp_path
+
+
+@pytest.fixture
+def in_hydra(monkeypatch):
+    """What `${hydra:...}` in a config reads, as the command line would set it."""
+    register_schemas()
+
+    def say(*overrides):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            monkeypatch.setattr(
+                HydraConfig.instance(), "cfg", compose("config", overrides=list(overrides), return_hydra_config=True)
+            )
+
+    return say
+
+
 @pytest.mark.parametrize("name", GROUPS["experiment"])
-def test_every_experiment_composes_and_converts(name, composed):
+def test_every_experiment_composes_and_converts(name, composed, in_hydra):
+    in_hydra(f"+experiment={name}")
     assert composed(f"+experiment={name}") != composed()
 
 
+def test_evopress_composes_with_the_published_numbers(composed):
+    config = composed("search=evopress")
+    search, ladder = config.search, config.search.ladder
+    assert type(config.proposer) is find_methods("proposer")["evopress"]
+    assert config.proposer.max_swaps == 3
+    n_tokens = [n * config.data.n_tokens_per_window for n in ladder.n_windows]
+    assert (search.n_per_round, ladder.n_survivors, n_tokens) == (64, [8, 2], [2048, 16384, 65536])
+    assert (ladder.fresh, ladder.grows, ladder.z_worse) == (True, False, math.inf)
+    assert (search.race_yardsticks, search.n_sensitivity_windows) == (False, 0)
+    # or else every race would see the same windows
+    assert config.data.n_search > ladder.n_windows[-1]
+
+
+def test_evopress_can_be_scaled_and_started_elsewhere(composed):
+    assert composed("search=evopress", "search.ladder.scale=0.25").search.ladder.n_windows == [2, 16, 64]
+    scaled = composed("search=evopress_scaled")
+    assert (scaled.search.n_per_round, scaled.search.ladder.n_windows, scaled.search.ladder.n_survivors) == (32, [8, 32], [4])
+    assert type(scaled.proposer) is find_methods("proposer")["evopress"]
+    other = composed("search=evopress", "proposer=evolutionary")
+    assert type(other.proposer) is find_methods("proposer")["evolutionary"]
+
+
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() if g != "experiment" for n in names])
-def test_every_choice_of_every_group_composes_and_converts(group, name, composed):
-    config = composed(f"{group}={name}", *NEEDS.get((group, name), []))
+def test_every_choice_of_every_group_composes_and_converts(group, name, composed, finished_run):
+    config = composed(f"{group}={name}", *(need.format(finished_run=finished_run) for need in NEEDS.get((group, name), [])))
     if group in METHODS and name in find_methods(group):
         assert type(getattr(config, group)) is find_methods(group)[name]
 
@@ -59,6 +111,13 @@ def test_every_choice_of_a_pruning_composes_and_converts(group, name, composed_p
     config = composed_pruning(f"{group}={name}", *NEEDS.get((group, name), []))
     if group == "pruner":
         assert type(config.pruner) is find_methods("pruner")[name]
+
+
+def test_the_stored_proposer_needs_the_folder_of_a_finished_run(composed, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs a value for proposer\.run_folder"):
+        composed("proposer=stored")
+    with pytest.raises(ConfigError, match=r"must be the folder of a finished run, got .*nowhere"):
+        composed("proposer=stored", f"proposer.run_folder={tmp_path / 'nowhere'}")
 
 
 def test_the_default_pruning_is_uniform_wanda_of_the_embedded_model_in_memory(composed_pruning):
@@ -106,6 +165,27 @@ def test_a_wrong_pruning_is_refused(override, message, composed_pruning):
         composed_pruning(override)
 
 
+def test_the_objective_is_the_search_text_unless_others_have_a_share(composed):
+    assert set(composed().objective.kinds(64)) == {"text"}
+    kinds = composed("objective=mixed").objective.kinds(64)
+    assert [kinds.count(kind) for kind in ("text", "self_generated", "tasks")] == [32, 16, 16]
+    assert composed("objective=mixed", "objective.tasks=0", "harness=none").objective.kinds(3).count("text") == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=mixed", "harness=none"], r"objective\.tasks=0\.25 .* harness\.search_tasks is empty"),
+        (["objective.tasks=-1"], r"objective\.tasks must be a finite share of 0 or more, got -1"),
+        (["objective.text=0"], r"are all 0"),
+        (["objective.tasks=0.005"], r"objective\.tasks is 0\.50% of 64 search windows, which is none of them"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(overrides, message, composed):
+    with pytest.raises(ConfigError, match=message):
+        composed(*overrides)
+
+
 def test_the_default_run_reports_uniform_owl_and_random_beside_the_winner(composed):
     config = composed()
     assert list(config.yardsticks) == ["uniform", "owl"]
@@ -122,6 +202,14 @@ def test_the_paper_scale_run_is_what_the_readme_says(composed):
     tasks = ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
     assert config.harness.tasks == tasks
     assert not set(config.harness.search_tasks) & set(tasks)
+
+
+def test_finer_levels_are_given_per_glob_and_do_not_go_with_a_pattern(composed):
+    assert composed("+search.finer={self_attn.*:2,mlp.up_proj:4}").search.finer == {"self_attn.*": 2, "mlp.up_proj": 4}
+    with pytest.raises(ConfigError, match=r"search\.finer must divide the step by 1 or more, got 0 for mlp\.\*"):
+        composed("+search.finer={mlp.*:0}")
+    with pytest.raises(ConfigError, match=r"pruner\.pattern=2:4 leaves every unit one level; leave out one of the two"):
+        composed("+search.finer={mlp.*:2}", "pruner.pattern=2:4")
 
 
 @pytest.mark.parametrize("name", ["dense", "main", "winner"])

@@ -22,6 +22,7 @@ NOT_A_METHOD = {
     "proposers/replies": "the grammar and the parser of self_pruner's replies",
     "evaluators/windows": "what the evaluators on token windows share",
     "evaluators/harness": "lm-eval, with a config group of its own: harness",
+    "evaluators/task_documents": "the requests and documents of lm-eval tasks, for the harness",
     "language_models/local": "chosen through language_model=self",
     "language_models/recorded": "stores the calls of any other language model",
     "language_models/scripted": "replies from a list, for tests",

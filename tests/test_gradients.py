@@ -33,7 +33,7 @@ def load_tiny(make_tiny_model, tiny_tokenizer, tiny_model_folder, tmp_path):
     return load
 
 
-def gradients_of(loaded, windows_NT):
+def gradients_of(loaded, windows_NT, loss=None):
     """Unit name -> gradient, block by block."""
     found = {}
     calls = Counter()
@@ -42,17 +42,18 @@ def gradients_of(loaded, windows_NT):
         found[unit.name] = gradient_OI.clone()
         calls[unit.name] += 1
 
-    backward_blocks(loaded, windows_NT, take)
+    backward_blocks(loaded, windows_NT, take, loss)
     assert calls == Counter(unit.name for unit in loaded.units)
     return found
 
 
-def plain_gradients(loaded, windows_NT):
-    """Unit name -> gradient of the library's own loss, in one graph."""
+def plain_gradients(loaded, windows_NT, loss=None):
+    """Unit name -> gradient of a loss, or of the library's own, in one graph."""
     weights = [stored_weight(loaded.model, unit).requires_grad_(True) for unit in loaded.units]
     with torch.enable_grad():
-        loss = loaded.model(input_ids=windows_NT, labels=windows_NT, use_cache=False).loss
-    found = torch.autograd.grad(loss, weights, materialize_grads=True)
+        output = loaded.model(input_ids=windows_NT, labels=windows_NT, use_cache=False)
+        value = loss(output.logits) if loss else output.loss
+    found = torch.autograd.grad(value, weights, materialize_grads=True)
     loaded.model.requires_grad_(False)
     return {unit.name: weight_matrix(loaded.model, unit, g) for unit, g in zip(loaded.units, found, strict=True)}
 
@@ -73,6 +74,21 @@ def test_gradients_equal_those_of_one_graph_through_the_whole_model(family, load
     for unit in loaded.units:
         assert ours[unit.name].shape == weight_view(loaded.model, unit).shape
         assert_close(ours[unit.name], expected[unit.name])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_gradients_of_another_loss_are_those_of_that_loss(family, load_tiny):
+    loaded = load_tiny(family)
+    dense_NTV = loaded.model(input_ids=WINDOWS_NT.flip(1)).logits.softmax(-1)
+
+    def loss(logits_NTV):
+        return -(dense_NTV * logits_NTV.log_softmax(-1)).sum()
+
+    ours, expected = gradients_of(loaded, WINDOWS_NT, loss), plain_gradients(loaded, WINDOWS_NT, loss)
+    default = gradients_of(loaded, WINDOWS_NT)
+    for unit in loaded.units:
+        assert_close(ours[unit.name], expected[unit.name])
+        assert not torch.allclose(ours[unit.name], default[unit.name], rtol=0.1)
 
 
 def test_the_model_is_left_as_it_was(family, load_tiny):

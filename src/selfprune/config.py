@@ -24,6 +24,7 @@ from selfprune.evaluators.harness import HarnessConfig
 from selfprune.evaluators.windows import WindowMetric
 from selfprune.language_models.base import LanguageModelConfig
 from selfprune.models import ModelConfig
+from selfprune.objective import Objective
 from selfprune.proposers.base import ClosedForm, ProposerConfig
 from selfprune.pruners.base import Pruner
 from selfprune.search import SearchConfig
@@ -52,6 +53,7 @@ class RunConfig:
         controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported.
         language_model: who is asked by proposers that ask.
         evaluator: what the search minimises.
+        objective: on which kinds of text.
         harness: lm-eval tasks.
         search: limits and racing.
         budget: the sparsity target.
@@ -68,6 +70,7 @@ class RunConfig:
     controls: dict[str, Any] = field(default_factory=dict)
     language_model: Any = None
     evaluator: Any = None
+    objective: Objective = field(default_factory=Objective)
     harness: HarnessConfig = field(default_factory=HarnessConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     budget: Budget = field(default_factory=Budget)
@@ -79,6 +82,7 @@ class RunConfig:
         _check_seed(self.seed)
         for group in METHODS:
             _check_chosen(self, group)
+        self.budget.check()
         self.data.require(*SPLITS)
         wrong = [name for name, method in self.yardsticks.items() if not isinstance(method, ClosedForm)]
         wrong += [name for name, method in self.controls.items() if not isinstance(method, ProposerConfig)]
@@ -90,11 +94,22 @@ class RunConfig:
             raise ConfigError(
                 f"yardsticks and controls need names of their own, other than dense, main and winner, got {', '.join(taken)}"
             )
+        if self.search.finer and self.pruner.level_fraction() is not None:
+            raise ConfigError(
+                f"search.finer divides the steps of a level grid, but pruner.pattern={self.pruner.pattern} leaves every unit one "
+                "level; leave out one of the two"
+            )
         if self.search.ladder.n_windows[-1] > self.data.n_search:
             raise ConfigError(
                 f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, "
                 f"but data.n_search is {self.data.n_search}; raise the one or lower the other"
             )
+        self.objective.check(self.n_search_windows, self.harness.search_tasks)
+
+    @property
+    def n_search_windows(self) -> int:
+        """Windows that candidates may be scored on: those of the last rung, or all where every race draws its own."""
+        return self.data.n_search if self.search.ladder.fresh else self.search.ladder.n_windows[-1]
 
 
 @dataclass
@@ -124,6 +139,7 @@ class PruneConfig:
     def __post_init__(self) -> None:
         _check_seed(self.seed)
         _check_chosen(self, "pruner")
+        self.budget.check()
         if not self.output:
             raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
         if self.batch_size < 1:

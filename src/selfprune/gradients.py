@@ -7,6 +7,7 @@ Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary, O out, I in
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,18 @@ from selfprune.models import LoadedModel
 from selfprune.units import stored_weight, weight_matrix
 
 OnGradient = Callable[[Unit, Tensor], None]
+Loss = Callable[[Tensor], Tensor]
+"""A number from logits [N, T, V]."""
 
 
-def backward_blocks(loaded: LoadedModel, window_NT: Tensor, on_gradient: OnGradient) -> None:
-    """One forward and one backward pass of the mean next-token loss over some windows.
+def backward_blocks(loaded: LoadedModel, window_NT: Tensor, on_gradient: OnGradient, loss: Loss | None = None) -> None:
+    """One forward and one backward pass of a loss over some windows.
 
     Args:
         loaded: the model; its parameters need no gradients and keep none.
         window_NT: tokens, all in one pass.
         on_gradient: is given each unit and the gradient of its weights [O, I]; zeros for experts that no token reached.
+        loss: what is differentiated; the mean next-token loss when None.
     """
     window_NT = window_NT.to(loaded.device)
     with torch.no_grad():
@@ -34,7 +38,7 @@ def backward_blocks(loaded: LoadedModel, window_NT: Tensor, on_gradient: OnGradi
         for index, block in enumerate(loaded.blocks):
             with resident(block):
                 inputs.append(entry.run(index, block, inputs[-1]))
-    gradient_NTD = _loss_gradient(loaded, window_NT, inputs.pop())
+    gradient_NTD = _loss_gradient(loaded, window_NT, inputs.pop(), loss or partial(next_token_loss, window_NT))
     for index in reversed(range(len(loaded.blocks))):
         block, hidden_NTD = loaded.blocks[index], inputs.pop().detach().requires_grad_()
         with resident(block):
@@ -58,11 +62,15 @@ def _run_with_gradients(weights: list[nn.Parameter], run: Callable[[], Tensor]) 
         return run()
 
 
-def _loss_gradient(loaded: LoadedModel, window_NT: Tensor, hidden_NTD: Tensor) -> Tensor:
-    """Gradient of the mean next-token loss with respect to the last block's output [N, T, D]."""
+def next_token_loss(window_NT: Tensor, logits_NTV: Tensor) -> Tensor:
+    """Mean negative log-likelihood of every token but the first, in nats."""
+    targets_K = window_NT[:, 1:].flatten().to(logits_NTV.device)
+    return nn.functional.cross_entropy(logits_NTV[:, :-1].float().flatten(0, 1), targets_K)
+
+
+def _loss_gradient(loaded: LoadedModel, window_NT: Tensor, hidden_NTD: Tensor, loss: Loss) -> Tensor:
+    """Gradient of the loss with respect to the last block's output [N, T, D]."""
     with torch.enable_grad():
         hidden_NTD = hidden_NTD.detach().requires_grad_()
-        logits_NTV = leave(loaded.model, loaded.blocks, window_NT, hidden_NTD).float()
-        loss = nn.functional.cross_entropy(logits_NTV[:, :-1].flatten(0, 1), window_NT[:, 1:].flatten().to(logits_NTV.device))
-        (gradient_NTD,) = torch.autograd.grad(loss, hidden_NTD)
+        (gradient_NTD,) = torch.autograd.grad(loss(leave(loaded.model, loaded.blocks, window_NT, hidden_NTD)), hidden_NTD)
     return gradient_NTD

@@ -1,7 +1,9 @@
 """The report's pictures."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from selfprune.allocation import Allocation, LevelGrid
-from selfprune.candidate import Candidate, State
+from selfprune.candidate import FINAL, Candidate
 from selfprune.journal import write_whole
 
 mpl.use("Agg")
@@ -52,7 +54,9 @@ def draw_sparsities(path: Path, allocations: Mapping[str, Allocation], grid: Lev
 
 
 def draw_progress(path: Path, candidates: Sequence[Candidate], n_tokens_before: Mapping[str, int]) -> None:
-    """Best score so far against tokens spent, one line per search, with a mark for whoever proposed each improvement.
+    """The incumbent's score against tokens spent, one line per search, with a mark for whoever proposed each new one.
+
+    The score rises where a new rung shows more windows.
 
     Args:
         path: the PNG file.
@@ -65,31 +69,61 @@ def draw_progress(path: Path, candidates: Sequence[Candidate], n_tokens_before: 
     colours = {proposer: f"C{i % 10}" for i, proposer in enumerate(proposers)}
     labelled: set[str] = set()
     for search in dict.fromkeys(c.search for c in candidates):
-        n_tokens, best, line = n_tokens_before.get(search, 0), float("inf"), []
+        n_tokens, line = n_tokens_before.get(search, 0), []
         for candidate in (c for c in candidates if c.search == search):
             n_tokens += candidate.n_tokens
-            if candidate.state is State.COMPLETE and candidate.score is not None and candidate.score < best:
-                best = candidate.score
-                line.append((n_tokens, best))
+            if candidate.score is None or candidate.proposal.operator == FINAL:
+                continue
+            if candidate.gain is not None or candidate.is_champion_again:
+                line.append((n_tokens, candidate.score))
+            if candidate.gain is not None:
                 proposer = candidate.proposal.proposer
-                axes.plot(
-                    n_tokens, best, "o", color=colours[proposer], label=None if proposer in labelled else proposer, zorder=3
-                )
+                label = None if proposer in labelled else proposer
+                axes.plot(n_tokens, candidate.score, "o", color=colours[proposer], label=label, zorder=3)
                 labelled.add(proposer)
         if line:
             tokens, scores = zip(*line, strict=True)
             axes.step(
                 [*tokens, n_tokens],
-                [*scores, best],
+                [*scores, scores[-1]],
                 where="post",
                 color="0.3",
                 linestyle="-" if search == "main" else "--",
                 label=f"search: {search}",
             )
     axes.set_xlabel("tokens spent")
-    axes.set_ylabel("best search score")
+    axes.set_ylabel("the incumbent's score")
     axes.legend()
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def draw_front(path: Path, rivals: Sequence[Candidate], front: Sequence[Candidate], winner: Allocation) -> None:
+    """One panel for every two of two to four objectives: all candidates that compare, the undominated and the winner.
+
+    Args:
+        path: the PNG file.
+        rivals: candidates with the same objectives.
+        front: those that no other dominates.
+        winner: its allocation.
+    """
+    pairs = list(combinations(rivals[0].objectives, 2))
+    n_columns = min(3, len(pairs))
+    n_rows = math.ceil(len(pairs) / n_columns)
+    figure = Figure(figsize=(4.5 * n_columns, 4 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
+    for axes, names in zip(panels, pairs, strict=True):
+        for group, label, style in (
+            (rivals, "candidate", {"marker": "o", "color": "0.7"}),
+            (front, "not dominated", {"marker": "o", "color": "C0"}),
+            ([c for c in rivals if c.allocation == winner], "winner", {"marker": "*", "color": "C3", "s": 120}),
+        ):
+            axes.scatter(*([c.objectives[name] for c in group] for name in names), label=label, **style)
+        axes.locator_params(nbins=5)
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1])
+        axes.grid(alpha=0.3)
+    panels[0].legend()
     _save(figure, path)
 
 

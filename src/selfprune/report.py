@@ -13,13 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from selfprune.allocation import Allocation
-from selfprune.candidate import Candidate, State
+from selfprune.candidate import Candidate
 from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
 from selfprune.language_models.recorded import RecordingLanguageModel
-from selfprune.pictures import draw_progress, draw_sparsities
+from selfprune.markdown import front_lines, front_records, table_lines
+from selfprune.pareto import best_rivals, rivals
+from selfprune.pictures import draw_front, draw_progress, draw_sparsities
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
+
+CHAMPIONS = "champions again"
+"""Where the ledger counts the tokens of incumbents that were scored on further windows."""
 
 
 def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +41,11 @@ def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> di
     report = build_report(results)
     report["environment"] = json.loads((folder / "environment.json").read_text(encoding="utf-8")) | {"lm_eval_tasks": versions}
     draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
-    n_scored = sum(c.n_tokens for c in results.candidates if c.search == "main")
+    main = [c for c in results.candidates if c.search == "main"]
+    n_scored = sum(c.n_tokens for c in main)
     draw_progress(folder / "progress.png", results.candidates, {"main": results.spent["main"].n_tokens - n_scored})
+    if field := rivals(main):
+        draw_front(folder / "pareto.png", field, best_rivals(main), results.winner.allocation)
     write_whole(folder / "report.md", to_markdown(report))
     write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report
@@ -63,6 +71,7 @@ def build_report(results: Results) -> dict[str, Any]:
     by_proposer = count_by_proposer(main)
     asked = by_proposer.get("self_pruner", {"proposed": 0, "won": 0})
     n_valid = sum(c.proposal.proposer == "self_pruner" and c.proposal.allocation is not None for c in main)
+    front = front_records(best_rivals(main))
     rows = []
     for row in results.rows:
         cost = costs.get(row["name"], Spent(0, 0.0))
@@ -76,6 +85,7 @@ def build_report(results: Results) -> dict[str, Any]:
             "seconds": round(results.spent["main"].seconds, 3),
             "winner": {"id": results.winner.id, "proposer": results.winner.proposal.proposer, "score": results.winner.score},
             "by_proposer": by_proposer,
+            **({"pareto_front": front} if front else {}),
         },
         "language_model": _language_model_ledger(results.language_model, asked, n_valid),
         "splits": results.hashes,
@@ -83,24 +93,29 @@ def build_report(results: Results) -> dict[str, Any]:
     }
 
 
-def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, int]]:
-    """Proposer -> how its candidates ended, the tokens spent on them, and how often one was the best so far."""
-    counts: dict[str, dict[str, int]] = {}
-    best_score = float("inf")
+def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
+    """Proposer -> how its candidates ended, what they cost, how often one became the incumbent, and what that gained.
+
+    Champions that were scored again, on further windows, stand under a name of their own.
+    """
+    counts: dict[str, dict[str, float]] = {}
     for candidate in candidates:
+        name = CHAMPIONS if candidate.is_champion_again else candidate.proposal.proposer
         ours = counts.setdefault(
-            candidate.proposal.proposer, {"proposed": 0, "complete": 0, "stopped": 0, "failed": 0, "n_tokens": 0, "won": 0}
+            name, {"proposed": 0, "complete": 0, "stopped": 0, "failed": 0, "n_tokens": 0, "won": 0, "gain": 0.0}
         )
         ours["proposed"] += 1
         ours[candidate.state.value.lower()] += 1
         ours["n_tokens"] += candidate.n_tokens
-        if candidate.state is State.COMPLETE and candidate.score is not None and candidate.score < best_score:
-            best_score = candidate.score
+        if candidate.gain is not None:
             ours["won"] += 1
+            ours["gain"] += candidate.gain
+    for ours in counts.values():
+        ours["gain_per_million_tokens"] = 1e6 * ours["gain"] / ours["n_tokens"] if ours["n_tokens"] else 0.0
     return counts
 
 
-def _language_model_ledger(recorder: RecordingLanguageModel, asked: dict[str, int], n_valid: int) -> dict[str, Any]:
+def _language_model_ledger(recorder: RecordingLanguageModel, asked: dict[str, float], n_valid: int) -> dict[str, Any]:
     """Calls and tokens, and the fate of the proposals: `won` counts those that were the best of the search when scored."""
     return {
         "calls": recorder.n_calls,
@@ -161,9 +176,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "saw. Accuracies are in percent, ± one standard error. Tokens and seconds are those that the search for this row spent",
         "on evaluation.",
         "",
-        _markdown_row(header),
-        _markdown_row(["---"] * len(header)),
-        *(_markdown_row(row) for row in cells),
+        *table_lines(header, cells),
         "",
         f"The winner is candidate {winner['id']}, proposed by `{winner['proposer']}`.",
         "",
@@ -171,9 +184,11 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         "![Best score against tokens spent](progress.png)",
         "",
+        *front_lines(report["search"].get("pareto_front", [])),
         "## Who proposed what",
         "",
-        "`won` counts the candidates that were the best so far when they were scored.",
+        "`won` counts the candidates that became the incumbent, `gain` is the fall of the score that they brought on the windows",
+        "of their heat, and `credit` is the gain per million tokens, those of gradients included.",
         "",
         *_ledger_table(report["search"]["by_proposer"]),
         "",
@@ -191,14 +206,14 @@ def to_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _ledger_table(by_proposer: dict[str, dict[str, int]]) -> list[str]:
-    columns = list(next(iter(by_proposer.values())))
-    rows = [[name, *(f"{counts[column]:,}" for column in columns)] for name, counts in by_proposer.items()]
-    return [_markdown_row(["", *columns]), _markdown_row(["---"] * (len(columns) + 1)), *(_markdown_row(row) for row in rows)]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _ledger_table(by_proposer: dict[str, dict[str, float]]) -> list[str]:
+    counted = ["proposed", "complete", "stopped", "failed", "n_tokens", "won"]
+    rows = [
+        [name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.4f}", f"{ours['gain_per_million_tokens']:.3f}"]
+        for name, ours in by_proposer.items()
+    ]
+    header = ["", *counted, "gain", "credit"]
+    return table_lines(header, rows)
 
 
 def read_report(folder: Path) -> dict[str, Any]:

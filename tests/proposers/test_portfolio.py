@@ -34,8 +34,19 @@ class Arm:
         self.told += candidates
 
 
-def build(shares, **n_left):
-    return PortfolioProposer({name: Arm(name, n_left.get(name, 10**9)) for name in shares}, shares)
+def build(shares, explore=1.0, quantum=1, **n_left):
+    settings = Portfolio(explore=explore, quantum=quantum)
+    return PortfolioProposer({name: Arm(name, n_left.get(name, 10**9)) for name in shares}, shares, settings)
+
+
+def told(portfolio, gains, n_tokens=100):
+    """Asks for one round, and tells each arm's first candidate of it with that arm's gain."""
+    gains = dict(gains)
+    candidates = [
+        Candidate(i, "main", proposal, State.COMPLETE, 1.0, 8, n_tokens, gain=gains.pop(proposal.proposer, None))
+        for i, proposal in enumerate(portfolio.ask(16))
+    ]
+    portfolio.tell(candidates)
 
 
 def count(proposals):
@@ -55,23 +66,27 @@ def test_shares_hold_over_time_to_within_one_proposal(shares, n):
             assert abs(said[name] - total * share / sum(shares.values())) <= 1
 
 
-def test_what_one_arm_leaves_the_others_take_up_by_their_shares():
+@pytest.mark.parametrize("quantum", [2, 4, 8])
+def test_arms_are_asked_for_whole_quanta_and_shares_hold_to_within_one(quantum):
+    shares = {"x": 3, "y": 2, "z": 1}
+    portfolio, said = build(shares, quantum=quantum), Counter()
+    for n_rounds in range(1, 40):
+        said += count(portfolio.ask(8))
+        for name, share in shares.items():
+            assert said[name] % quantum == 0
+            assert abs(said[name] - 8 * n_rounds * share / 6) <= quantum
+
+
+def test_the_slots_of_an_arm_that_has_nothing_to_say_go_to_the_others():
+    portfolio = build({"x": 2, "y": 1, "z": 1}, x=0)
+    assert count(portfolio.ask(8)) == {"y": 4, "z": 4}
+    assert len(portfolio.arms["x"].asked) == 1
+
+
+def test_an_arm_that_says_less_than_it_was_asked_for_leaves_the_rest_unused():
     portfolio = build({"x": 2, "y": 1, "z": 1}, x=3)
-    # Dealt 4, 2 and 2; x has 3, and the one that is missing goes to y or z.
-    first = count(portfolio.ask(8))
-    assert first["x"] == 3
-    assert sorted([first["y"], first["z"]]) == [2, 3]
-    later = count(proposal for _ in range(10) for proposal in portfolio.ask(8))
-    assert later["x"] == 0
-    assert later["y"] + later["z"] == 80
-    assert abs(later["y"] - later["z"]) <= 2
-
-
-def test_an_arm_that_is_out_is_asked_once_per_round():
-    portfolio = build({"x": 1, "y": 1}, x=0)
-    portfolio.ask(6)
-    assert portfolio.arms["x"].asked == [3]
-    assert portfolio.arms["y"].asked == [3, 3]
+    assert count(portfolio.ask(8)) == {"x": 3, "y": 2, "z": 2}
+    assert len(portfolio.ask(8)) == 8
 
 
 def test_when_all_arms_are_out_it_says_less():
@@ -87,14 +102,62 @@ def test_an_arm_that_finds_new_words_is_heard_again():
     assert count(portfolio.ask(4))["x"] == 2
 
 
-def test_an_arm_without_a_share_is_never_asked():
-    portfolio = build({"x": 1, "y": 0}, x=2)
-    assert count(portfolio.ask(4)) == {"x": 2}
-    assert portfolio.arms["y"].asked == []
+def test_an_arm_without_a_share_is_not_even_built():
+    assert list(Portfolio({"r": Random(), "e": Evolutionary()}, {"e": 0}).build(SPACE, 0, None).arms) == ["r"]
+
+
+def test_whoever_gains_more_per_token_is_asked_more_and_nobody_is_written_off():
+    portfolio = build({"x": 1, "y": 1, "z": 2}, explore=0.25)
+    before = portfolio.current_shares()
+    assert before == {"x": 0.25, "y": 0.25, "z": 0.5}
+    for _ in range(30):
+        told(portfolio, {"x": 0.1})
+    shares = portfolio.current_shares()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["x"] > 0.5
+    assert shares["y"] >= 0.25 * 0.25
+    assert shares["z"] >= 0.25 * 0.5
+
+
+def test_the_same_gain_for_more_tokens_earns_less():
+    portfolio = build({"x": 1, "y": 1}, explore=0.0)
+    for i, (name, n_tokens) in enumerate((("x", 1000), ("y", 10))):
+        portfolio._asked = [name]
+        portfolio.tell([Candidate(i, "main", Proposal({}, name), State.COMPLETE, 1.0, 8, n_tokens, gain=0.1)])
+    shares = portfolio.current_shares()
+    assert shares["y"] > shares["x"]
+
+
+def test_credit_fades():
+    portfolio = build({"x": 1, "y": 1}, explore=0.0)
+    told(portfolio, {"x": 1.0})
+    high = portfolio.current_shares()["x"]
+    for _ in range(60):
+        told(portfolio, {"y": 0.1})
+    assert portfolio.current_shares()["x"] < 0.5 < high
+
+
+def test_without_credit_the_first_shares_stand_for_good():
+    portfolio = build({"x": 1, "y": 3})
+    for _ in range(5):
+        told(portfolio, {"x": 1.0})
+    assert portfolio.current_shares() == {"x": 0.25, "y": 0.75}
+
+
+def test_gains_of_candidates_that_nobody_was_asked_for_are_nobodys():
+    portfolio = build({"x": 1, "y": 1}, explore=0.0)
+    portfolio.tell([Candidate(0, "main", Proposal({}, "owl"), State.COMPLETE, 1.0, 8, 10, gain=5.0)])
+    assert portfolio.current_shares() == {"x": 0.5, "y": 0.5}
+
+
+@pytest.mark.parametrize("settings", [{"explore": -0.1}, {"explore": 1.1}, {"memory": 2.0}, {"quantum": 0}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ConfigError, match="a portfolio needs explore and memory in"):
+        Portfolio(**settings)
 
 
 def test_every_arm_hears_everything():
-    portfolio = build({"x": 1, "y": 0})
+    portfolio = build({"x": 1, "y": 1})
     candidates = [Candidate(0, "main", Proposal({}, "x"), State.COMPLETE, 1.0)]
     portfolio.tell(candidates)
     assert all(arm.told == candidates for arm in portfolio.arms.values())
@@ -113,7 +176,7 @@ def test_an_arm_builds_on_what_another_proposed():
 
 def test_shares_that_are_not_named_are_one():
     portfolio = Portfolio({"r": Random(), "e": Evolutionary()}, {"e": 3}).build(SPACE, 0, None)
-    assert portfolio.shares == {"r": 1.0, "e": 3}
+    assert portfolio.shares == {"r": 0.25, "e": 0.75}
 
 
 @pytest.mark.parametrize(
@@ -132,5 +195,5 @@ def test_arms_and_shares_that_do_not_fit_are_refused(arms, shares, message):
 
 def test_a_portfolio_is_an_arm_like_any_other():
     assert issubclass(Portfolio, ProposerConfig)
-    nested = Portfolio({"p": Portfolio({"r": Random()}), "e": Evolutionary()}).build(SPACE, 0, None)
+    nested = Portfolio({"p": Portfolio({"r": Random()}), "e": Evolutionary()}, quantum=3).build(SPACE, 0, None)
     assert count(nested.ask(6)) == {"random": 3, "evolutionary": 3}

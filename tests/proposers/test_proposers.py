@@ -1,37 +1,85 @@
 """What every proposer must do. A proposer joins by one line in PROPOSERS."""
 
+import json
 import math
 import random
 import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from analytic_oracle import AnalyticOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfprune.allocation import LevelGrid, Unit
+from selfprune.archive import Archive
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import Reply
+from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart
+from selfprune.proposers.atp import ATP
 from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.dlp import DLP, MedianMetric
+from selfprune.proposers.dynamic_programme import DynamicProgramme
 from selfprune.proposers.evolutionary import Evolutionary
-from selfprune.proposers.owl import OWL
+from selfprune.proposers.evopress import EvoPress
+from selfprune.proposers.gradient import Gradient
+from selfprune.proposers.optuna_sampler import OptunaSampler
+from selfprune.proposers.owl import OWL, OutlierRatio
 from selfprune.proposers.portfolio import Portfolio
 from selfprune.proposers.random import Random, draw_offsets
 from selfprune.proposers.self_pruner import SelfPruner
 from selfprune.proposers.sensitivity import Sensitivity
+from selfprune.proposers.stored import Stored
+from selfprune.proposers.surrogate import Surrogate
 from selfprune.proposers.uniform import Uniform
+
+SIZES = {"attn.q": 640, "attn.k": 160, "mlp.up": 1500, "mlp.down": 1501}
+
+
+def stored():
+    """The winner of a run of the units of `make_space`; the folder is read at once and can go."""
+    allocation = {f"layers.{b}.{kind}": n * (2 + b) // 5 for b in range(3) for kind, n in SIZES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        Archive(Path(folder, "archive.jsonl")).extend(
+            [Candidate(0, "main", Proposal(allocation, "r"), State.COMPLETE, 0.5, 8, 9)]
+        )
+        Path(folder, "report.json").write_text(json.dumps({"search": {"winner": {"id": 0}}}))
+        return Stored(folder)
+
 
 PROPOSERS = {
     "uniform": Uniform(),
     "owl": OWL(),
+    "alphapruning": AlphaPruning(),
+    "alphapruning_middle": AlphaPruning(TailStart.MIDDLE),
+    "dlp": DLP(),
+    "atp": ATP(),
+    "atp_flat": ATP(slope=0.0),
+    "stored": stored(),
+    "optuna_tpe": OptunaSampler(),
+    "optuna_cma_es": OptunaSampler("CMA_ES"),
     "sensitivity": Sensitivity(),
     "random": Random(),
     "evolutionary": Evolutionary(),
-    "evopress": Evolutionary(groups=["UNIT"], max_shift=0.0, crossover_rate=0.0, perturb_rate=0.0),
+    "evolutionary_swaps": Evolutionary(groups=["UNIT"], max_shift=0.0, crossover_rate=0.0, perturb_rate=0.0),
+    "evopress": EvoPress(),
+    "gradient": Gradient(),
+    "dynamic_programme": DynamicProgramme(radii=[0.05, 0.1, 0.4]),
+    "surrogate": Surrogate(n_children=32),
     "self_pruner": SelfPruner(),
     "portfolio": Portfolio({"sensitivity": Sensitivity(), "evolutionary": Evolutionary(), "self_pruner": SelfPruner()}),
 }
-SIZES = {"attn.q": 640, "attn.k": 160, "mlp.up": 1500, "mlp.down": 1501}
+NAMES = {
+    "alphapruning_middle": {"alphapruning"},
+    "atp_flat": {"atp"},
+    "optuna_tpe": {"optuna_sampler"},
+    "optuna_cma_es": {"optuna_sampler"},
+    "evolutionary_swaps": {"evolutionary"},
+    "portfolio": {"sensitivity", "evolutionary", "self_pruner"},
+}
 
 
 class Draws:
@@ -53,12 +101,20 @@ class Draws:
         return f'{{"kinds": {{"q": {percents[0]}, "up": {percents[1]}}}, "blocks": {percents[2:5]}}}'
 
 
+MEASURED = {
+    OutlierRatio(5.0): {0: 0.004, 1: 0.011, 2: 0.006},
+    TailExponent(TailStart.PEAK): {0: 3.1, 1: 2.2, 2: 5.0},
+    TailExponent(TailStart.MIDDLE): {0: 3.1, 1: math.nan, 2: 5.0},
+    MedianMetric(): {0: 0.2, 1: 0.0, 2: 0.9},
+}
+
+
 def make_space(sparsity=0.6, pattern=False, rises=None):
     units = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in SIZES.items()]
     grid = LevelGrid.with_single_level(units, 0.5) if pattern else LevelGrid.with_constant_step(units, 0.05)
     rises = {unit.name: 0.1 + unit.block + i / 10 for i, unit in enumerate(units)} if rises is None else rises
     n_target = math.ceil(sparsity * grid.n_weights())
-    return SearchSpace(grid, n_target, rises, {0: 0.004, 1: 0.011, 2: 0.006})
+    return SearchSpace(grid, n_target, rises, MEASURED, AnalyticOracle.of(grid))
 
 
 def assert_on_budget(proposal, space):
@@ -69,12 +125,16 @@ def assert_on_budget(proposal, space):
 
 
 def fates(proposals, first_id, rng):
-    """What a race could make of the proposals."""
-    candidates = []
+    """What a race could make of the proposals; the best of those that ended COMPLETE may take the incumbent's place."""
+    candidates: list[Candidate] = []
     for i, proposal in enumerate(proposals):
         state = State.FAILED if proposal.allocation is None else rng.choice(list(State))
         score = None if state is State.FAILED else rng.uniform(0.1, 2.0)
-        candidates.append(Candidate(first_id + i, "main", proposal, state, score, 4, 64, "" if score else "broken"))
+        candidates.append(Candidate(first_id + i, "main", proposal, state, score, 4, 64, reason="" if score else "broken"))
+    finished = [c for c in candidates if c.state is State.COMPLETE]
+    if finished and rng.random() < 0.7:
+        leader = min(finished, key=lambda c: c.score)
+        candidates[candidates.index(leader)] = replace(leader, gain=rng.uniform(0.0, 0.1))
     return candidates
 
 
@@ -96,7 +156,7 @@ class TestEveryProposer:
     def test_every_proposal_is_exactly_on_the_budget(self, proposer, sparsity):
         space = make_space(sparsity)
         proposals = converse(PROPOSERS[proposer], space, seed=1)
-        assert proposals or proposer == "evopress" or sparsity == 0.0
+        assert proposals or proposer == "evolutionary_swaps" or sparsity == 0.0
         for proposal in proposals:
             if proposal.allocation is None:
                 assert proposal.failure
@@ -124,14 +184,13 @@ class TestEveryProposer:
         assert len(PROPOSERS[proposer].build(make_space(), 0, Draws()).ask(n)) <= n
 
     def test_every_proposal_names_its_proposer_and_only_parents_that_it_heard_of(self, proposer):
-        names = {"evopress": {"evolutionary"}, "portfolio": {"sensitivity", "evolutionary", "self_pruner"}}
         space, fate = make_space(), random.Random(0)
         working = PROPOSERS[proposer].build(space, 3, Draws())
         n_told = 0
         for _ in range(6):
             proposals = working.ask(4)
             for proposal in proposals:
-                assert proposal.proposer in names.get(proposer, {proposer})
+                assert proposal.proposer in NAMES.get(proposer, {proposer})
                 assert set(proposal.parents) <= set(range(n_told))
             working.tell(fates(proposals, n_told, fate))
             n_told += len(proposals)
@@ -162,12 +221,25 @@ class TestEveryProposer:
         assert [c.allocation for c in candidates] == copies
 
 
-@pytest.mark.parametrize("proposer", ["random", "evolutionary", "evopress", "self_pruner", "portfolio"])
+@pytest.mark.parametrize(
+    "proposer",
+    [
+        "random",
+        "optuna_tpe",
+        "optuna_cma_es",
+        "evolutionary",
+        "evolutionary_swaps",
+        "evopress",
+        "surrogate",
+        "self_pruner",
+        "portfolio",
+    ],
+)
 def test_another_seed_gives_other_proposals(proposer):
     assert converse(PROPOSERS[proposer], make_space(), 7) != converse(PROPOSERS[proposer], make_space(), 8)
 
 
-@pytest.mark.parametrize("proposer", ["uniform", "owl"])
+@pytest.mark.parametrize("proposer", ["uniform", "owl", "alphapruning", "dlp", "atp_flat", "stored"])
 def test_a_closed_form_speaks_once(proposer):
     working = PROPOSERS[proposer].build(make_space(), 0, Draws())
     assert [len(working.ask(3)) for _ in range(3)] == [1, 0, 0]

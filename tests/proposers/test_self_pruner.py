@@ -186,7 +186,9 @@ def test_population_shows_the_best_on_the_budget_worst_first_and_names_them_as_p
     script = Script(["?"])
     proposer = SelfPrunerProposer(SPACE, script, seed=0, config=SelfPruner(n_shown=2))
     dense = {unit.name: 0 for unit in SPACE.grid.units}
-    proposer.tell([candidate(0, 0.0, dense), candidate(1, 0.3), candidate(2, 0.1), candidate(3, 0.2)])
+    wishes = [{u.name: SPACE.target_sparsity + i * 0.1 * (u.block - 1) for u in SPACE.grid.units} for i in range(3)]
+    one, two, three = (SPACE.project(wish) for wish in wishes)
+    proposer.tell([candidate(0, 0.0, dense), candidate(1, 0.3, one), candidate(2, 0.1, two), candidate(3, 0.2, three)])
     proposer.tell([candidate(4, 0.05, state=State.STOPPED), candidate(5, None, None, state=State.FAILED)])
     (proposal,) = proposer.ask(1)
     assert proposal.parents == (2, 3)

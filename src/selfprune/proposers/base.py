@@ -1,13 +1,77 @@
-"""The proposer contract, and the two shapes that proposers take."""
+"""The proposer contract, and the two shapes that proposers take.
+
+Shape suffixes: O out, I in.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from torch import Tensor
 
 from selfprune.allocation import Allocation, LevelGrid, project
+from selfprune.budget import Target
 from selfprune.candidate import Candidate, Proposal
+from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
+
+
+@dataclass(frozen=True)
+class MoveValues:
+    """What the next levels of every unit are worth at an allocation, to first order.
+
+    Attributes:
+        restoring: unit name -> fall of the score per level that returns; units without a pruned level are missing.
+        removing: unit name -> rise of the score per level that goes; units without a level left are missing.
+        n_tokens: tokens that were spent to find out.
+    """
+
+    restoring: dict[str, float]
+    removing: dict[str, float]
+    n_tokens: int
+
+
+class MoveOracle(Protocol):
+    """Values moves by gradients."""
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that there are."""
+        ...
+
+    def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
+        """The values of the moves around an allocation.
+
+        Args:
+            allocation: where.
+            bracket: sparsity of a unit by which it is moved either way, at least one level.
+            start: first window; past the last one, the first follows.
+            n_windows: how many windows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Measurement(ABC):
+    """One number per block of the dense model, taken during calibration for the closed forms that need it.
+
+    Equal settings are the same measurement, which is taken once, however many closed forms need it.
+
+    Attributes:
+        needs_inputs: whether it looks at the Wanda metrics; one that looks at weights alone asks for no statistics.
+    """
+
+    needs_inputs: ClassVar[bool] = True
+
+    @abstractmethod
+    def of_block(self, weights: Sequence[Tensor], metrics: Sequence[Tensor]) -> float:
+        """The number of one block.
+
+        Args:
+            weights: the block's weights, one matrix [O, I] per Linear and expert.
+            metrics: their Wanda metrics |W|·sqrt(s) in fp32 in the same order; empty unless `needs_inputs`.
+        """
 
 
 @dataclass(frozen=True)
@@ -16,17 +80,20 @@ class SearchSpace:
 
     Attributes:
         grid: units and allowed levels.
-        n_target_weights: weights to remove.
+        n_target_weights: weights to remove; where the budget measures something else, those that the uniform allocation removes.
         sensitivities: unit name -> rise of the score when this unit alone is pruned to the target; below zero by noise, not
             finite where that breaks the model; empty if unmeasured.
-        outlier_ratios: block -> share of its Wanda metrics above M times their mean (OWL's D, as a fraction); empty if
-            unmeasured.
+        measured: measurement -> block -> its number; holds what the closed forms of the run need.
+        move_values: gradients of the score; None where there are none to be had.
+        target: the budget, where it may measure something else than weights; None for weights.
     """
 
     grid: LevelGrid
     n_target_weights: int
     sensitivities: dict[str, float] = field(default_factory=dict)
-    outlier_ratios: dict[int, float] = field(default_factory=dict)
+    measured: Mapping[Measurement, Mapping[int, float]] = field(default_factory=dict)
+    move_values: MoveOracle | None = None
+    target: Target | None = None
 
     @property
     def target_sparsity(self) -> float:
@@ -35,7 +102,15 @@ class SearchSpace:
 
     def project(self, sparsities: dict[str, float]) -> Allocation:
         """The allocation on the budget nearest to these sparsities."""
-        return project(sparsities, self.grid, self.n_target_weights)
+        if self.target is None:
+            return project(sparsities, self.grid, self.n_target_weights)
+        return project(sparsities, self.grid, self.target.n_saved, self.target.costs)
+
+    def meets_budget(self, allocation: Allocation) -> bool:
+        """Whether an allocation saves what the budget asks for."""
+        if self.target is None:
+            return self.grid.n_removed_weights(allocation) >= self.n_target_weights
+        return self.target.is_met(allocation)
 
 
 class Proposer(Protocol):
@@ -77,14 +152,46 @@ class ProposerConfig(ABC):
 class ClosedForm(ProposerConfig):
     """A formula that gives one allocation and needs no search."""
 
+    @property
+    def name(self) -> str:
+        """The name that its proposals carry."""
+        return type(self).__name__.lower()
+
+    def measurements(self) -> list[Measurement]:
+        """What must be known about the blocks before `sparsities`."""
+        return []
+
     @abstractmethod
     def sparsities(self, space: SearchSpace) -> dict[str, float]:
-        """Unit name -> wished sparsity, before it is put on the budget."""
+        """Unit name -> wished sparsity, before it is put on the budget.
+
+        Raises:
+            ConfigError: when a measurement that it needs was not taken.
+        """
 
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """A proposer that says this one allocation, once."""
-        name = type(self).__name__.lower()
-        return FixedProposals(name, [Proposal(space.project(self.sparsities(space)), name)])
+        return FixedProposals(self.name, [Proposal(space.project(self.sparsities(space)), self.name)])
+
+    def measured(self, space: SearchSpace) -> Mapping[int, float]:
+        """Block -> the number that the one measurement of this closed form gave it.
+
+        Raises:
+            ConfigError: when it was not taken.
+        """
+        (measurement,) = self.measurements()
+        if measurement not in space.measured:
+            raise ConfigError(
+                f"{self.name} needs {measurement} of every block, got none, since a run measures only what its proposer, "
+                f"yardsticks and controls need; add proposer@yardsticks.{self.name}={self.name}"
+            )
+        return space.measured[measurement]
+
+
+def between_extremes(numbers: Mapping[int, float], if_equal: float = 0.0) -> dict[int, float]:
+    """Block -> where its number lies from the lowest (0) to the highest (1); `if_equal` for all where they are one number."""
+    low, high = min(numbers.values()), max(numbers.values())
+    return {block: (number - low) / (high - low) if high > low else if_equal for block, number in numbers.items()}
 
 
 class FixedProposals:

@@ -10,6 +10,7 @@ import math
 import random
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 from selfprune.allocation import Allocation, Unit
 from selfprune.candidate import Candidate, Proposal, best
@@ -68,6 +69,21 @@ class Evolutionary(ProposerConfig):
         return EvolutionaryProposer(space, self, random.Random(seed))
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A child before it is put on the budget, which takes longer than to draw it.
+
+    Attributes:
+        sparsities: unit name -> wished sparsity.
+        operator: how it was made.
+        parents: ids of the candidates that it was made from.
+    """
+
+    sparsities: dict[str, float]
+    operator: str
+    parents: tuple[int, ...] = ()
+
+
 @dataclass
 class EvolutionaryProposer:
     """Keeps the best candidates it was told of, whoever proposed them."""
@@ -98,32 +114,35 @@ class EvolutionaryProposer:
 
     def _new_child(self) -> Proposal | None:
         for _ in range(10):
-            child = self._child()
-            assert child.allocation is not None
-            genome = tuple(child.allocation.values())
+            draft = self.draft()
+            child = self.space.project(draft.sparsities)
+            genome = tuple(child.values())
             if genome not in self._seen:
                 self._seen.add(genome)
-                return child
+                return Proposal(child, self.name, draft.operator, draft.parents)
         return None
 
-    def _child(self) -> Proposal:
+    def draft(self) -> Draft:
+        """A child of the best candidates that it was told of, as the operators draw it."""
         units = self.space.grid.units
         if not self._parents:
-            uniform = self.space.project({unit.name: self.space.target_sparsity for unit in units})
-            return Proposal(self._mutate(uniform), self.name, "swap")
+            return Draft(self._mutate(self._uniform), "swap")
         operator = self.rng.random()
         if operator < self.settings.crossover_rate and len(self._parents) > 1:
             first, second = self.rng.sample(self._parents, 2)
-            return Proposal(self._cross(first.allocation, second.allocation), self.name, "crossover", (first.id, second.id))
+            return Draft(self._cross(first.allocation, second.allocation), "crossover", (first.id, second.id))
         parent = self.rng.choice(self._parents)
         if operator < self.settings.crossover_rate + self.settings.perturb_rate:
             offsets = draw_offsets(units, self.settings.max_spread, self.rng)
             sparsities = self.space.grid.sparsities(parent.allocation)
-            child = self.space.project({name: sparsities[name] + offsets[name] for name in sparsities})
-            return Proposal(child, self.name, "perturb", (parent.id,))
-        return Proposal(self._mutate(parent.allocation), self.name, "swap", (parent.id,))
+            return Draft({name: sparsities[name] + offsets[name] for name in sparsities}, "perturb", (parent.id,))
+        return Draft(self._mutate(parent.allocation), "swap", (parent.id,))
 
-    def _mutate(self, parent: Allocation) -> Allocation:
+    @cached_property
+    def _uniform(self) -> Allocation:
+        return self.space.project({unit.name: self.space.target_sparsity for unit in self.space.grid.units})
+
+    def _mutate(self, parent: Allocation) -> dict[str, float]:
         sparsities = self.space.grid.sparsities(parent)
         n_swaps = min(self.rng.randint(1, self.settings.max_swaps), self.rng.randint(1, self.settings.max_swaps))
         for _ in range(n_swaps):
@@ -133,7 +152,7 @@ class EvolutionaryProposer:
                 n_moved = self._n_moved(restored, pruned)
                 _shift(sparsities, restored, -n_moved)
                 _shift(sparsities, pruned, n_moved)
-        return self.space.project(sparsities)
+        return sparsities
 
     def _n_moved(self, restored: list[Unit], pruned: list[Unit]) -> float:
         """Weights that a swap moves: log-uniform between one level of a unit and the largest shift."""
@@ -141,12 +160,12 @@ class EvolutionaryProposer:
         most = self.settings.max_shift * min(_n_weights(restored), _n_weights(pruned))
         return one_level if most <= one_level else math.exp(self.rng.uniform(math.log(one_level), math.log(most)))
 
-    def _cross(self, first: Allocation, second: Allocation) -> Allocation:
+    def _cross(self, first: Allocation, second: Allocation) -> dict[str, float]:
         """Each block, or each module kind, from either parent."""
         ours, theirs = self.space.grid.sparsities(first), self.space.grid.sparsities(second)
         groups = self._groups[self.rng.choice([Group.BLOCK, Group.KIND])]
         taken = {unit.name for group in groups if self.rng.random() < 0.5 for unit in group}
-        return self.space.project({name: theirs[name] if name in taken else ours[name] for name in ours})
+        return {name: theirs[name] if name in taken else ours[name] for name in ours}
 
 
 def _n_weights(group: list[Unit]) -> int:

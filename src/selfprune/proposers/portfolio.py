@@ -1,6 +1,10 @@
-"""Several proposers share the candidates of a search; each is told of all.
+"""Several proposers share the candidates of a search; each is told of all, and those that earn more per token are asked more.
 
-Limits: the shares are fixed; a bandit that moves them by credit belongs here.
+An arm's credit is the fall of the incumbent's score that its proposals brought, over the tokens that they cost, of gradients too;
+older rounds count less. Every round deals out slots in proportion to credit, but for a part that keeps to the first
+shares, so that no arm is written off for good (probability matching with exploration; Auer et al., 2002, SIAM J. Comput. 32).
+
+Limits: a gain counts for the arm that brought it, not for those that prepared it.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +15,9 @@ from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
 
+PRIOR = 0.25
+"""Tokens that every arm is taken to have spent at the mean rate, as a share of what an arm spends on average."""
+
 
 @dataclass
 class Portfolio(ProposerConfig):
@@ -18,15 +25,26 @@ class Portfolio(ProposerConfig):
 
     Attributes:
         arms: name -> the settings of a proposer.
-        shares: name -> relative share of every round; 1 where not named.
+        shares: name -> first share of every round, relative; 1 where not named.
+        explore: part of every round that keeps to the first shares; 1 turns credit off.
+        memory: weight of a round's credit after one more round.
+        quantum: proposals that an arm is asked for at least; gradients and replies of a language model pay only for several.
     """
 
     arms: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    explore: float = 0.25
+    memory: float = 0.9
+    quantum: int = 4
 
     def __post_init__(self) -> None:
         if any(share < 0 for share in self.shares.values()):
             raise ConfigError(f"the shares of a portfolio must not be negative, got {self.shares}")
+        if not (0 <= self.explore <= 1 and 0 <= self.memory <= 1 and self.quantum >= 1):
+            raise ConfigError(
+                "a portfolio needs explore and memory in [0, 1] and a quantum of at least 1, "
+                f"got {self.explore}, {self.memory} and {self.quantum}"
+            )
 
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """Every arm with a seed of its own.
@@ -42,46 +60,91 @@ class Portfolio(ProposerConfig):
                 f"the shares of a portfolio must name its arms and leave one of them above 0, got {self.shares}; "
                 f"its arms are {', '.join(self.arms)}"
             )
-        arms = {name: arm.build(space, seed * 1009 + i, language_model) for i, (name, arm) in enumerate(self.arms.items())}
-        return PortfolioProposer(arms, {name: self.shares.get(name, 1.0) for name in arms})
+        arms = {
+            name: arm.build(space, seed * 1009 + i, language_model)
+            for i, (name, arm) in enumerate(self.arms.items())
+            if self.shares.get(name, 1.0) > 0
+        }
+        return PortfolioProposer(arms, {name: self.shares.get(name, 1.0) for name in arms}, self)
+
+
+@dataclass
+class _Credit:
+    """What an arm gained and spent, older rounds counting less."""
+
+    gain: float = 0.0
+    n_tokens: float = 0.0
 
 
 @dataclass
 class PortfolioProposer:
-    """Deals every round out to its arms; what one arm leaves, the others take up."""
+    """Deals every round out to its arms; the slots of an arm that has nothing to say go to the others."""
 
     arms: dict[str, Proposer]
     shares: dict[str, float]
+    settings: Portfolio = field(default_factory=Portfolio)
     name: str = field(default="portfolio", init=False)
 
     def __post_init__(self) -> None:
+        total = sum(self.shares.values())
+        self.shares = {name: share / total for name, share in self.shares.items()}
         self._owed = dict.fromkeys(self.arms, 0.0)
+        self._credits = {name: _Credit() for name in self.arms}
+        self._asked: list[str] = []
 
     def ask(self, n: int) -> list[Proposal]:
-        """At most `n`; an arm that answers with less than its share is not asked again in this round."""
+        """At most `n`; none when no arm has more to say."""
         proposals: list[Proposal] = []
-        willing = dict(self.shares)
-        while len(proposals) < n and sum(willing.values()) > 0:
-            for name, n_asked in self._deal(n - len(proposals), willing).items():
-                said = self.arms[name].ask(n_asked) if n_asked else []
+        self._asked = []
+        willing = list(self.arms)
+        n_left = n
+        while n_left > 0 and willing:
+            for name, n_asked in self._deal(n_left, willing).items():
+                said = self.arms[name].ask(n_asked)
                 proposals += said
-                if len(said) < n_asked:
-                    willing[name] = 0.0
+                self._asked += [name] * len(said)
+                if said:
+                    n_left -= n_asked
+                else:
+                    willing.remove(name)
         return proposals
 
     def tell(self, candidates: list[Candidate]) -> None:
-        """Every arm hears everything."""
+        """Every arm hears everything; those that were asked are credited."""
         for arm in self.arms.values():
             arm.tell(candidates)
+        for credit in self._credits.values():
+            credit.gain *= self.settings.memory
+            credit.n_tokens *= self.settings.memory
+        for name, candidate in zip(self._asked, candidates, strict=False):
+            self._credits[name].gain += candidate.gain or 0.0
+            self._credits[name].n_tokens += candidate.n_tokens
+        self._asked = []
 
-    def _deal(self, n: int, willing: dict[str, float]) -> dict[str, int]:
-        """Whole numbers in proportion to the shares; fractions are carried to the next rounds."""
-        total = sum(willing.values())
-        dealt = dict.fromkeys(willing, 0)
-        for name, share in willing.items():
-            self._owed[name] += n * share / total
-        for _ in range(n):
-            name = max((name for name in willing if willing[name] > 0), key=lambda name: self._owed[name])
-            self._owed[name] -= 1
-            dealt[name] += 1
+    def current_shares(self) -> dict[str, float]:
+        """Arm -> its share of the next round."""
+        gain = sum(credit.gain for credit in self._credits.values())
+        n_tokens = sum(credit.n_tokens for credit in self._credits.values())
+        if gain <= 0 or n_tokens <= 0:
+            return dict(self.shares)
+        # An arm that was hardly asked yet counts as one that earns what all do.
+        prior = PRIOR * n_tokens / len(self.arms)
+        rates = {name: (c.gain + gain / n_tokens * prior) / (c.n_tokens + prior) for name, c in self._credits.items()}
+        explore = self.settings.explore
+        earned = {name: share * rates[name] for name, share in self.shares.items()}
+        total = sum(earned.values())
+        return {name: explore * self.shares[name] + (1 - explore) * earned[name] / total for name in self.arms}
+
+    def _deal(self, n: int, willing: list[str]) -> dict[str, int]:
+        """Slots in whole quanta, in proportion to the shares; fractions are carried to the next rounds."""
+        shares = self.current_shares()
+        total = sum(shares[name] for name in willing)
+        dealt: dict[str, int] = {}
+        for start in range(0, n, self.settings.quantum):
+            size = min(self.settings.quantum, n - start)
+            for name in willing:
+                self._owed[name] += size * shares[name] / total
+            chosen = max(willing, key=lambda name: self._owed[name])
+            self._owed[chosen] -= size
+            dealt[chosen] = dealt.get(chosen, 0) + size
         return dealt

@@ -124,14 +124,11 @@ class SelfPrunerProposer:
     def tell(self, candidates: list[Candidate]) -> None:
         """Remembers the best that meet the budget, whoever proposed them."""
         # Yardsticks such as the dense model score well by missing the budget; they are no example to follow.
-        on_budget = [c for c in candidates if c.proposal.allocation is not None and self._meets_budget(c.allocation)]
+        on_budget = [c for c in candidates if c.proposal.allocation is not None and self.space.meets_budget(c.allocation)]
         self._best = best(self._best + on_budget, self.config.n_shown)
         self._has_own = self._has_own or any(c.proposal.proposer == self.name for c in candidates)
         for candidate in on_budget:
             self._known[self._key(candidate.allocation)] = f"candidate {candidate.id}"
-
-    def _meets_budget(self, allocation: Allocation) -> bool:
-        return self.space.grid.n_removed_weights(allocation) >= self.space.n_target_weights
 
     def _key(self, allocation: Allocation) -> tuple[int, ...]:
         return tuple(allocation[unit.name] for unit in self.space.grid.units)

@@ -1,0 +1,89 @@
+"""Bracketed swap gradients: what every unit's next levels are worth, from two backward passes.
+
+With G the gradient of the score by the weights of the sparse model and ΔW the weights that return when a unit goes some levels
+down, Σ G·ΔW is the change of the score to first order. For removals the same estimate at the present model is wrong, because
+removed weights carry curvature; so they are valued as restorations, at the model in which every unit lost as many levels more.
+
+Shape suffixes: O out, I in.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfprune.allocation import Allocation, Unit
+from selfprune.gradients import backward_blocks
+from selfprune.proposers.base import MoveValues
+from selfprune.scoring import Scorer
+
+FORWARD_PASSES = 4
+"""What a gradient counts as, in forward passes: one, another block by block, and a backward pass that takes as long as two."""
+
+
+@dataclass
+class SwapGradients:
+    """The move values of one run; what a resumed run had measured is read back.
+
+    Attributes:
+        scorer: model, levels and search windows.
+    """
+
+    scorer: Scorer
+
+    @property
+    def n_windows(self) -> int:
+        """Windows of the search split."""
+        return sum(self.scorer.batch_sizes)
+
+    def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
+        """See `MoveOracle`; windows are taken in whole batches."""
+        batches, n_taken = [], 0
+        index = self._batch_of(start % self.n_windows)
+        while n_taken < min(n_windows, self.n_windows):
+            batches.append(index)
+            n_taken += self.scorer.batch_sizes[index]
+            index = (index + 1) % self.scorer.n_batches
+        digest = hashlib.sha256(repr(list(allocation.values())).encode()).hexdigest()[:16]
+        key = {"gradients": digest, "bracket": bracket, "batches": batches}
+        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches))
+        n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window
+        return MoveValues(record["restoring"], record["removing"], n_tokens)
+
+    def _batch_of(self, window: int) -> int:
+        for index, size in enumerate(self.scorer.batch_sizes):
+            window -= size
+            if window < 0:
+                return index
+        raise AssertionError("there is no such window")
+
+    def _measure(self, allocation: Allocation, bracket: float, batches: list[int]) -> dict[str, Any]:
+        grid = self.scorer.grid
+        n_levels = {unit.name: max(1, round(bracket * unit.n_items / grid.step[unit.name])) for unit in grid.units}
+        denser = {u.name: max(0, allocation[u.name] - n_levels[u.name] * grid.step[u.name]) for u in grid.units}
+        sparser = {u.name: min(grid.max_level(u), allocation[u.name] + n_levels[u.name] * grid.step[u.name]) for u in grid.units}
+        restoring = self._falls(allocation, denser, batches)
+        removing = self._falls(sparser, allocation, batches)
+        return {"restoring": restoring, "removing": removing}
+
+    def _falls(self, allocation: Allocation, denser: Allocation, batches: list[int]) -> dict[str, float]:
+        """Unit name -> fall of the mean score per level, were the unit's level that of `denser`; those that differ alone."""
+        store, grid = self.scorer.store, self.scorer.grid
+        store.load(allocation)
+        falls = {unit.name: 0.0 for unit in grid.units if denser[unit.name] < allocation[unit.name]}
+        n_windows = sum(self.scorer.batch_sizes[batch] for batch in batches)
+
+        def add(unit: Unit, gradient_OI: Tensor) -> None:
+            if unit.name not in falls:
+                return
+            order_OI, low, high = store.order(unit.name), denser[unit.name], allocation[unit.name]
+            returns_OI = (order_OI >= low) & (order_OI < high)
+            change = torch.dot(gradient_OI[returns_OI].float(), store.dense(unit.name)[returns_OI].float())
+            falls[unit.name] -= float(change) / n_windows * grid.step[unit.name] / (high - low)
+
+        for batch in batches:
+            tokens_NT, loss = self.scorer.evaluator.batch(batch)
+            backward_blocks(store.loaded, tokens_NT, add, loss)
+        return falls

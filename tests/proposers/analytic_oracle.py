@@ -1,0 +1,49 @@
+"""Move values of a score that is known in closed form, for tests of proposers that need gradients."""
+
+import math
+from dataclasses import dataclass, field
+
+from selfprune.allocation import LevelGrid
+from selfprune.proposers.base import MoveValues
+
+
+@dataclass
+class AnalyticOracle:
+    """A separable score: the sum over units of sensitivity · weights · (exp(steepness · sparsity) − 1) / steepness.
+
+    Attributes:
+        grid: the units.
+        sensitivities: unit name -> the factor.
+        steepness: 0 makes the score linear.
+        asked: the arguments of every call.
+    """
+
+    grid: LevelGrid
+    sensitivities: dict[str, float]
+    steepness: float = 4.0
+    n_windows: int = 16
+    asked: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, grid, **changes):
+        """Units differ by a factor of three, in an order that has nothing to do with blocks or kinds."""
+        return cls(grid, {unit.name: 1.0 + i * 7 % 11 / 5 for i, unit in enumerate(grid.units)}, **changes)
+
+    def damage(self, unit, level):
+        sparsity = level / unit.n_items
+        rise = math.expm1(self.steepness * sparsity) / self.steepness if self.steepness else sparsity
+        return self.sensitivities[unit.name] * unit.n_weights * rise
+
+    def score(self, allocation):
+        return sum(self.damage(unit, allocation[unit.name]) for unit in self.grid.units)
+
+    def __call__(self, allocation, bracket, start, n_windows):
+        self.asked.append((dict(allocation), bracket, start, n_windows))
+        restoring, removing = {}, {}
+        for unit in self.grid.units:
+            step, here = self.grid.step[unit.name], allocation[unit.name]
+            moved = max(1, round(bracket * unit.n_items / step)) * step
+            for costs, end in ((restoring, max(0, here - moved)), (removing, min(self.grid.max_level(unit), here + moved))):
+                if end != here:
+                    costs[unit.name] = (self.damage(unit, here) - self.damage(unit, end)) / (here - end) * step
+        return MoveValues(restoring, removing, 6 * n_windows)
