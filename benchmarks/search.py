@@ -1,0 +1,202 @@
+"""Times a race of EvoPress' mutations: with prefix reuse, without it, and in a plain loop that loads levels from files.
+
+    python benchmarks/search.py
+    python benchmarks/search.py --width 4096 --n-blocks 32 --n-tokens 2048 --n-windows 1 --device cuda --dtype bfloat16
+
+All three, in one run, score the same children of one parent on the same windows. The plain loop is how the published
+implementation works: one file per unit and level, a file is read whenever a unit's level changes, every child runs through the
+whole model, and the dense model's logits are kept whole. `ideal` is what prefix reuse could reach: every block of the tree
+of these children's prefixes once, and embedding, head and score once per child.
+
+Shape suffixes: N windows, T tokens, V vocabulary.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from selfprune.allocation import Allocation, LevelGrid
+from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.journal import Journal
+from selfprune.level_store import LevelStore, rank_units
+from selfprune.models import LoadedModel
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.evopress import EvoPress
+from selfprune.pruners.magnitude import Magnitude
+from selfprune.racing import Ladder, Racer
+from selfprune.resources import peak_memory_bytes
+from selfprune.scoring import Scorer, block_versions
+from selfprune.units import find_blocks, list_units, weight_view
+
+SPARSITY = 0.7
+
+
+def random_llama(arguments: argparse.Namespace) -> LoadedModel:
+    """A Llama of random weights in the proportions of Llama-2."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=arguments.width,
+        intermediate_size=-(-8 * arguments.width // 3 // 64) * 64,
+        num_hidden_layers=arguments.n_blocks,
+        num_attention_heads=max(1, arguments.width // 64),
+    )
+    with torch.device(arguments.device):
+        model = LlamaForCausalLM(config).to(getattr(torch, arguments.dtype)).eval().requires_grad_(False)
+    return LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device(arguments.device))
+
+
+class PlainLoop:
+    """EvoPress' search step without any sharing: files of levels, whole passes, whole logits."""
+
+    def __init__(self, loaded: LoadedModel, store: LevelStore, windows_NT: Tensor, folder: Path) -> None:
+        self.loaded, self.store, self.folder = loaded, store, folder
+        self.windows_NT = windows_NT.to(loaded.device)
+        store.restore()
+        self.dense_NTV = loaded.model(input_ids=self.windows_NT, use_cache=False).logits
+        self.levels: Allocation = dict(store.allocation)
+
+    def write(self, children: list[Allocation]) -> None:
+        """Writes the file of every level that the children use, before the clock starts."""
+        for child in children:
+            for name, level in child.items():
+                path = self._path(name, level)
+                if not path.exists():
+                    kept_OI = self.store.order(name) >= level
+                    torch.save(torch.where(kept_OI, self.store.dense(name), 0).cpu(), path)
+
+    def score(self, child: Allocation) -> Tensor:
+        """KL per window [N]."""
+        for unit in self.store.grid.units:
+            if child[unit.name] != self.levels[unit.name]:
+                weight_view(self.loaded.model, unit).copy_(torch.load(self._path(unit.name, child[unit.name])))
+        self.levels = dict(child)
+        logits_NTV = self.loaded.model(input_ids=self.windows_NT, use_cache=False).logits
+        logp_NTV, logq_NTV = self.dense_NTV.float().log_softmax(-1), logits_NTV.float().log_softmax(-1)
+        return (logp_NTV.exp() * (logp_NTV - logq_NTV)).sum(-1).mean(-1)
+
+    def _path(self, name: str, level: int) -> Path:
+        return self.folder / f"{name}-{level}.pt"
+
+
+def n_tree_nodes(children: list[Allocation], grid: LevelGrid) -> int:
+    """Blocks that differ in some block before or at them, counted by brute force."""
+    versions = [tuple(block_versions(child, grid)) for child in children]
+    return len({path[: depth + 1] for path in versions for depth in range(len(path))})
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def measure(arguments: argparse.Namespace) -> None:
+    loaded = random_llama(arguments)
+    grid = LevelGrid.with_constant_step(loaded.units, 0.05)
+    ranks = {}
+    for unit in loaded.units:
+        weight_OI = weight_view(loaded.model, unit)
+        ranks |= rank_units(loaded, [unit], Magnitude(), {unit.name: Magnitude().statistics(1, weight_OI.shape[1], 1)})
+    store = LevelStore(loaded, grid, ranks)
+    windows_NT = torch.randint(arguments.vocabulary, (arguments.n_windows, arguments.n_tokens))
+    space = SearchSpace(grid, round(SPARSITY * grid.n_weights()))
+    evopress = EvoPress().build(space, 0, None)
+    proposals = evopress.ask(arguments.n_children)
+    children = [proposal.allocation for proposal in proposals]
+
+    def race(prefix_bytes: int, folder: Path) -> tuple[float, WindowEvaluator]:
+        store.restore()
+        evaluator = WindowEvaluator(
+            {"kl": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, arguments.n_windows, [], prefix_bytes
+        )
+        racer = Racer(
+            "main", Scorer(store, evaluator, Journal(folder / f"{prefix_bytes}.jsonl")), Ladder([arguments.n_windows], []), 0
+        )
+        evaluator.evaluate(["warm"] * len(loaded.blocks))
+        evaluator.forward.clear()
+        evaluator.forward.n_blocks_run = evaluator.forward.n_blocks_asked = 0
+        return timed(lambda: racer.race(0, proposals), arguments.device), evaluator
+
+    rows: list[tuple[str, float, str]] = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        with_reuse, evaluator = race(arguments.prefix_mb * 10**6, Path(name))
+        run, asked = evaluator.forward.n_blocks_run, evaluator.forward.n_blocks_asked
+        without, _ = race(0, Path(name))
+        plain = PlainLoop(loaded, store, windows_NT, Path(name))
+        plain.write(children)
+        plain_seconds = timed(lambda: [plain.score(child) for child in children], arguments.device)
+    nodes = n_tree_nodes(children, grid)
+    block_seconds = seconds_of_a_block(loaded, windows_NT, arguments.device)
+    saved = (len(children) * len(loaded.blocks) - nodes) * block_seconds
+    rows = [
+        (
+            "with prefix reuse",
+            with_reuse,
+            f"{run} blocks run of {asked}, the tree has {nodes}",
+        ),
+        ("without", without, ""),
+        ("ideal", without - saved, "without, less the blocks that the tree shares"),
+        ("plain loop", plain_seconds, "levels from files, whole logits"),
+    ]
+    table = Table(title=f"{len(children)} children, {arguments.n_windows} x {arguments.n_tokens} tokens, {arguments.device}")
+    for column in ("", "seconds", "children per second", "plain loop / it", "without / it", ""):
+        table.add_column(column)
+    for label, seconds, note in rows:
+        rate = f"{len(children) / seconds:.2f}"
+        table.add_row(label, f"{seconds:.2f}", rate, f"{plain_seconds / seconds:.2f}", f"{without / seconds:.2f}", note)
+    console = Console(width=160)
+    console.print(table)
+    console.print(
+        f"peak memory {peak_memory_bytes(loaded.device) / 1e9:.2f} GB, hidden states bounded at {arguments.prefix_mb} MB"
+    )
+
+
+def seconds_of_a_block(loaded: LoadedModel, windows_NT: Tensor, device: str) -> float:
+    """Seconds of one decoder block on the windows: those of all blocks, timed inside a whole pass, over their number."""
+    marks: list[float] = []
+
+    def mark(*_: object) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+
+    hooks = [loaded.blocks[0].register_forward_pre_hook(mark), loaded.blocks[-1].register_forward_hook(mark)]
+    for _ in range(3):
+        loaded.model(input_ids=windows_NT.to(loaded.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    spans = sorted(end - start for start, end in zip(marks[::2], marks[1::2], strict=True))
+    return spans[1] / len(loaded.blocks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--n-blocks", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--n-children", type=int, default=32)
+    parser.add_argument("--n-windows", type=int, default=4)
+    parser.add_argument("--n-tokens", type=int, default=256)
+    parser.add_argument("--prefix-mb", type=int, default=1024)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--folder", type=Path, default=None, help="where the levels' files go; the system's by default")
+    measure(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
