@@ -332,8 +332,16 @@ def test_tokens_of_the_proposal_are_added_to_those_of_the_scores():
     proposals = [Proposal(at(50), "g", proposal_tokens=1000), Proposal(None, "g", failure="why", proposal_tokens=7), *offer(60)]
     raced = racer.race(0, proposals)
     assert [c.n_tokens for c in raced] == [1000 + 8 * N_TOKENS, 7, 8 * N_TOKENS]
+    racer.race(3, offer(40))
     # whoever runs again does not pay for how it was found
-    assert racer.final_heat(3, 1)[0].n_tokens == 0
+    assert [c.n_tokens for c in racer.final_heat(4, 2)] == [0, 0]
+
+
+def test_a_final_heat_of_one_is_spared_unless_the_windows_are_fresh():
+    racer = scripted(lambda level, window: float(level))
+    racer.race(0, offer(60, 50))
+    assert racer.final_heat(2, 1) == []
+    assert racer.n_tokens_of_final_heat(1) == 0
 
 
 @settings(max_examples=60, deadline=None)
