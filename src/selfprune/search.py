@@ -44,7 +44,7 @@ class SearchConfig:
     max_tokens: int = 200_000
     max_candidates: int | None = None
     max_seconds: float | None = None
-    n_per_round: int = 8
+    n_per_round: int = 4
     ladder: Ladder = field(default_factory=Ladder)
     race_yardsticks: bool = True
     n_finalists: int = 3
