@@ -84,17 +84,19 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     harness = Harness(config.harness)
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model)
+        # What the model cannot do is said before anything is recorded.
+        grid = _make_grid(config, loaded)
+        target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         splits = _draw_splits(config, loaded, harness, kinds)
         journal.once({"splits": splits.hashes}, dict)
     with display.stage("calibrating"):
-        store, measured = _open_store(config, loaded, splits, folder)
+        store, measured = _open_store(config, loaded, grid, splits, folder)
         evaluator = _make_evaluator(config, loaded, splits)
     n_rows = 2 + len(config.yardsticks) + len(config.controls)
     n_tokens = (1 + len(config.controls)) * config.search.max_tokens + n_rows * splits.report_NT.numel()
     seconds = n_tokens / evaluator.tokens_per_second
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the run will take about {seconds / 60:.1f} minutes")
     scorer = Scorer(store, evaluator, journal)
-    target = config.budget.target(store.grid, n_parameters(loaded.model), partial(token_share, loaded.model))
     sensitivities = _sensitivities(config, scorer, display)
     return Workbench(
         config,
@@ -127,16 +129,18 @@ def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds
     return mix_search_windows(splits, kinds, loaded, harness, config.seed)
 
 
+def _make_grid(config: RunConfig, loaded: LoadedModel) -> LevelGrid:
+    fraction, search = config.pruner.level_fraction(), config.search
+    if fraction is not None:
+        return LevelGrid.with_single_level(loaded.units, fraction)
+    return LevelGrid.with_constant_step(loaded.units, search.level_fraction, search.max_sparsity, search.finer)
+
+
 def _open_store(
-    config: RunConfig, loaded: LoadedModel, splits: Splits, folder: Path
+    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, folder: Path
 ) -> tuple[LevelStore, dict[Measurement, dict[int, float]]]:
     """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
-    fraction, levels, batch_size = config.pruner.level_fraction(), config.search.levels, config.search.batch_size
-    grid = (
-        LevelGrid.with_constant_step(loaded.units, config.search.level_fraction, config.search.max_sparsity, config.search.finer)
-        if fraction is None
-        else LevelGrid.with_single_level(loaded.units, fraction)
-    )
+    levels, batch_size = config.search.levels, config.search.batch_size
     needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
     measure = partial(rank_and_measure, loaded, splits.calibration_NT, config.pruner, batch_size, needed)
     if levels.kind is LevelKind.MASKS:
