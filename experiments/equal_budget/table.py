@@ -75,7 +75,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(handles.values(), handles.keys(), fontsize=7)
         axes.set(
-            xscale="log", yscale="log", xlabel="windows spent", ylabel="report-split KL", title=f"{panel[0]}, {panel[1]:.0%}"
+            xscale="log",
+            xlim=(100, 30_000),
+            ylim=(0, None),
+            xlabel="windows spent",
+            ylabel="report-split KL",
+            title=f"{panel[0]}, {panel[1]:.0%}",
         )
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
