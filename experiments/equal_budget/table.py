@@ -72,12 +72,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             if (row["model"], row["sparsity"]) == panel:
                 marker = {"wanda": "o", "sparsegpt": "^"}.get(row["pruner"], "s")
                 axes.plot(max(row["windows"], 1), row["report_kl"], marker, color=colours[row["search"]], label=row["search"])
+        highest = max(row["report_kl"] for row in rows if (row["model"], row["sparsity"]) == panel)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(handles.values(), handles.keys(), fontsize=7)
         axes.set(
             xscale="log",
             xlim=(100, 30_000),
-            ylim=(0, None),
+            ylim=(0, 1.1 * highest),
             xlabel="windows spent",
             ylabel="report-split KL",
             title=f"{panel[0]}, {panel[1]:.0%}",
