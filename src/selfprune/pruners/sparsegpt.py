@@ -18,7 +18,7 @@ from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_
 from selfprune.pruners.statistics import Statistics
 from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
 
-STRIP_WIDTH = 16
+STRIP_WIDTH = 32
 """Columns whose errors are fed back one by one; those of a strip then reach the rest of the block in one product."""
 
 
