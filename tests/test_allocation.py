@@ -120,6 +120,27 @@ UNITS = [Unit("a", 0, "w", 100), Unit("b", 1, "w", 300)]
 GRID = LevelGrid.with_constant_step(UNITS, fraction_of_smallest=0.05)
 
 
+def test_a_genome_is_in_the_order_of_the_units_however_the_allocation_was_put_together():
+    assert GRID.genome({"a": 5, "b": 10}) == GRID.genome({"b": 10, "a": 5}) == (5, 10)
+
+
+@given(grids(), st.data(), st.floats(0, 1))
+def test_a_bracket_moves_every_unit_by_the_sparsity_or_one_level_within_the_grid(grid, data, sparsity):
+    allocation = {u.name: grid.step[u.name] * data.draw(st.integers(0, grid.n_levels[u.name])) for u in grid.units}
+    below, above = grid.bracket(allocation, sparsity)
+    for unit in grid.units:
+        step, here = grid.step[unit.name], allocation[unit.name]
+        assert 0 <= below[unit.name] <= here <= above[unit.name] <= grid.max_level(unit)
+        for end, limit in ((below[unit.name], 0), (above[unit.name], grid.max_level(unit))):
+            assert end % step == 0
+            moved = abs(end - here)
+            assert (
+                end == limit
+                or moved == step >= sparsity * unit.n_items - step
+                or abs(moved - sparsity * unit.n_items) <= step / 2
+            )
+
+
 def test_more_wished_is_more_given():
     assert project({"a": 0.2, "b": 0.6}, GRID, 200) == {"a": 20, "b": 180}
     assert project({"a": 0.0, "b": 0.4}, GRID, 200) == {"a": 20, "b": 180}

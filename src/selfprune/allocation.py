@@ -144,6 +144,24 @@ class LevelGrid:
         """Unit name -> sparsity of that unit."""
         return {unit.name: allocation[unit.name] / unit.n_items for unit in self.units}
 
+    def genome(self, allocation: Allocation) -> tuple[int, ...]:
+        """The levels in the order of the units: the same for equal allocations, however they were put together."""
+        return tuple(allocation[unit.name] for unit in self.units)
+
+    def bracket(self, allocation: Allocation, sparsity: float) -> tuple[Allocation, Allocation]:
+        """The allocations below and above one in which every unit is moved by a sparsity, at least by one level.
+
+        Args:
+            allocation: levels of this grid.
+            sparsity: how far; units stay within the grid.
+        """
+        below, above = {}, {}
+        for unit in self.units:
+            moved = max(1, round(sparsity * unit.n_items / self.step[unit.name])) * self.step[unit.name]
+            below[unit.name] = max(0, allocation[unit.name] - moved)
+            above[unit.name] = min(self.max_level(unit), allocation[unit.name] + moved)
+        return below, above
+
     def check(self, allocation: Allocation) -> None:
         """Checks that an allocation names exactly these units and only levels of this grid.
 

@@ -1,5 +1,6 @@
 """Proposals, and the candidates that become of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -84,7 +85,12 @@ class Candidate:
 def best(candidates: list[Candidate], n: int = 1) -> list[Candidate]:
     """The `n` best COMPLETE candidates, best first, every allocation once: those furthest up the ladder; ties go to the older."""
     complete = [c for c in candidates if c.state is State.COMPLETE and c.score is not None]
-    distinct: dict[tuple[tuple[str, int], ...], Candidate] = {}
-    for candidate in sorted(complete, key=lambda c: (-c.n_windows, c.score, c.id)):
-        distinct.setdefault(tuple(sorted(candidate.allocation.items())), candidate)
-    return list(distinct.values())[:n]
+    return distinct(sorted(complete, key=lambda c: (-c.n_windows, c.score, c.id)))[:n]
+
+
+def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates without those whose allocation an earlier one has."""
+    first: dict[tuple[tuple[str, int], ...], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault(tuple(sorted(candidate.allocation.items())), candidate)
+    return list(first.values())

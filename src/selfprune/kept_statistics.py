@@ -110,7 +110,7 @@ class KeptStatistics:
             return _Slot(len(tensors) - 1, value.device)
 
         emptied, name = _mapped(gathered, take_out), f"statistics-{unit}"
-        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        n_bytes = sum(tensor.nbytes for tensor in tensors)
         if self.n_memory_bytes + n_bytes <= self._max_bytes:
             self.n_memory_bytes += n_bytes
             # contiguous, as they come back from disk: the order of summation in a product may depend on the layout

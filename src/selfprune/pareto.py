@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from selfprune.candidate import Candidate, State
+from selfprune.candidate import Candidate, State, distinct
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
@@ -32,11 +32,7 @@ def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
     # Windows that are drawn afresh may by chance lack a kind; who has not met it cannot be compared.
     highest = [c for c in complete if c.n_windows == n_windows]
     n_objectives = max((len(c.objectives) for c in highest), default=0)
-    oldest: dict[tuple[tuple[str, int], ...], Candidate] = {}
-    for candidate in highest:
-        if len(candidate.objectives) == n_objectives:
-            oldest.setdefault(tuple(sorted(candidate.allocation.items())), candidate)
-    return list(oldest.values())
+    return distinct(c for c in highest if len(c.objectives) == n_objectives)
 
 
 def best_rivals(candidates: Sequence[Candidate]) -> list[Candidate]:

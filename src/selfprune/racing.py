@@ -9,13 +9,12 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
 from selfprune.ladder import Ladder
 from selfprune.objective import Aspects
-from selfprune.scoring import Scorer, block_versions
+from selfprune.scoring import Scorer, block_versions, first_batches
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Racer:
 
     def n_tokens_of_final_heat(self, n: int) -> int:
         """Tokens that a final heat would cost now."""
-        known = [self._known[self._genome(champion.allocation)] for champion in self._finalists(n)]
+        known = [self._known[self.scorer.grid.genome(champion.allocation)] for champion in self._finalists(n)]
         n_missing = sum(sum(self.scorer.batch_sizes) - sum(map(len, scores.values())) for scores in known)
         return n_missing * self.scorer.n_tokens_per_window
 
@@ -103,17 +102,16 @@ class Racer:
             return []
         newest: dict[tuple[int, ...], Candidate] = {}
         for champion in reversed(self.champions):
-            newest.setdefault(self._genome(champion.allocation), champion)
+            newest.setdefault(self.scorer.grid.genome(champion.allocation), champion)
         return list(newest.values())[:n]
 
     def _rungs(self) -> list[list[int]]:
         """The batches of each open rung."""
-        sizes = self.scorer.batch_sizes
         if self.ladder.fresh:
+            sizes = self.scorer.batch_sizes
             whole = [i for i, size in enumerate(sizes) if size == sizes[0]]
             return [self._rng.sample(whole, n // sizes[0]) for n in self.ladder.n_windows]
-        ends = list(accumulate(sizes))
-        return [[i for i, end in enumerate(ends) if end <= n] for n in self.ladder.n_windows[: self.n_open]]
+        return [first_batches(self.scorer.batch_sizes, n) for n in self.ladder.n_windows[: self.n_open]]
 
     def _enter(self, candidate_id: int, proposal: Proposal) -> _Runner:
         if proposal.allocation is None:
@@ -121,7 +119,7 @@ class Racer:
                 candidate_id, self.search, proposal, State.FAILED, n_tokens=proposal.proposal_tokens, reason=proposal.failure
             )
             return _Runner(failed, {}, proposal.proposal_tokens)
-        known = self._known.setdefault(self._genome(proposal.allocation), {})
+        known = self._known.setdefault(self.scorer.grid.genome(proposal.allocation), {})
         candidate = Candidate(candidate_id, self.search, proposal, State.COMPLETE)
         return _Runner(candidate, known, proposal.proposal_tokens)
 
@@ -166,8 +164,8 @@ class Racer:
         racing = [r for r in runners if r.candidate.state is State.COMPLETE]
         leader = min(racing, key=lambda r: (r.candidate.score, r.candidate.id), default=None)
         if holder and holder.candidate.state is State.FAILED:
-            broken, holder = self._genome(holder.candidate.allocation), None
-            self.champions = [c for c in self.champions if self._genome(c.allocation) != broken]
+            broken, holder = self.scorer.grid.genome(holder.candidate.allocation), None
+            self.champions = [c for c in self.champions if self.scorer.grid.genome(c.allocation) != broken]
             self.incumbent = self.champions[-1] if self.champions else None
         elif holder and is_news:
             self.incumbent = holder.candidate
@@ -181,9 +179,6 @@ class Racer:
             self.champions.append(leader.candidate)
         if not is_clear:
             self.n_open = min(self.n_open + 1, len(self.ladder.n_windows))
-
-    def _genome(self, allocation: Allocation) -> tuple[int, ...]:
-        return tuple(allocation[unit.name] for unit in self.scorer.grid.units)
 
     def _held(self) -> Candidate:
         assert self.incumbent is not None

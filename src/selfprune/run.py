@@ -150,6 +150,8 @@ def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
 
 def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
     """The winner with its score on all search windows, for the report; no search pays for it."""
+    if winner.n_windows == sum(bench.scorer.batch_sizes):
+        return winner
     scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_batches))
     values = [value for batch in scores.values() for value in batch]
     return replace(winner, score=math.fsum(values) / len(values), n_windows=len(values))

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from selfprune.allocation import Allocation, LevelGrid
@@ -72,6 +73,11 @@ class Scorer:
         self.store.load(allocation)
         evaluation = self.evaluator.evaluate(block_versions(allocation, self.grid), batches)
         return {"window_scores": next(iter(evaluation.metrics.values())), "seconds": round(evaluation.seconds, 6)}
+
+
+def first_batches(batch_sizes: Sequence[int], n_windows: int) -> list[int]:
+    """The batches that hold the first windows of a split; one that goes beyond them is left out."""
+    return [i for i, end in enumerate(accumulate(batch_sizes)) if end <= n_windows]
 
 
 def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:

@@ -46,7 +46,7 @@ class SwapGradients:
             batches.append(index)
             n_taken += self.scorer.batch_sizes[index]
             index = (index + 1) % self.scorer.n_batches
-        digest = hashlib.sha256(repr(list(allocation.values())).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(list(self.scorer.grid.genome(allocation))).encode()).hexdigest()[:16]
         key = {"gradients": digest, "bracket": bracket, "batches": batches}
         record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches))
         n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window
@@ -60,10 +60,7 @@ class SwapGradients:
         raise AssertionError("there is no such window")
 
     def _measure(self, allocation: Allocation, bracket: float, batches: list[int]) -> dict[str, Any]:
-        grid = self.scorer.grid
-        n_levels = {unit.name: max(1, round(bracket * unit.n_items / grid.step[unit.name])) for unit in grid.units}
-        denser = {u.name: max(0, allocation[u.name] - n_levels[u.name] * grid.step[u.name]) for u in grid.units}
-        sparser = {u.name: min(grid.max_level(u), allocation[u.name] + n_levels[u.name] * grid.step[u.name]) for u in grid.units}
+        denser, sparser = self.scorer.grid.bracket(allocation, bracket)
         restoring = self._falls(allocation, denser, batches)
         removing = self._falls(sparser, allocation, batches)
         return {"restoring": restoring, "removing": removing}

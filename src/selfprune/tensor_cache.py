@@ -4,6 +4,7 @@ A manifest says what the tensors were made from. A folder that was made from som
 short or belongs to another manifest counts as absent; so nothing stale is ever read.
 """
 
+import atexit
 import errno
 import hashlib
 import json
@@ -187,7 +188,7 @@ class TensorCache:
 
 def file_bytes(tensors: list[Tensor]) -> int:
     """At least the size of a file that holds these tensors, and hardly more."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + 1024 + 256 * len(tensors)
+    return sum(tensor.nbytes for tensor in tensors) + 1024 + 256 * len(tensors)
 
 
 def _is_own(file_name: str) -> bool:
@@ -214,3 +215,4 @@ def _hold(folder: Path) -> None:
             ) from error
         logger.debug("%s cannot be locked (%s)", path, error)  # some network file systems have no locks
     _held[path] = file
+    atexit.register(file.close)

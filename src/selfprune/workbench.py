@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from selfprune.measurements import needed_measurements, rank_and_measure
 from selfprune.models import LoadedModel, load_model
 from selfprune.objective import Aspects
 from selfprune.proposers.base import Measurement, SearchSpace
-from selfprune.scoring import Scorer
+from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import generate_tokens
 from selfprune.swap_gradients import SwapGradients
@@ -179,7 +178,7 @@ def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[
     if not n_windows:
         return {}
     dense = dict.fromkeys(scorer.store.allocation, 0)
-    batches = [i for i, end in enumerate(accumulate(scorer.batch_sizes)) if end <= n_windows]
+    batches = first_batches(scorer.batch_sizes, n_windows)
     dense_scores = scorer.evaluator.dense_scores[:n_windows]
     rises = {}
     with display.stage("measuring sensitivities", total=len(grid.units)) as update:

@@ -3,19 +3,12 @@ import random
 from collections import Counter
 
 import pytest
+from small_space import GRID, SIZES, SPACE, STEP, UNIFORM, UNITS
 
-from selfprune.allocation import LevelGrid, Unit
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.evolutionary import Evolutionary, Group
-
-SIZES = {"q": 400, "k": 100, "up": 1000, "down": 1003}
-UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(4) for kind, n in SIZES.items()]
-GRID = LevelGrid.with_constant_step(UNITS, 0.05)
-SPACE = SearchSpace(GRID, math.ceil(0.6 * GRID.n_weights()))
-STEP = 5
-UNIFORM = SPACE.project(dict.fromkeys([unit.name for unit in UNITS], 0.6))
 
 
 def evopress(**changes):

@@ -54,7 +54,7 @@ class ATP(ClosedForm):
         proposals: dict[tuple[int, ...], Proposal] = {}
         for slope in self.slopes(space):
             allocation = space.project(_progression(space, slope))
-            proposals.setdefault(tuple(allocation.values()), Proposal(allocation, self.name, f"slope={slope:g}"))
+            proposals.setdefault(space.grid.genome(allocation), Proposal(allocation, self.name, f"slope={slope:g}"))
         return FixedProposals(self.name, list(proposals.values()))
 
     def slopes(self, space: SearchSpace) -> list[float]:

@@ -106,6 +106,10 @@ class SearchSpace:
             return project(sparsities, self.grid, self.n_target_weights)
         return project(sparsities, self.grid, self.target.n_saved, self.target.costs)
 
+    def uniform(self) -> Allocation:
+        """The allocation on the budget nearest to one sparsity of all units."""
+        return self.project({unit.name: self.target_sparsity for unit in self.grid.units})
+
     def meets_budget(self, allocation: Allocation) -> bool:
         """Whether an allocation saves what the budget asks for."""
         if self.target is None:

@@ -109,7 +109,7 @@ class DynamicProgrammeProposer:
         for radius in self.settings.radii:
             allocation = self._optimum(damages, radius)
             proposal = Proposal(allocation, self.name, f"radius {radius:g}", proposal_tokens=0 if solutions else n_tokens)
-            solutions.setdefault(tuple(allocation.values()), proposal)
+            solutions.setdefault(self.space.grid.genome(allocation), proposal)
         return list(solutions.values())
 
     def _look(self) -> tuple[list[Costs], int]:
@@ -122,13 +122,12 @@ class DynamicProgrammeProposer:
             here = {unit.name: _level(grid, unit, self.space.target_sparsity + offset) for unit in grid.units}
             values = oracle(here, bracket, 0, self.settings.n_windows)
             n_tokens += values.n_tokens
-            for costs, sign in ((values.restoring, -1), (values.removing, 1)):
+            for costs, ends in zip((values.restoring, values.removing), grid.bracket(here, bracket), strict=True):
                 looks.append({})
                 for unit in grid.units:
-                    moved = max(1, round(bracket * unit.n_items / grid.step[unit.name])) * grid.step[unit.name]
-                    end = min(max(0, here[unit.name] + sign * moved), grid.max_level(unit))
                     if math.isfinite(costs.get(unit.name, math.nan)):
-                        looks[-1][unit.name] = (here[unit.name] + end) / 2 / unit.n_items, costs[unit.name]
+                        middle = (here[unit.name] + ends[unit.name]) / 2 / unit.n_items
+                        looks[-1][unit.name] = middle, costs[unit.name]
         return looks, n_tokens
 
     def _optimum(self, damages: dict[str, Array], radius: float) -> Allocation:

@@ -109,14 +109,14 @@ class EvolutionaryProposer:
 
     def tell(self, candidates: list[Candidate]) -> None:
         """Better candidates replace the parents."""
-        self._seen.update(tuple(c.allocation.values()) for c in candidates if c.proposal.allocation is not None)
+        self._seen.update(self.space.grid.genome(c.allocation) for c in candidates if c.proposal.allocation is not None)
         self._parents = best(self._parents + candidates, self.settings.n_parents)
 
     def _new_child(self) -> Proposal | None:
         for _ in range(10):
             draft = self.draft()
             child = self.space.project(draft.sparsities)
-            genome = tuple(child.values())
+            genome = self.space.grid.genome(child)
             if genome not in self._seen:
                 self._seen.add(genome)
                 return Proposal(child, self.name, draft.operator, draft.parents)
@@ -140,7 +140,7 @@ class EvolutionaryProposer:
 
     @cached_property
     def _uniform(self) -> Allocation:
-        return self.space.project({unit.name: self.space.target_sparsity for unit in self.space.grid.units})
+        return self.space.uniform()
 
     def _mutate(self, parent: Allocation) -> dict[str, float]:
         sparsities = self.space.grid.sparsities(parent)

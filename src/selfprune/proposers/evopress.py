@@ -46,8 +46,7 @@ class EvoPressProposer:
     name: str = field(default="evopress", init=False)
 
     def __post_init__(self) -> None:
-        units = self.space.grid.units
-        self._parent = self.space.project({unit.name: self.space.target_sparsity for unit in units})
+        self._parent = self.space.uniform()
         self._parent_ids: tuple[int, ...] = ()
 
     def ask(self, n: int) -> list[Proposal]:

@@ -14,7 +14,6 @@ Limits: single costs are noisy, and pruning one unit changes the costs of others
 """
 
 import math
-import random
 import statistics
 from dataclasses import dataclass, field, replace
 
@@ -70,7 +69,7 @@ class Gradient(ProposerConfig):
         """
         if space.move_values is None:
             raise ConfigError("the gradient proposer needs gradients of the score, which this search does not offer")
-        return GradientProposer(space, self, random.Random(seed))
+        return GradientProposer(space, self)
 
 
 @dataclass
@@ -79,13 +78,11 @@ class GradientProposer:
 
     space: SearchSpace
     settings: Gradient
-    rng: random.Random
     name: str = field(default="gradient", init=False)
 
     def __post_init__(self) -> None:
-        uniform = self.space.project({unit.name: self.space.target_sparsity for unit in self.space.grid.units})
         self._parents: tuple[int, ...] = ()
-        self._here: Allocation = uniform
+        self._here: Allocation = self.space.uniform()
         self._costs: dict[str, float] = {}
         self._growth = 0.0
         self._valued: Allocation | None = None
@@ -112,20 +109,20 @@ class GradientProposer:
 
     def tell(self, candidates: list[Candidate]) -> None:
         """Moves to the incumbent, and learns which radius served."""
-        self._seen.update(tuple(c.allocation.values()) for c in candidates if c.proposal.allocation is not None)
+        self._seen.update(self.space.grid.genome(c.allocation) for c in candidates if c.proposal.allocation is not None)
         asked = [c for c in candidates if c.proposal.proposer == self.name and not c.is_champion_again]
         won = None
         for candidate in candidates:
             if candidate.gain is not None:
                 self._here, self._parents, won = candidate.allocation, (candidate.id,), candidate
         if won in asked:
-            self._radius = self._asked.get(tuple(self._here.values()), self._radius)
+            self._radius = self._asked.get(self.space.grid.genome(self._here), self._radius)
         elif asked:
             self._radius /= 2
 
     def _new_step(self, radius: float) -> Proposal | None:
         child = self._step(radius)
-        genome = tuple(child.values())
+        genome = self.space.grid.genome(child)
         if genome in self._seen:
             return None
         self._seen.add(genome)
@@ -153,7 +150,7 @@ class GradientProposer:
     def _fit(self, values: MoveValues) -> tuple[dict[str, float], float]:
         """Marginal costs per weight, and by what factor they grow per unit of sparsity, as a logarithm."""
         grid = self.space.grid
-        bracket = self.settings.bracket * self._radius
+        below, above = grid.bracket(self._here, self.settings.bracket * self._radius)
         costs: dict[str, float] = {}
         growths = []
         for unit in grid.units:
@@ -165,9 +162,7 @@ class GradientProposer:
             }
             if sides:
                 costs[unit.name] = statistics.fmean(sides.values()) / grid.step_weights(unit)
-            level, n_levels = self._here[unit.name] // grid.step[unit.name], grid.n_levels[unit.name]
-            wide = max(1, round(bracket * unit.n_items / grid.step[unit.name]))
-            distance = (min(wide, level) + min(wide, n_levels - level)) / 2 * grid.step[unit.name] / unit.n_items
+            distance = (above[unit.name] - below[unit.name]) / 2 / unit.n_items
             if len(sides) == 2 and min(sides.values()) > 0:
                 growths.append(math.log(sides["above"] / sides["below"]) / distance)
         typical = statistics.median(costs.values()) if costs else 0.0

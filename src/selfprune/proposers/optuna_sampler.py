@@ -81,7 +81,7 @@ class OptunaProposer:
         while len(proposals) < n and n_duplicates < MAX_DUPLICATES:
             trial = self.study.ask(dict.fromkeys(self._coefficients(), bound))
             allocation = self.space.project(self._expand(trial.params))
-            key = tuple(allocation.values())
+            key = self.space.grid.genome(allocation)
             if key in self._known:
                 self._finish(trial.number, self._known[key])
                 n_duplicates += 1

@@ -94,7 +94,7 @@ class SurrogateProposer:
         for i in self._ranked(wished_CU) if n else []:
             draft = drafts[i]
             child = self.space.project(draft.sparsities)
-            genome = self._genome(child)
+            genome = self.space.grid.genome(child)
             if genome not in self._seen:
                 self._seen.add(genome)
                 proposals.append(Proposal(child, self.name, draft.operator, draft.parents))
@@ -108,7 +108,7 @@ class SurrogateProposer:
         for candidate in candidates:
             if candidate.proposal.allocation is None:
                 continue
-            genome = self._genome(candidate.allocation)
+            genome = self.space.grid.genome(candidate.allocation)
             self._seen.add(genome)
             if candidate.score is not None and math.isfinite(candidate.score) and candidate.score > 0:
                 self._scores.pop((genome, candidate.n_windows), None)
@@ -117,15 +117,12 @@ class SurrogateProposer:
             del self._scores[oldest]
         self._incumbent = next(iter(best([*([self._incumbent] if self._incumbent else []), *candidates])), None)
 
-    def _genome(self, allocation: dict[str, int]) -> tuple[int, ...]:
-        return tuple(allocation[unit.name] for unit in self.space.grid.units)
-
     def _ranked(self, wished_CU: Array) -> list[int]:
         """The children in the order of promise; as they were drawn, while nothing is known."""
         as_drawn = list(range(len(wished_CU)))
         if self._incumbent is None or len(self._scores) < self.settings.n_first:
             return as_drawn
-        centre_U = np.array(self._genome(self._incumbent.allocation)) / self._n_items_U
+        centre_U = np.array(self.space.grid.genome(self._incumbent.allocation)) / self._n_items_U
         known_NU = np.array([genome for genome, _ in self._scores]) / self._n_items_U
         rungs = np.array([n_windows for _, n_windows in self._scores])
         model = LinearModel.fit(self._features(known_NU - centre_U), np.log([*self._scores.values()]), rungs)
