@@ -5,8 +5,8 @@
 
 Every case runs in two processes of its own, one for the time and one for the peak memory, in which freed memory goes back to
 the system at once. The memory is that beyond the inputs, the weights and the pruned weights. `of matmul` is the rate of the work
-that a method cannot avoid (the Gram matrix as a symmetric product, one factorisation, one triangular inverse, the updates) as a
-share of this machine's measured matrix product.
+that a method cannot avoid (the Gram matrix as a symmetric product, one factorisation, the updates) as a share of this machine's
+measured matrix product.
 
 Shape suffixes: O out, I in, N sequences, T tokens, B columns of a block.
 """
@@ -122,7 +122,7 @@ def ours(method: str, weight_OI: Tensor, inputs_NTI: Tensor) -> Tensor:
 def work_flops(method: str, n_out: int, n_in: int, n_tokens: int) -> float:
     """Floating-point operations that the method cannot avoid; 0 where products do not matter."""
     if method.startswith("sparsegpt"):
-        return n_tokens * n_in**2 + 2 / 3 * n_in**3 + n_out * n_in**2
+        return n_tokens * n_in**2 + n_in**3 / 3 + n_out * n_in**2
     return 0.0
 
 

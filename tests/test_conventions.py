@@ -15,7 +15,7 @@ GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "
 NOT_A_METHOD = {
     "pruners/statistics": "what pruners ask calibration to gather",
     "pruners/selection": "which weights go first",
-    "pruners/inverse_factor": "the factor of the inverse Hessian that SparseGPT needs",
+    "pruners/hessian_factor": "the factor of the Hessian that SparseGPT needs",
     "pruners/updates": "what pruners that change the kept weights share",
     "pruners/scaled_layer": "what ADMM and ALPS share",
     "proposers/coordinates": "how self_pruner turns replies into sparsities",

@@ -42,11 +42,11 @@ def lowest_in_turns(scores_RW: Tensor, n_pruned: int) -> Tensor:
     counts_R = torch.full((n_rows,), n_each, device=scores_RW.device)
     next_R = torch.empty(0)
     if n_more:
-        next_R = torch.cat([_kth_smallest(chunk_RW, n_each + 1) for chunk_RW in torch.split(scores_RW, rows)])
+        next_R = torch.cat([kth_smallest(chunk_RW, n_each + 1) for chunk_RW in torch.split(scores_RW, rows)])
         counts_R[next_R.argsort(stable=True)[:n_more]] += 1
     for start in range(0, n_rows, rows):
         chunk_RW, some_R = scores_RW[start : start + rows], counts_R[start : start + rows]
-        threshold_R = _kth_smallest(chunk_RW, n_each)
+        threshold_R = kth_smallest(chunk_RW, n_each)
         if n_more:
             threshold_R = torch.where(some_R > n_each, next_R[start : start + rows], threshold_R)
         chosen_RW = goes_RW[start : start + rows]
@@ -64,11 +64,23 @@ def lowest_of_group(scores_MC: Tensor, n_lowest: int) -> Tensor:
 
     Meant for the few members of an N:M group, where comparing all pairs is far cheaper than sorting.
     """
-    members = torch.arange(len(scores_MC), device=scores_MC.device)
-    is_before_MM1 = (members[:, None] < members[None, :])[:, :, None]
-    others_M1C, own_1MC = scores_MC[:, None, :], scores_MC[None, :, :]
-    goes_first_MMC = (others_M1C < own_1MC) | ((others_M1C == own_1MC) & is_before_MM1)
-    return goes_first_MMC.sum(dim=0) < n_lowest
+    n_members = len(scores_MC)
+    n_before_MC = torch.zeros(scores_MC.shape, dtype=torch.int16, device=scores_MC.device)
+    for member in range(n_members - 1):
+        is_before_MC = scores_MC[member] <= scores_MC[member + 1 :]
+        n_before_MC[member + 1 :] += is_before_MC
+        n_before_MC[member] += n_members - 1 - member - is_before_MC.sum(dim=0, dtype=torch.int16)
+    return n_before_MC < n_lowest
+
+
+def kth_smallest(scores_RW: Tensor, k: int) -> Tensor:
+    """The k-th smallest score of every row [R], k from 1; minus infinity for k = 0."""
+    if k == 0:
+        return torch.full((len(scores_RW),), -torch.inf, device=scores_RW.device, dtype=scores_RW.dtype)
+    if len(scores_RW) == 1 and scores_RW.device.type == "cpu":
+        # torch would carry an index along for every score, which takes three times as long on one long row
+        return torch.from_numpy(np.partition(scores_RW[0].numpy(), k - 1)[k - 1 : k])
+    return scores_RW.kthvalue(k, dim=1).values
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
@@ -95,13 +107,3 @@ def pattern_width(pattern: str, n_in: int) -> int:
     if n_in % width:
         raise PruningError(f"pattern {pattern} needs an input width divisible by {width}, got {n_in}; choose another pattern")
     return width
-
-
-def _kth_smallest(scores_RW: Tensor, k: int) -> Tensor:
-    """The k-th smallest score of every row [R], k from 1; minus infinity for k = 0."""
-    if k == 0:
-        return torch.full((len(scores_RW),), -torch.inf, device=scores_RW.device, dtype=scores_RW.dtype)
-    if len(scores_RW) == 1 and scores_RW.device.type == "cpu":
-        # torch would carry an index along for every score, which takes three times as long on one long row
-        return torch.from_numpy(np.partition(scores_RW[0].numpy(), k - 1)[k - 1 : k])
-    return scores_RW.kthvalue(k, dim=1).values

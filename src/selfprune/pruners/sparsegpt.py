@@ -13,13 +13,13 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import PrunedWeight, Pruner, check_level
-from selfprune.pruners.inverse_factor import InverseFactor
-from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.hessian_factor import HessianFactor
+from selfprune.pruners.selection import kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
 from selfprune.pruners.statistics import Statistics
 from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
 
 STRIP_WIDTH = 32
-"""Columns whose errors are fed back one by one; those of a strip then reach the rest of the block in one product."""
+"""Columns that are made up to date one by one; what came before them in the block reaches all of a strip in one product."""
 
 
 @dataclass
@@ -48,11 +48,11 @@ class SparseGPT(Pruner):
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The Hessian."""
-        return InverseFactor(n_row_groups, n_in, n_sequences, self.percent_damping)
+        return HessianFactor(n_row_groups, n_in, n_sequences, self.percent_damping)
 
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The error w² / [H⁻¹]_jj that removing one weight alone leaves behind [O, I] (eq. 2)."""
-        assert isinstance(statistics, InverseFactor)
+        assert isinstance(statistics, HessianFactor)
         inverse_GI = statistics.inverse_diagonal().masked_fill(statistics.dead(), torch.inf).to(weight_OI.device)
         n_groups, n_in = inverse_GI.shape
         return (weight_OI.float().square().reshape(n_groups, -1, n_in) / inverse_GI[:, None, :]).reshape(weight_OI.shape)
@@ -66,23 +66,31 @@ class SparseGPT(Pruner):
         Raises:
             PruningError: when the count is out of range, no level of the pattern, or weights or inputs are not finite.
         """
-        assert isinstance(statistics, InverseFactor)
+        assert isinstance(statistics, HessianFactor)
         check_level(weight_OI, self.pattern, n_pruned)
         # before anything else is allocated, because it needs room to work
         statistics.factorise()
-        updated_OI = weight_OI.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        if not torch.isfinite(torch.stack(updated_OI.aminmax())).all():
+        if not torch.isfinite(torch.stack(weight_OI.aminmax())).all():
             raise PruningError("the scores of a unit are not finite: its weights hold NaN or infinity; check the checkpoint")
         mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if n_pruned == 0 and (self.pattern or not self.reference_threshold):
             return PrunedWeight(mask_OI)
+        updated_OI = torch.zeros(weight_OI.shape, device=weight_OI.device)
         shares = equal_shares(n_pruned, statistics.means().shape[0])
-        parts = zip(updated_OI.chunk(len(shares)), mask_OI.chunk(len(shares)), shares, strict=True)
-        for group, (part_OI, mask_part_OI, n_here) in enumerate(parts):
-            self._prune_in_place(part_OI, mask_part_OI, statistics, group, n_here)
+        parts = zip(*(matrix_OI.chunk(len(shares)) for matrix_OI in (weight_OI, updated_OI, mask_OI)), shares, strict=True)
+        for group, (part_OI, updated_part_OI, mask_part_OI, n_here) in enumerate(parts):
+            self._prune_into(updated_part_OI, mask_part_OI, part_OI, statistics, group, n_here)
         return PrunedWeight(mask_OI, _stored(updated_OI, mask_OI, weight_OI))
 
-    def _prune_in_place(self, weight_OI: Tensor, mask_OI: Tensor, factor: InverseFactor, group: int, n_pruned: int) -> None:
+    def _prune_into(
+        self, updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor, factor: HessianFactor, group: int, n_pruned: int
+    ) -> None:
+        """Puts the pruned weights of a group and their mask in place.
+
+        With what the columns before a block have lost, δ = dense − pruned, the block's weights become w + (δ R) U, where R is
+        what the factor holds above the block's corner, and U the inverse of that corner (eq. 3 for all these columns at once).
+        `updated_OI` is zero to begin with, and gathers δ R to the right of the block.
+        """
         n_out, n_in = weight_OI.shape
         dead_I = factor.dead()[group].to(weight_OI.device)
         width = parse_pattern(self.pattern)[1] if self.pattern else 1
@@ -93,47 +101,55 @@ class SparseGPT(Pruner):
         for start in range(0, n_in, block_width):
             stop = min(start + block_width, n_in)
             factor_BI = factor.block(group, start, stop).to(weight_OI.device)
+            identity_BB = torch.eye(stop - start, device=weight_OI.device)
+            inverse_BB = torch.linalg.solve_triangular(factor_BI[:, : stop - start], identity_BB, upper=True)
             block_BO, errors_BO = buffer_BO[: stop - start], errors_of_all_BO[: stop - start]
             block_BO.copy_(weight_OI[:, start:stop].T)
+            block_BO.addmm_(inverse_BB.T, updated_OI[:, start:stop].T)
             if self.pattern:
                 goes_BO = torch.zeros_like(block_BO, dtype=torch.bool)
             else:
                 n_block = n_pruned * stop // n_in - n_pruned * start // n_in
-                goes_BO = self._choose(block_BO, factor_BI, dead_I[start:stop], n_block, n_pruned / (n_out * n_in))
-            self._sweep_in_place(block_BO, goes_BO, errors_BO, factor_BI, dead_I[start:stop])
-            weight_OI[:, start:stop] = block_BO.T
+                goes_BO = self._choose(block_BO, inverse_BB, dead_I[start:stop], n_block, n_pruned / (n_out * n_in))
+            self._sweep_in_place(block_BO, goes_BO, errors_BO, inverse_BB, dead_I[start:stop])
+            updated_OI[:, start:stop] = block_BO.T
             mask_OI[:, start:stop] = goes_BO.logical_not_().T
-            weight_OI[:, stop:].addmm_(errors_BO.T, factor_BI[:, stop - start :], alpha=-1)
+            lost_OB = weight_OI[:, start:stop].float() - updated_OI[:, start:stop]
+            updated_OI[:, stop:].addmm_(lost_OB, factor_BI[:, stop - start :])
 
-    def _choose(self, block_BO: Tensor, factor_BI: Tensor, dead_B: Tensor, n_pruned: int, sparsity: float) -> Tensor:
+    def _choose(self, block_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor, n_pruned: int, sparsity: float) -> Tensor:
         """True [B, O] where a weight of the block goes: those with the lowest w² / U_jj² (eq. 4)."""
-        scores_BO = _saliencies(block_BO, factor_BI.diagonal(), dead_B)
+        scores_BO = _saliencies(block_BO, inverse_BB.diagonal(), dead_B)
         if self.reference_threshold:
             n_up_to = min(int(scores_BO.numel() * sparsity) + 1, scores_BO.numel())
-            return scores_BO <= scores_BO.flatten().kthvalue(n_up_to).values
+            return scores_BO <= kth_smallest(scores_BO.reshape(1, -1), n_up_to)
         return lowest_in_turns(scores_BO.reshape(1, -1), n_pruned).view(scores_BO.shape)
 
-    def _sweep_in_place(self, block_BO: Tensor, goes_BO: Tensor, errors_BO: Tensor, factor_BI: Tensor, dead_B: Tensor) -> None:
-        """Zeroes what goes, column by column, and updates the columns to its right within the block.
+    def _sweep_in_place(self, block_BO: Tensor, goes_BO: Tensor, errors_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor) -> None:
+        """Zeroes what goes, after each column has made up for what went to its left within the block (eq. 3).
 
-        Under a pattern, what goes is chosen here, at the first column of each group. The errors become w / U_jj [B, O] of what
-        went, zero elsewhere (eq. 3).
+        Under a pattern, what goes is chosen here, at the first column of each group. The errors [B, O] become w / U_jj of what
+        went, zero elsewhere.
         """
-        diagonal_B = factor_BI.diagonal()
-        divisors = diagonal_B.tolist()
+        diagonal_B = inverse_BB.diagonal()
+        torch.div(goes_BO, diagonal_B[:, None], out=errors_BO)
         n_kept, width = parse_pattern(self.pattern) if self.pattern else (0, 1)
         strip = max(width, STRIP_WIDTH // width * width)
         for start in range(0, len(block_BO), strip):
             stop = min(start + strip, len(block_BO))
+            block_BO[start:stop].addmm_(inverse_BB[:start, start:stop].T, errors_BO[:start], alpha=-1)
+            since = start
             for j in range(start, stop):
                 if self.pattern and j % width == 0:
                     group = slice(j, j + width)
-                    scores_SO = _saliencies(block_BO[group], diagonal_B[group], dead_B[group])
-                    goes_BO[group] = lowest_of_group(scores_SO, width - n_kept)
-                torch.mul(block_BO[j], goes_BO[j], out=errors_BO[j]).div_(divisors[j])
-                block_BO[j].masked_fill_(goes_BO[j], 0)
-                block_BO[j + 1 : stop].addr_(factor_BI[j, j + 1 : stop], errors_BO[j], alpha=-1)
-            block_BO[stop:].addmm_(factor_BI[start:stop, stop : len(block_BO)].T, errors_BO[start:stop], alpha=-1)
+                    block_BO[group].addmm_(inverse_BB[start:j, group].T, errors_BO[start:j], alpha=-1)
+                    scores_BO = _saliencies(block_BO[group], diagonal_B[group], dead_B[group])
+                    goes_BO[group] = lowest_of_group(scores_BO, width - n_kept)
+                    torch.div(goes_BO[group], diagonal_B[group, None], out=errors_BO[group])
+                    since = j
+                block_BO[j].addmv_(errors_BO[since:j].T, inverse_BB[since:j, j], alpha=-1)
+                errors_BO[j].mul_(block_BO[j])
+        block_BO.masked_fill_(goes_BO, 0)
 
 
 def _stored(updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The Hessian of a layer and the Cholesky factor of its inverse, in the memory of one matrix.
+"""The Hessian of a layer and its factor H = R·Rᵀ, R upper triangular, in the memory of one matrix.
 
-SparseGPT needs the upper triangular U with H⁻¹ = UᵀU. The published way inverts H and factorises the inverse: three passes, of
-which each needs another matrix. Here the inputs are gathered in reversed order, so that the lower Cholesky factor L of that
-reversed Hessian gives U = L⁻¹, read backwards. Both steps work in place on the lower triangle, panel by panel; the upper one
-keeps the sums, from which a factorisation that fails starts again with more damping.
+The published SparseGPT takes the upper triangular U with H⁻¹ = UᵀU: it factorises H, inverts it and factorises the inverse. But
+R = U⁻¹, and of U no more is needed than the blocks on its diagonal, which are the inverses of those of R: one factorisation is
+enough. The inputs are gathered in reversed order; the lower Cholesky factor of that Hessian, read backwards, is R. It is made in
+place in the lower triangle, panel by panel; the upper one keeps the sums, from which a factorisation that fails starts again with
+more damping.
 
 Shape suffixes: I in, G groups of output rows with an input of their own, B columns of a block, P columns of a panel.
 """
@@ -26,7 +27,7 @@ MAX_DAMPING = 1e3
 """Beyond this many times the mean diagonal, a Hessian is broken and not merely ill-conditioned."""
 
 
-class InverseFactor(InputGram):
+class HessianFactor(InputGram):
     """Gathers Σ x xᵀ; once asked for the factor, it holds that instead, and takes no more inputs.
 
     Args:
@@ -62,12 +63,13 @@ class InverseFactor(InputGram):
         return self._diagonal() == 0
 
     def block(self, group: int, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of U from column `start` on [B, I - start].
+        """Rows `start` to `stop` of R from column `start` on [B, I - start].
 
         Raises:
             PruningError: when the inputs were not finite, or no damping makes the Hessian positive definite.
         """
-        bands = self.factorise()[group]
+        self.factorise()
+        bands = self._bands[group]
         first = start // BAND_WIDTH
         if stop <= (first + 1) * BAND_WIDTH:
             offset = first * BAND_WIDTH
@@ -87,10 +89,12 @@ class InverseFactor(InputGram):
         Raises:
             PruningError: as `block` does.
         """
-        sums_GI = torch.zeros_like(self._diagonal())
-        for sums_I, bands in zip(sums_GI, self.factorise(), strict=True):
-            for band_BI in bands:
-                sums_I[len(sums_I) - band_BI.shape[1] :] += band_BI.square().sum(dim=0)
+        self.factorise()
+        sums_GI = torch.empty(self._shape[:2], device=self._bands[0][0].device)
+        for sums_I, bands in zip(sums_GI, self._bands, strict=True):
+            for start in range(0, len(sums_I), PANEL_WIDTH):
+                stop = min(start + PANEL_WIDTH, len(sums_I))
+                sums_I[start:stop] = _columns_of_inverse(bands, start, stop).square_().sum(dim=0)
         return sums_GI
 
     def _diagonal(self) -> Tensor:
@@ -99,27 +103,24 @@ class InverseFactor(InputGram):
             self._diagonal_GI = self._allocated(torch.device("cpu")).diagonal(dim1=1, dim2=2).flip(-1).clone()
         return self._diagonal_GI
 
-    def factorise(self) -> list[list[Tensor]]:
-        """Per group the rows of U in bands [B, I - start], each from its first column on: half the memory of the matrix.
-
-        They are made once, in place of the sums.
+    def factorise(self) -> None:
+        """Makes the factor, once, in place of the sums.
 
         Raises:
             PruningError: when the inputs were not finite, or no damping makes the Hessian positive definite.
         """
-        if not self._bands:
-            diagonal_GI, grams_GII = self._diagonal(), self._release()
-            bands = []
-            for gram_II, diagonal_I in zip(grams_GII, diagonal_GI, strict=True):
-                self._damp_and_invert_in_place(gram_II, diagonal_I)
-                starts = range(0, len(gram_II), BAND_WIDTH)
-                bands.append([gram_II[start : start + BAND_WIDTH, start:].clone() for start in starts])
-            # only now, so that statistics that were refused are refused again
-            self._bands = bands
-        return self._bands
+        if self._bands:
+            return
+        diagonal_GI, grams_GII = self._diagonal(), self._release()
+        bands_of_groups = []
+        for gram_II, diagonal_I in zip(grams_GII, diagonal_GI, strict=True):
+            self._damp_and_factorise_in_place(gram_II, diagonal_I)
+            bands_of_groups.append(_reversed_bands(gram_II))
+        # only now, so that statistics that were refused are refused again
+        self._bands = bands_of_groups
 
-    def _damp_and_invert_in_place(self, gram_II: Tensor, diagonal_I: Tensor) -> None:
-        """Turns the upper triangle of a reversed Σ x xᵀ into the lower triangular inverse of its Cholesky factor."""
+    def _damp_and_factorise_in_place(self, gram_II: Tensor, diagonal_I: Tensor) -> None:
+        """Puts the Cholesky factor of a reversed Σ x xᵀ, whose upper triangle is given, into the lower one."""
         # twice the sum, because damping adds to the diagonal
         if not torch.isfinite(2 * diagonal_I.sum()):
             raise PruningError(
@@ -133,11 +134,7 @@ class InverseFactor(InputGram):
             mirror_in_place(gram_II)
             gram_II.diagonal().copy_(base_I + damping * base_I.mean())
             if _factorise_in_place(gram_II):
-                _invert_in_place(gram_II)
-                _reverse_in_place(gram_II)
-                if torch.isfinite(torch.stack(gram_II.aminmax())).all():
-                    return
-                raise PruningError("the scores of a unit are not finite: its Hessian overflows; check its calibration inputs")
+                return
             damping = max(10 * damping, 1e-6)
             logger.warning("a Hessian is not positive definite; its damping is raised to %g of the mean diagonal", damping)
         raise PruningError(
@@ -171,30 +168,22 @@ def _factorise_in_place(matrix_II: Tensor) -> bool:
     return True
 
 
-def _invert_in_place(lower_II: Tensor) -> None:
-    """Turns a lower triangular matrix into its inverse; what lies above the diagonal becomes zero."""
-    lower_II.tril_()
+def _reversed_bands(lower_II: Tensor) -> list[Tensor]:
+    """The lower triangle read backwards, in bands of rows [B, I - start], each from its first column on: half the memory."""
     n_in = len(lower_II)
-    for start in reversed(range(0, n_in, PANEL_WIDTH)):
-        stop = min(start + PANEL_WIDTH, n_in)
-        corner_PP = lower_II[start:stop, start:stop]
-        corner_PP.copy_(torch.linalg.solve_triangular(corner_PP, torch.eye(stop - start).to(lower_II), upper=False))
-        # the inverse below this corner is −L22⁻¹ L21 L11⁻¹, where L22⁻¹ stands already
-        below_IP = lower_II[stop:, start:stop] @ corner_PP
-        for top in reversed(range(stop, n_in, PANEL_WIDTH)):
-            bottom = min(top + PANEL_WIDTH, n_in)
-            lower_II[top:bottom, start:stop] = lower_II[top:bottom, stop:bottom] @ below_IP[: bottom - stop]
-        lower_II[stop:, start:stop].neg_()
+    bands = []
+    for start in range(0, n_in, BAND_WIDTH):
+        stop = min(start + BAND_WIDTH, n_in)
+        bands.append(lower_II[n_in - stop : n_in - start, : n_in - start].flip(0, 1).triu_())
+    return bands
 
 
-def _reverse_in_place(matrix_II: Tensor) -> None:
-    """Puts the last row and column first, and so on."""
-    n_in = len(matrix_II)
-    for start in range(0, n_in // 2, PANEL_WIDTH // 4):
-        stop = min(start + PANEL_WIDTH // 4, n_in // 2)
-        upper_PI, lower_PI = matrix_II[start:stop], matrix_II[n_in - stop : n_in - start]
-        kept_PI = upper_PI.flip(0, 1)
-        upper_PI.copy_(lower_PI.flip(0, 1))
-        lower_PI.copy_(kept_PI)
-    if n_in % 2:
-        matrix_II[n_in // 2] = matrix_II[n_in // 2].flip(0)
+def _columns_of_inverse(bands: list[Tensor], start: int, stop: int) -> Tensor:
+    """Columns `start` to `stop` of U = R⁻¹ down to row `stop`, below which they are zero [I, P]."""
+    inverse_IP = torch.eye(stop, device=bands[0].device)[:, start:]
+    for first in reversed(range(0, stop, BAND_WIDTH)):
+        end = min(first + BAND_WIDTH, stop)
+        band_BI = bands[first // BAND_WIDTH][: end - first, : stop - first]
+        rest_BP = inverse_IP[first:end] - band_BI[:, end - first :] @ inverse_IP[end:]
+        inverse_IP[first:end] = torch.linalg.solve_triangular(band_BI[:, : end - first], rest_BP, upper=True)
+    return inverse_IP
