@@ -12,6 +12,8 @@ from typing import Any
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.journal import Journal
 
+IF_ANY = ("objectives", "reply", "repair")
+
 
 class Archive:
     """All candidates of a run, in the order of their ids.
@@ -42,11 +44,10 @@ class Archive:
 
 
 def to_record(candidate: Candidate) -> dict[str, Any]:
-    """A flat dictionary of JSON values; without `objectives` where there are none."""
+    """A flat dictionary of JSON values; what few candidates have is left out where it is empty."""
     record = asdict(candidate)
-    if not candidate.objectives:
-        del record["objectives"]
-    return {**record.pop("proposal"), **record, "state": candidate.state.value}
+    flat = {**record.pop("proposal"), **record, "state": candidate.state.value}
+    return {name: value for name, value in flat.items() if value or name not in IF_ANY}
 
 
 def from_record(record: dict[str, Any]) -> Candidate:
@@ -59,6 +60,8 @@ def from_record(record: dict[str, Any]) -> Candidate:
         parents=tuple(fields.pop("parents")),
         failure=fields.pop("failure"),
         proposal_tokens=fields.pop("proposal_tokens"),
+        reply=tuple(fields.pop("reply")) if "reply" in fields else None,
+        repair=fields.pop("repair", ""),
     )
     return Candidate(proposal=proposal, **{**fields, "state": State(fields["state"])})
 

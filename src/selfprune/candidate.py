@@ -31,6 +31,8 @@ class Proposal:
         parents: ids of the candidates it was made from.
         failure: why there is no allocation.
         proposal_tokens: tokens that were spent to make it, such as those of gradients; the first carries what several share.
+        reply: the call in the record of the language model, and the place of the reply in it that it was read from.
+        repair: what had to be mended in the reply, so that it could be read.
     """
 
     allocation: Allocation | None
@@ -39,6 +41,8 @@ class Proposal:
     parents: tuple[int, ...] = ()
     failure: str = ""
     proposal_tokens: int = 0
+    reply: tuple[int, int] | None = None
+    repair: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Shape suffixes: O out, I in.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class SwapGradients:
     """
 
     scorer: Scorer
+    _known: dict[tuple[int, ...], MoveValues] = field(default_factory=dict, init=False)
 
     @property
     def n_windows(self) -> int:
@@ -50,7 +51,13 @@ class SwapGradients:
         key = {"gradients": digest, "bracket": bracket, "batches": batches}
         record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches))
         n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window
-        return MoveValues(record["restoring"], record["removing"], n_tokens)
+        values = MoveValues(record["restoring"], record["removing"], n_tokens)
+        self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
+        return values
+
+    def known(self, allocation: Allocation) -> MoveValues | None:
+        """See `MoveOracle`."""
+        return self._known.get(self.scorer.grid.genome(allocation))
 
     def _batch_of(self, window: int) -> int:
         for index, size in enumerate(self.scorer.batch_sizes):

@@ -20,6 +20,7 @@ from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
+from selfprune.language_models.self import SelfLanguageModel
 from selfprune.level_store import LevelStore
 from selfprune.measurements import needed_measurements, rank_and_measure
 from selfprune.models import LoadedModel, load_model
@@ -69,6 +70,11 @@ class _DenseModelAnswers:
         self.store.restore()
         return self.inner.complete(prompt, schema, n, seed)
 
+    def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
+        """The options as the dense model scores them."""
+        self.store.restore()
+        return self.inner.score(prompt, options)
+
 
 def prepare(config: RunConfig, folder: Path) -> Workbench:
     """Loads, splits, calibrates and ranks; what a resumed run had measured is read back.
@@ -109,13 +115,15 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         harness,
         journal,
         Archive(folder / "archive.jsonl"),
-        RecordingLanguageModel(
-            lambda: _DenseModelAnswers(config.language_model.build(loaded.model, loaded.tokenizer), store),
-            folder / "language_model_calls.jsonl",
-        ),
+        RecordingLanguageModel(partial(_open_language_model, config, loaded, store), folder / "language_model_calls.jsonl"),
         display,
         seconds,
     )
+
+
+def _open_language_model(config: RunConfig, loaded: LoadedModel, store: LevelStore) -> LanguageModel:
+    inner: LanguageModel = config.language_model.build(loaded.model, loaded.tokenizer)
+    return _DenseModelAnswers(inner, store) if isinstance(config.language_model, SelfLanguageModel) else inner
 
 
 def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds: Sequence[str]) -> Splits:

@@ -31,6 +31,7 @@ from selfprune.proposers.owl import OWL, OutlierRatio
 from selfprune.proposers.portfolio import Portfolio
 from selfprune.proposers.random import Random, draw_offsets
 from selfprune.proposers.self_pruner import SelfPruner
+from selfprune.proposers.self_pruner_paper import SelfPrunerPaper
 from selfprune.proposers.sensitivity import Sensitivity
 from selfprune.proposers.stored import Stored
 from selfprune.proposers.surrogate import Surrogate
@@ -70,6 +71,7 @@ PROPOSERS = {
     "dynamic_programme": DynamicProgramme(radii=[0.05, 0.1, 0.4]),
     "surrogate": Surrogate(n_children=32),
     "self_pruner": SelfPruner(),
+    "self_pruner_paper": SelfPrunerPaper(population=4, n_crossovers=2, n_mutations=2),
     "portfolio": Portfolio({"sensitivity": Sensitivity(), "evolutionary": Evolutionary(), "self_pruner": SelfPruner()}),
 }
 NAMES = {
@@ -94,11 +96,15 @@ class Draws:
         if rng.random() < 0.2:
             return "I would rather not."
         percents = [rng.randint(30, 90) for _ in range(12)]
+        if "enum" in schema:
+            return rng.choice(schema["enum"])
         if "moves" in schema["properties"]:
-            end = '{{"block": {}, "kind": "{}"}}'
-            ends = [end.format(rng.randrange(3), rng.choice(["q", "k", "up", "down"])) for _ in range(2)]
-            return f'{{"moves": [{{"from": {ends[0]}, "to": {ends[1]}, "percent": {rng.randint(1, 30)}}}]}}'
-        return f'{{"kinds": {{"q": {percents[0]}, "up": {percents[1]}}}, "blocks": {percents[2:5]}}}'
+            ends = [f"{rng.randrange(3)} {rng.choice(['q', 'k', 'up', 'down'])}" for _ in range(2)]
+            return f'{{"moves": [{{"from": "{ends[0]}", "to": "{ends[1]}", "percent": {rng.randint(1, 30)}}}]}}'
+        return f'{{"offset": {{"q": {percents[0] - 60}, "up": {percents[1] - 60}}}, "first": {percents[2] - 60}}}'
+
+    def score(self, prompt, options):
+        return [Reply(option, random.Random(option).uniform(-9, 0), 1, 1) for option in options]
 
 
 MEASURED = {
@@ -232,6 +238,7 @@ class TestEveryProposer:
         "evopress",
         "surrogate",
         "self_pruner",
+        "self_pruner_paper",
         "portfolio",
     ],
 )

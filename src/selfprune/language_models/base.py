@@ -1,8 +1,11 @@
 """The language model contract."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from selfprune.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,16 @@ class Reply:
         logprob: sum of the log-probabilities of its tokens under the constraint, in nats; None where unknown.
         n_prompt_tokens: tokens of the prompt.
         n_reply_tokens: tokens of the reply.
+        failure: why there is no text, where a model that can be asked did not answer; empty otherwise.
+        source: the call in the record of the run, and the place of the reply in it; None before it is recorded.
     """
 
     text: str
     logprob: float | None
     n_prompt_tokens: int
     n_reply_tokens: int
+    failure: str = ""
+    source: tuple[int, int] | None = None
 
 
 class LanguageModel(Protocol):
@@ -41,7 +48,32 @@ class LanguageModel(Protocol):
             seed: fixes the replies of a local model.
 
         Raises:
-            LanguageModelError: when the model cannot be reached.
+            LanguageModelError: when the model cannot serve at all; a single answer that fails is a reply with a failure.
+        """
+        ...
+
+    def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
+        """Every option as a reply to one prompt, with its log-probability as far as the model tells; in their order.
+
+        Args:
+            prompt: the text to continue.
+            options: the texts that may continue it, not empty.
+
+        Raises:
+            LanguageModelError: when the model cannot serve at all.
+        """
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A language model for which it matters what a run had heard before it was broken off."""
+
+    def recall(self, replies: Sequence[Reply]) -> None:
+        """Takes note of the replies that a resumed run reads from its record.
+
+        Args:
+            replies: of all recorded calls, in their order.
         """
         ...
 
@@ -60,3 +92,26 @@ class LanguageModelConfig(ABC):
         Raises:
             LanguageModelError: when it cannot be reached or cannot serve.
         """
+
+
+@dataclass
+class SampledModelConfig(LanguageModelConfig):
+    """The settings of every model that is sampled here, under a grammar.
+
+    Attributes:
+        temperature: divides the logits before sampling, above 0.
+        max_reply_tokens: a reply is cut off after so many tokens.
+    """
+
+    temperature: float = 1.0
+    max_reply_tokens: int = 400
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature <= 100.0:
+            raise ConfigError(
+                f"language_model.temperature must lie in (0, 100], got {self.temperature}; 1.0 samples as the model was trained"
+            )
+        if self.max_reply_tokens < 1:
+            raise ConfigError(
+                f"language_model.max_reply_tokens must be at least 1, got {self.max_reply_tokens}; 400 serve 80 blocks"
+            )

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from selfprune.journal import Journal
-from selfprune.language_models.base import LanguageModel, Reply
+from selfprune.language_models.base import LanguageModel, Reply, Resumable
 
 
 class RecordingLanguageModel:
@@ -38,6 +38,7 @@ class RecordingLanguageModel:
     def __init__(self, inner: Callable[[], LanguageModel], path: Path) -> None:
         self._load_inner = inner
         self._inner: LanguageModel | None = None
+        self._repeated: list[Reply] = []
         self._journal = Journal(path)
         self.n_calls = 0
         self.n_prompt_tokens = 0
@@ -52,22 +53,46 @@ class RecordingLanguageModel:
             LanguageModelError: when the model cannot be reached.
             SelfpruneError: when the disk is full.
         """
-        key = {"call": self.n_calls, "prompt": prompt, "schema_sha256": hash_schema(schema), "seed": seed, "n": n}
-        record = self._journal.once(key, lambda: self._ask(prompt, schema, n, seed))
-        replies = [Reply(**reply) for reply in record["replies"]]
+        key = {"prompt": prompt, "schema_sha256": hash_schema(schema), "seed": seed, "n": n}
+        return self._answer(key, lambda model: model.complete(prompt, schema, n, seed))
+
+    def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
+        """The recorded scores of these options, or else new ones, which are on disk before they are returned.
+
+        Raises:
+            ConfigError: when the recorded call is another one.
+            LanguageModelError: when the model cannot be reached.
+            SelfpruneError: when the disk is full.
+        """
+        return self._answer({"prompt": prompt, "options": list(options)}, lambda model: model.score(prompt, options))
+
+    def _answer(self, key: dict[str, Any], ask: Callable[[LanguageModel], list[Reply]]) -> list[Reply]:
+        record = self._journal.once({"call": self.n_calls, **key}, lambda: self._ask(ask))
+        replies = [Reply(**reply, source=(self.n_calls, i)) for i, reply in enumerate(record["replies"])]
+        if self._inner is None:
+            self._repeated += replies
         self.n_calls += 1
         self.n_prompt_tokens += max((reply.n_prompt_tokens for reply in replies), default=0)
         self.n_reply_tokens += sum(reply.n_reply_tokens for reply in replies)
         self.seconds += record["seconds"]
         return replies
 
-    def _ask(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> dict[str, Any]:
+    def _ask(self, ask: Callable[[LanguageModel], list[Reply]]) -> dict[str, Any]:
         if self._inner is None:
             self._inner = self._load_inner()
+            if isinstance(self._inner, Resumable):
+                self._inner.recall(self._repeated)
         began = time.perf_counter()
-        replies = self._inner.complete(prompt, schema, n, seed)
+        replies = ask(self._inner)
         seconds = round(time.perf_counter() - began, 6)
-        return {"model": self._inner.name, "replies": [asdict(reply) for reply in replies], "seconds": seconds}
+        return {"model": self._inner.name, "replies": [_to_record(reply) for reply in replies], "seconds": seconds}
+
+
+def _to_record(reply: Reply) -> dict[str, Any]:
+    """A reply without its place, which the line gives; `failure` only where there is one."""
+    record = asdict(reply)
+    del record["source"]
+    return {name: value for name, value in record.items() if value or name != "failure"}
 
 
 def hash_schema(schema: dict[str, Any]) -> str:

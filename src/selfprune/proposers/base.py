@@ -51,6 +51,10 @@ class MoveOracle(Protocol):
         """
         ...
 
+    def known(self, allocation: Allocation) -> MoveValues | None:
+        """The last values that were taken there, for whomever, at no further tokens; None where none were."""
+        ...
+
 
 @dataclass(frozen=True)
 class Measurement(ABC):

@@ -1,8 +1,7 @@
 """Optuna's samplers over few coefficients: TPE (Bergstra et al., 2011) or CMA-ES (Hansen, arXiv 1604.00772).
 
-A unit's sparsity is S + o_k + t_k·(2x − 1) + e, for its kind k and the depth x of its block, from 0 to 1: an offset o and a
-slope t per kind, and an offset e of the first and of the last block alone; then `project` puts all on the budget. So a model
-has 2K + 2 coefficients (16 for Llama), however deep it is.
+The coefficients are those of `coefficients.py` with a spread of 100%: an offset and a slope over depth per kind, and an offset of
+the first and of the last block, 16 numbers for Llama; then `project` puts all on the budget.
 
 Limits: what does not lie in these coordinates cannot be found, and what others propose is not learnt from. Scores are taken as
 they are told, although a STOPPED candidate saw other windows than a COMPLETE one.
@@ -18,8 +17,8 @@ from selfprune.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
-from selfprune.proposers.coordinates import UnitView
-from selfprune.proposers.replies import Coordinates
+from selfprune.proposers.coefficients import Coefficients
+from selfprune.proposers.unit_view import UnitView
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -98,7 +97,7 @@ class OptunaProposer:
         for candidate in candidates:
             if candidate.proposal.allocation is None:
                 continue
-            key = tuple(candidate.allocation[unit.name] for unit in self.space.grid.units)
+            key = self.space.grid.genome(candidate.allocation)
             self._known[key] = candidate.score
             for number in self._waiting.pop(key, []):
                 self._finish(number, candidate.score)
@@ -120,17 +119,10 @@ class OptunaProposer:
 
     def _expand(self, coefficients: dict[str, Any]) -> dict[str, float]:
         """Unit name -> wished sparsity."""
-        target, blocks = self.space.target_sparsity, self._view.blocks
-        percents = [100 * target] * len(blocks)
-        percents[0] += 100 * coefficients.get("first", 0.0)
-        percents[-1] += 100 * coefficients.get("last", 0.0)
-        kinds = {kind: 100 * (target + coefficients[f"offset.{kind}"]) for kind in self._view.kinds}
-        wished = self._view.expand(Coordinates(kinds, percents))
-        depths = {block: 2 * i / max(len(blocks) - 1, 1) - 1 for i, block in enumerate(blocks)}
-        return {
-            unit.name: wished[unit.name] + coefficients.get(f"slope.{unit.kind}", 0.0) * depths[unit.block]
-            for unit in self.space.grid.units
-        }
+        percents = {name: 100 * value for name, value in coefficients.items()}
+        by_name = [{kind: percents.get(f"{name}.{kind}", 0.0) for kind in self._view.kinds} for name in ("offset", "slope")]
+        edges = percents.get("first", 0.0), percents.get("last", 0.0)
+        return Coefficients(by_name[0], by_name[1], *edges).expand(self._view)
 
 
 def _make_study(algorithm: Algorithm, seed: int) -> "Study":

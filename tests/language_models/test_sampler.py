@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -6,10 +7,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import selfprune.embedded
-from selfprune.errors import ConfigError, LanguageModelError
+from selfprune.allocation import LevelGrid
+from selfprune.errors import ConfigError, LanguageModelError, SelfpruneError
 from selfprune.language_models.local import LocalLanguageModel
+from selfprune.language_models.sampler import Sampler
 from selfprune.language_models.self import SelfLanguageModel
-from selfprune.proposers.replies import MAX_MOVE_PERCENT, MAX_MOVES, MAX_PERCENT, coordinates_schema, moves_schema
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.coefficients import MAX_OFFSET, MAX_SPREAD, coefficients_schema
+from selfprune.proposers.moves import MAX_MOVE_PERCENT, MAX_MOVES, moves_schema
+from selfprune.proposers.operators import OPERATORS
+from selfprune.proposers.self_pruner import SelfPruner, SelfPrunerProposer
+from selfprune.units import list_units
 
 EMBEDDED = Path(selfprune.embedded.__file__).parent / "weights"
 KINDS = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -42,12 +50,17 @@ def language_model(tiny_model, tokenizer):
     return SelfLanguageModel(max_reply_tokens=2000).build(tiny_model(), tokenizer)
 
 
-def assert_meets_coordinates_schema(text, n_blocks):
+def labels(n_blocks):
+    return [f"{block} {kind}" for block in range(n_blocks) for kind in KINDS]
+
+
+def assert_meets_coefficients_schema(text):
     reply = json.loads(text)
-    assert list(reply) == ["kinds", "blocks"]
-    assert list(reply["kinds"]) == KINDS
-    assert len(reply["blocks"]) == n_blocks
-    assert all(type(p) is int and 0 <= p <= MAX_PERCENT for p in [*reply["kinds"].values(), *reply["blocks"]])
+    assert list(reply) == ["offset", "slope", "first", "last", "spread"]
+    assert list(reply["offset"]) == list(reply["slope"]) == KINDS
+    percents = [*reply["offset"].values(), *reply["slope"].values(), reply["first"], reply["last"]]
+    assert all(type(p) is int and abs(p) <= MAX_OFFSET for p in percents)
+    assert 0 <= reply["spread"] <= MAX_SPREAD
     assert json.dumps(reply, separators=(",", ":")) == text
 
 
@@ -55,22 +68,20 @@ def assert_meets_moves_schema(text, n_blocks):
     moves = json.loads(text)["moves"]
     assert 1 <= len(moves) <= MAX_MOVES
     for move in moves:
-        assert move["from"]["kind"] in KINDS
-        assert move["to"]["kind"] in KINDS
-        assert all(0 <= move[end]["block"] < n_blocks for end in ("from", "to"))
+        assert all(move[end] in labels(n_blocks) for end in ("from", "to"))
         assert 1 <= move["percent"] <= MAX_MOVE_PERCENT
 
 
 @pytest.mark.parametrize("n_blocks", [12, 32])
 def test_a_random_model_answers_within_the_schema(language_model, n_blocks):
-    for reply in language_model.complete("score 1.2", coordinates_schema(KINDS, n_blocks), n=3, seed=n_blocks):
-        assert_meets_coordinates_schema(reply.text, n_blocks)
-    for reply in language_model.complete("score 1.2", moves_schema(KINDS, n_blocks), n=3, seed=n_blocks):
+    for reply in language_model.complete("score 1.2", coefficients_schema(KINDS), n=3, seed=n_blocks):
+        assert_meets_coefficients_schema(reply.text)
+    for reply in language_model.complete("score 1.2", moves_schema(labels(n_blocks), labels(n_blocks)), n=3, seed=n_blocks):
         assert_meets_moves_schema(reply.text, n_blocks)
 
 
 def test_replies_to_one_prompt_differ_and_repeat_with_the_seed(language_model):
-    schema = coordinates_schema(KINDS, 4)
+    schema = coefficients_schema(KINDS)
     first = language_model.complete("a prompt", schema, n=4, seed=7)
     assert len({reply.text for reply in first}) == 4
     assert language_model.complete("a prompt", schema, n=4, seed=7) == first
@@ -89,8 +100,8 @@ def test_sampling_leaves_the_global_generator_alone(language_model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprob_is_that_of_the_sampled_tokens_without_a_cache_or_gaps(tiny_model, tokenizer, family):
     model = tiny_model(family, **FAMILIES[family])
-    language_model = LocalLanguageModel(model, tokenizer, temperature=0.7, max_reply_tokens=300)
-    schema, prompt_ids = moves_schema(KINDS, 12), language_model._encode("move some pruning")
+    language_model = Sampler(model, tokenizer, temperature=0.7, max_reply_tokens=300)
+    schema, prompt_ids = moves_schema(labels(12), labels(12)), language_model._encode("move some pruning")
     rows = language_model._sample(prompt_ids, schema, n=4, seed=0, n_max=300)
     assert len({len(row.reply_ids) for row in rows}) > 1
     for row in rows:
@@ -119,9 +130,7 @@ def test_logprobs_of_all_replies_sum_to_one(language_model):
 def test_low_temperature_gives_one_reply(tiny_model, tokenizer):
     model = tiny_model()
     replies = (
-        SelfLanguageModel(temperature=1e-3)
-        .build(model, tokenizer)
-        .complete("a prompt", coordinates_schema(KINDS, 4), n=4, seed=0)
+        SelfLanguageModel(temperature=1e-3).build(model, tokenizer).complete("a prompt", coefficients_schema(KINDS), n=4, seed=0)
     )
     assert len({reply.text for reply in replies}) == 1
 
@@ -134,7 +143,7 @@ def test_a_reply_ends_at_the_end_token_where_the_schema_could_go_on(language_mod
 
 def test_a_reply_that_reaches_the_limit_is_returned_unfinished(tiny_model, tokenizer):
     language_model = SelfLanguageModel(max_reply_tokens=20).build(tiny_model(), tokenizer)
-    for reply in language_model.complete("a prompt", coordinates_schema(KINDS, 12), n=2, seed=0):
+    for reply in language_model.complete("a prompt", coefficients_schema(KINDS), n=2, seed=0):
         assert reply.n_reply_tokens == 20
         with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
             json.loads(reply.text)
@@ -162,7 +171,7 @@ def test_a_long_prompt_is_cut_from_the_left_with_a_warning(tiny_model, tokenizer
 
 def test_prompt_and_reply_stay_within_the_positions_of_a_small_context(tiny_model, tokenizer):
     language_model = SelfLanguageModel(max_reply_tokens=400).build(tiny_model(n_positions=64), tokenizer)
-    reply = language_model.complete("x" * 500, coordinates_schema(KINDS, 32), n=1, seed=0)[0]
+    reply = language_model.complete("x" * 500, coefficients_schema(KINDS), n=1, seed=0)[0]
     assert (reply.n_prompt_tokens, reply.n_reply_tokens) == (32, 32)
 
 
@@ -204,5 +213,61 @@ def test_settings_out_of_range_fail(settings):
 def test_the_embedded_model_answers_within_the_schema(n_blocks):
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
     language_model = SelfLanguageModel().build(model, AutoTokenizer.from_pretrained(EMBEDDED))
-    for reply in language_model.complete("Percents:\n", coordinates_schema(KINDS, n_blocks), n=2, seed=0):
-        assert_meets_coordinates_schema(reply.text, n_blocks)
+    for reply in language_model.complete("Percents:\n", coefficients_schema(KINDS), n=2, seed=0):
+        assert_meets_coefficients_schema(reply.text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_the_logprobs_of_the_options_computed_without_a_cache(tiny_model, tokenizer, family):
+    model = tiny_model(family, **FAMILIES[family])
+    language_model = Sampler(model, tokenizer, temperature=0.5, max_reply_tokens=300)
+    options = ["0 q > 3 up 10%", "no", "1 down > 2 k 5%; 0 gate > 1 v 5%"]
+    replies = language_model.score("Which is better?\n", options)
+    assert [reply.text for reply in replies] == options
+    prompt_ids = language_model._encode("Which is better?\n")
+    for reply in replies:
+        ids = tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits_TV = model(input_ids=torch.tensor([prompt_ids + ids])).logits[0].float()
+        logprobs_TV = logits_TV.log_softmax(dim=-1)[len(prompt_ids) - 1 : -1]
+        assert reply.logprob == pytest.approx(float(logprobs_TV[range(len(ids)), ids].sum()), rel=1e-4, abs=1e-3)
+        assert (reply.n_prompt_tokens, reply.n_reply_tokens) == (len(prompt_ids), len(ids))
+
+
+def test_an_empty_option_and_broken_weights_are_told(tiny_model, tokenizer, language_model):
+    with pytest.raises(LanguageModelError, match="an option must hold at least one token, got ''"):
+        language_model.score("a prompt", ["a", ""])
+    model = tiny_model()
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(LanguageModelError, match="must be finite"):
+        SelfLanguageModel().build(model, tokenizer).score("a prompt", ["a"])
+
+
+def test_another_model_of_this_machine_answers_and_the_pruned_one_is_left_alone(tmp_path, tiny_model, tokenizer):
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    language_model = LocalLanguageModel(path=str(folder), max_reply_tokens=50).build(None, None)
+    assert language_model.complete("A digit: ", DIGIT, n=2, seed=0)[0].text.isdigit()
+
+
+@pytest.mark.parametrize(("path", "message"), [("", "model.path"), ("no/such/folder", "no/such/folder")])
+def test_a_model_that_is_not_there_is_told(path, message):
+    with pytest.raises(SelfpruneError, match=message):
+        LocalLanguageModel(path=path).build(None, None)
+
+
+def test_a_model_of_32_blocks_never_gives_an_invalid_reply(tiny_model, tokenizer):
+    model = tiny_model(num_hidden_layers=32)
+    grid = LevelGrid.with_constant_step(list_units(model), 0.05)
+    space = SearchSpace(grid, math.ceil(0.6 * grid.n_weights()))
+    language_model = SelfLanguageModel().build(model, tokenizer)
+    for operator in OPERATORS:
+        settings = SelfPruner([operator], n_coefficient_calls=0)
+        proposals = SelfPrunerProposer(space, language_model, seed=0, config=settings).ask(4)
+        assert len(proposals) == 4
+        for proposal in proposals:
+            assert proposal.operator == operator
+            assert not proposal.repair
+            assert not proposal.failure
+            assert space.meets_budget(proposal.allocation)

@@ -1,0 +1,178 @@
+"""The units by kind and by block, as a language model reads about them."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from selfprune.allocation import Allocation, LevelGrid, Unit
+from selfprune.proposers.base import MoveValues, SearchSpace
+from selfprune.proposers.replies import MAX_PERCENT, ReplyError, parse_kind
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a weight is worth: what counts when weights are exchanged. What is no number is left out.
+
+    Attributes:
+        gains: unit name -> fall of the score per weight that returns.
+        costs: unit name -> rise of the score per weight that goes.
+    """
+
+    gains: dict[str, float]
+    costs: dict[str, float]
+
+    def mean(self, unit: Unit) -> float:
+        """Gain and cost in one; noise below zero, and what is unknown, count as nothing."""
+        known = [by_name[unit.name] for by_name in (self.gains, self.costs) if unit.name in by_name]
+        return max(0.0, sum(known) / len(known)) if known else 0.0
+
+    @classmethod
+    def of_moves(cls, values: MoveValues, grid: LevelGrid) -> "Worth":
+        """What gradients say."""
+        return cls(*(_per_weight(by_name, grid.step_weights, grid) for by_name in (values.restoring, values.removing)))
+
+    @classmethod
+    def of_sensitivities(cls, space: SearchSpace) -> "Worth | None":
+        """What pruning every unit alone has shown, for gains and costs alike; None where it was not tried."""
+        if not space.sensitivities:
+            return None
+        rises = _per_weight(space.sensitivities, lambda unit: unit.n_weights, space.grid)
+        return cls(rises, rises)
+
+
+class UnitView:
+    """The units of a search space by kind and by block, and the words for them.
+
+    A unit is called by the position of its block among the blocks that have units, and by its kind, as in `3 q`.
+
+    Args:
+        space: the search space.
+
+    Attributes:
+        kinds: the kinds in model order.
+        short: kind -> the shortest name that means it; small tokenizers need many tokens for a name.
+        blocks: the block indices in model order.
+        position: block index -> its position among them.
+
+    Example:
+        >>> UnitView(space).label(unit)
+        '3 q'
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.kinds = list(dict.fromkeys(unit.kind for unit in space.grid.units))
+        self.short = {kind: _shortest_name(kind, self.kinds) for kind in self.kinds}
+        self.blocks = sorted({unit.block for unit in space.grid.units})
+        self.position = {block: position for position, block in enumerate(self.blocks)}
+        self._of_kind = {kind: [unit for unit in space.grid.units if unit.kind == kind] for kind in self.kinds}
+        self._of_block = [[unit for unit in space.grid.units if unit.block == block] for block in self.blocks]
+        self._unit = {self.place(unit): unit for unit in space.grid.units}
+
+    def place(self, unit: Unit) -> tuple[int, str]:
+        """Block position and kind."""
+        return self.position[unit.block], unit.kind
+
+    def label(self, unit: Unit) -> str:
+        """What a unit is called."""
+        return f"{self.position[unit.block]} {self.short[unit.kind]}"
+
+    def find(self, position: int, kind: str) -> Unit:
+        """The unit of a kind in a block.
+
+        Raises:
+            ReplyError: when there is none.
+        """
+        if (position, kind) not in self._unit:
+            raise ReplyError(f"block {position} has no {self.short[kind]}; there are blocks 0 to {len(self.blocks) - 1}")
+        return self._unit[position, kind]
+
+    def kind_rows(self, worth: Worth | None) -> list[str]:
+        """One row per kind: name, share of all weights, sensitivity from 0 to 99 if known."""
+        shares = [100 * _n_weights(units) / self.space.grid.n_weights() for units in self._of_kind.values()]
+        sensitivities = self._sensitivities(list(self._of_kind.values()), worth)
+        rows = zip(self.kinds, shares, sensitivities, strict=True)
+        return [f"{self.short[kind]} {share:.0f}% {sensitivity}".rstrip() for kind, share, sensitivity in rows]
+
+    def block_sensitivities(self, worth: Worth | None) -> str:
+        """One number per block, from 0 to 99."""
+        return " ".join(self._sensitivities(self._of_block, worth)) if worth else "not measured"
+
+    def promising(self, allocation: Allocation, worth: Worth | None) -> tuple[list[Unit], list[Unit]]:
+        """The units that may be pruned less, and those that may be pruned more, each the most promising first.
+
+        At the best allocation a weight is worth the same everywhere, so that those promise most that are worth far more or less
+        than the mean, as measured by their noise, which falls with the root of their size. Where nothing is known of their
+        worth, those that are pruned most are spared first.
+        """
+        grid = self.space.grid
+        sparsities = grid.sparsities(allocation)
+        gains, costs = (worth.gains, worth.costs) if worth else (sparsities, sparsities)
+        mean = sum(worth.mean(unit) * unit.n_weights for unit in grid.units) / grid.n_weights() if worth else 0.0
+        spared = [unit for unit in grid.units if allocation[unit.name] > 0]
+        pruned = [unit for unit in grid.units if allocation[unit.name] < grid.max_level(unit)]
+
+        def excess(by_name: Mapping[str, float], unit: Unit, unknown: float) -> float:
+            return (by_name.get(unit.name, unknown) - mean) * (math.sqrt(unit.n_weights) if worth else 1.0)
+
+        return (
+            sorted(spared, key=lambda unit: excess(gains, unit, -math.inf), reverse=True),
+            sorted(pruned, key=lambda unit: excess(costs, unit, math.inf)),
+        )
+
+    def unit_rows(self, units: Sequence[Unit], allocation: Allocation, worth: Worth | None) -> list[str]:
+        """Per unit a row: its label, percent now, and what a weight that returns gains and one that goes costs, from 0 to 99."""
+        rows = [f"{self.label(unit)} {self._percent([unit], allocation)}" for unit in units]
+        if not worth:
+            return rows
+        highest = max((worth.gains.get(unit.name, 0.0) for unit in units), default=0.0)
+        columns = [
+            [_scaled(by_name.get(unit.name, unknown), highest) for unit in units]
+            for by_name, unknown in ((worth.gains, 0.0), (worth.costs, math.inf))
+        ]
+        return [" ".join(row) for row in zip(rows, *columns, strict=True)]
+
+    def _percent(self, units: Sequence[Unit], allocation: Allocation) -> int:
+        n_removed = sum(allocation[unit.name] * unit.weights_per_item for unit in units)
+        return min(MAX_PERCENT, round(100 * n_removed / _n_weights(units)))
+
+    def _sensitivities(self, groups: Sequence[Sequence[Unit]], worth: Worth | None) -> list[str]:
+        """The groups' mean sensitivities per weight from 0 to 99; empty texts where none is known."""
+        if not worth:
+            return [""] * len(groups)
+        means = [sum(worth.mean(unit) * unit.n_weights for unit in units) / _n_weights(units) for units in groups]
+        return [_scaled(mean, max(means)) for mean in means]
+
+
+def _per_weight(by_name: Mapping[str, float], n_weights: Callable[[Unit], int], grid: LevelGrid) -> dict[str, float]:
+    values = {unit: by_name.get(unit.name, math.nan) for unit in grid.units}
+    return {unit.name: value / n_weights(unit) for unit, value in values.items() if math.isfinite(value)}
+
+
+def _n_weights(units: Sequence[Unit]) -> int:
+    return sum(unit.n_weights for unit in units)
+
+
+def _scaled(value: float, highest: float) -> str:
+    if math.isnan(value) or value <= 0 or highest <= 0:
+        return "0"
+    return str(round(MAX_PERCENT * min(1.0, value / highest)))
+
+
+def compact(value: object) -> str:
+    """JSON without white space."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _shortest_name(kind: str, kinds: Sequence[str]) -> str:
+    """The shortest name that `parse_kind` reads as this kind."""
+    parts = kind.split(".")
+    ends = [".".join(parts[-n_parts:]) for n_parts in range(1, len(parts) + 1)]
+    for name in [short for end in ends for short in (end.removesuffix("_proj"), end)]:
+        try:
+            if parse_kind(name, kinds) == kind:
+                return name
+        except ReplyError:
+            continue
+    return kind
