@@ -19,6 +19,7 @@ GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for gro
 NEEDS = {
     ("model", "local"): ["model.path=somewhere"],
     ("model", "hub"): ["model.path=someone/some-model"],
+    ("language_model", "scripted"): ["language_model.path=calls.jsonl"],
     ("proposer", "stored"): ["proposer.run_folder={finished_run}"],
     ("budget", "latency"): [f"budget.latency_table={Path(__file__).with_name('latency_table.json')}"],
     ("data", "files"): ["data.calibration=a.txt", "data.search=b.txt", "data.report=c.txt"],
@@ -86,6 +87,20 @@ def test_evopress_composes_with_the_published_numbers(composed):
     assert (search.race_yardsticks, search.n_sensitivity_windows) == (False, 0)
     # or else every race would see the same windows
     assert config.data.n_search > ladder.n_windows[-1]
+
+
+def test_self_pruner_paper_composes_with_the_published_numbers_and_may_spend_what_they_cost(composed):
+    config = composed("+experiment=self_pruner_paper")
+    assert composed("search=self_pruner_paper").search == config.search
+    proposer, search, data = config.proposer, config.search, config.data
+    assert type(proposer) is find_methods("proposer")["self_pruner_paper"]
+    assert type(config.evaluator) is find_methods("evaluator")["perplexity"]
+    sizes = (proposer.population, proposer.n_crossovers, proposer.n_mutations, proposer.n_iterations)
+    assert sizes == (30, 10, 10, 20)
+    assert search.max_candidates == 30 + 20 * (10 + 10)
+    assert (search.ladder.n_windows, search.ladder.fresh, search.n_finalists) == ([data.n_search], False, 1)
+    assert search.max_tokens == search.max_candidates * data.n_search * data.n_tokens_per_window
+    assert (search.race_yardsticks, search.n_sensitivity_windows, search.n_per_round) == (False, 0, 20)
 
 
 def test_evopress_can_be_scaled_and_started_elsewhere(composed):

@@ -1,12 +1,46 @@
-"""Replies from a file or a list, without a model."""
+"""Replies from a file or a list, without a model: a published search is repeated from the record of its calls.
+
+Limits: the run must ask what the recorded one asked, so it needs the same config, code and seed; the first other prompt is told.
+"""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from selfprune.errors import LanguageModelError
-from selfprune.language_models.base import Reply
+from selfprune.language_models.base import LanguageModel, LanguageModelConfig, Reply
+
+
+@dataclass
+class Scripted(LanguageModelConfig):
+    """The replies of another run take the place of a model.
+
+    Attributes:
+        path: the `language_model_calls.jsonl` of that run.
+    """
+
+    path: str = MISSING
+
+    def build(self, model: Any, tokenizer: Any) -> LanguageModel:
+        """The script at its beginning; the model that is pruned is left alone.
+
+        Raises:
+            LanguageModelError: when the file cannot be read or holds something else.
+        """
+        return ScriptedLanguageModel(Path(self.path).expanduser())
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One reply of a script, and the call that it belongs to; a prompt of None fits any."""
+
+    prompt: str | None
+    reply: Reply
+    is_scored: bool = False
 
 
 class ScriptedLanguageModel:
@@ -27,14 +61,11 @@ class ScriptedLanguageModel:
         self.name = f"scripted by {path}"
         try:
             calls = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self._script: list[tuple[str | None, Reply]] = [
-                (call["prompt"], Reply(**reply)) for call in calls for reply in call["replies"]
-            ]
+            self._script = [line for call in calls for line in _read_call(call)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LanguageModelError(
-                f"{path} must hold the recorded calls of a language model, one JSON line each, but cannot be read as "
-                f"that ({error}); "
-                f"give the language_model_calls.jsonl of a finished run"
+                f"{path} must hold the recorded calls of a language model, one JSON line each, but cannot be read as that "
+                f"({type(error).__name__}: {error}); give the language_model_calls.jsonl of a finished run"
             ) from error
 
     @classmethod
@@ -42,25 +73,67 @@ class ScriptedLanguageModel:
         """A script of replies to any prompts, of no tokens."""
         model = cls.__new__(cls)
         model.name = "scripted"
-        model._script = [(None, Reply(text, None, 0, 0)) for text in texts]
+        model._script = [_Line(None, Reply(text, None, 0, 0)) for text in texts]
         return model
 
     def complete(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> list[Reply]:
         """The next `n` replies of the script.
 
         Raises:
-            LanguageModelError: when the script is at its end, or was made for another prompt.
+            LanguageModelError: when the script is at its end, or was made for another call.
         """
+        return self._next(prompt, n, is_scored=False)
+
+    def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
+        """The next replies of the script, as many as there are options.
+
+        Raises:
+            LanguageModelError: when the script is at its end, or was made for another call or other options.
+        """
+        replies = self._next(prompt, len(options), is_scored=True)
+        for reply, option in zip(replies, options, strict=True):
+            if reply.text != option:
+                raise self._strayed(reply.text, option)
+        return replies
+
+    def recall(self, replies: Sequence[Reply]) -> None:
+        """Passes over replies that a resumed run has already."""
+        self._script = self._script[len(replies) :]
+
+    def _next(self, prompt: str, n: int, is_scored: bool) -> list[Reply]:
         if n > len(self._script):
             raise LanguageModelError(
                 f"{self.name}: {n} replies are asked for, but only {len(self._script)} are left; script more calls"
             )
-        replies = self._script[:n]
-        for expected, _ in replies:
-            if expected is not None and expected != prompt:
-                raise LanguageModelError(
-                    f"{self.name}: the script must follow the prompts of the run it is for, "
-                    f"expected {expected[:80]!r}, got {prompt[:80]!r}; record the script with this config"
-                )
+        lines = self._script[:n]
+        for line in lines:
+            if line.prompt is not None and line.prompt != prompt:
+                raise self._strayed(line.prompt, prompt)
+            if line.prompt is not None and line.is_scored != is_scored:
+                kinds = "a choice among options", "a reply of the model's own"
+                raise self._strayed(*(kinds if line.is_scored else kinds[::-1]))
         self._script = self._script[n:]
-        return [reply for _, reply in replies]
+        return [line.reply for line in lines]
+
+    def _strayed(self, expected: str, got: str) -> LanguageModelError:
+        """The error of a run that asks something else, told from where the two part."""
+        same = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
+        shown = slice(max(0, same - 40), same + 40)
+        return LanguageModelError(
+            f"{self.name}: the script must follow the calls of the run it is for, expected {expected[shown]!r}, "
+            f"got {got[shown]!r}; record the script with this config"
+        )
+
+
+def _read_call(call: dict[str, Any]) -> list[_Line]:
+    """The replies of one recorded call.
+
+    Raises:
+        KeyError: when something is missing.
+        TypeError: when something is there that does not belong there, or is of another kind.
+    """
+    lines = [_Line(call["prompt"], Reply(**reply), "options" in call) for reply in call["replies"]]
+    for line in lines:
+        if not all(isinstance(text, str) for text in (line.prompt, line.reply.text, line.reply.failure)):
+            raise TypeError("a prompt or a reply is no text")
+    return lines
