@@ -13,18 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from selfprune.allocation import Allocation
-from selfprune.candidate import Candidate
+from selfprune.candidate import best
+from selfprune.dialogues import sample_dialogues
 from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
-from selfprune.language_models.recorded import RecordingLanguageModel
-from selfprune.markdown import front_lines, front_records, table_lines
+from selfprune.ledger import Call, count_by_proposer, count_by_search, read_calls
+from selfprune.markdown import front_lines, front_records, language_model_lines, table_lines
 from selfprune.pareto import best_rivals, rivals
 from selfprune.pictures import draw_front, draw_progress, draw_sparsities
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
-
-CHAMPIONS = "champions again"
-"""Where the ledger counts the tokens of incumbents that were scored on further windows."""
 
 
 def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> di
     Returns:
         the content of `report.json`.
     """
-    report = build_report(results)
+    report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
     report["environment"] = json.loads((folder / "environment.json").read_text(encoding="utf-8")) | {"lm_eval_tasks": versions}
     draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
     main = [c for c in results.candidates if c.search == "main"]
@@ -64,13 +62,15 @@ def print_table(report: dict[str, Any], folder: Path) -> None:
     console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", highlight=False)
 
 
-def build_report(results: Results) -> dict[str, Any]:
-    """The dictionary of `report.json`, without the environment."""
+def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
+    """The dictionary of `report.json`, without the environment.
+
+    Args:
+        results: what to report.
+        calls: the recorded calls of the language model.
+    """
     main = [c for c in results.candidates if c.search == "main"]
     costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
-    by_proposer = count_by_proposer(main)
-    asked = by_proposer.get("self_pruner", {"proposed": 0, "won": 0})
-    n_valid = sum(c.proposal.proposer == "self_pruner" and c.proposal.allocation is not None for c in main)
     front = front_records(best_rivals(main))
     rows = []
     for row in results.rows:
@@ -84,47 +84,27 @@ def build_report(results: Results) -> dict[str, Any]:
             "n_tokens": results.spent["main"].n_tokens,
             "seconds": round(results.spent["main"].seconds, 3),
             "winner": {"id": results.winner.id, "proposer": results.winner.proposal.proposer, "score": results.winner.score},
-            "by_proposer": by_proposer,
+            "by_proposer": count_by_proposer(main),
             **({"pareto_front": front} if front else {}),
         },
-        "language_model": _language_model_ledger(results.language_model, asked, n_valid),
+        "language_model": _language_model_record(results, calls),
         "splits": results.hashes,
         "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
     }
 
 
-def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
-    """Proposer -> how its candidates ended, what they cost, how often one became the incumbent, and what that gained.
-
-    Champions that were scored again, on further windows, stand under a name of their own.
-    """
-    counts: dict[str, dict[str, float]] = {}
-    for candidate in candidates:
-        name = CHAMPIONS if candidate.is_champion_again else candidate.proposal.proposer
-        ours = counts.setdefault(
-            name, {"proposed": 0, "complete": 0, "stopped": 0, "failed": 0, "n_tokens": 0, "won": 0, "gain": 0.0}
-        )
-        ours["proposed"] += 1
-        ours[candidate.state.value.lower()] += 1
-        ours["n_tokens"] += candidate.n_tokens
-        if candidate.gain is not None:
-            ours["won"] += 1
-            ours["gain"] += candidate.gain
-    for ours in counts.values():
-        ours["gain_per_million_tokens"] = 1e6 * ours["gain"] / ours["n_tokens"] if ours["n_tokens"] else 0.0
-    return counts
-
-
-def _language_model_ledger(recorder: RecordingLanguageModel, asked: dict[str, float], n_valid: int) -> dict[str, Any]:
-    """Calls and tokens, and the fate of the proposals: `won` counts those that were the best of the search when scored."""
+def _language_model_record(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
+    """Totals of all calls, what came of them in every search that asked, and three of them to read."""
+    asked, candidates = results.language_model, results.candidates
+    leaders = {name: best([c for c in candidates if c.search == name]) for name in results.spent if name != "main"}
+    winners = {"main": results.winner, **{name: found[0] for name, found in leaders.items() if found}}
     return {
-        "calls": recorder.n_calls,
-        "prompt_tokens": recorder.n_prompt_tokens,
-        "reply_tokens": recorder.n_reply_tokens,
-        "seconds": round(recorder.seconds, 3),
-        "proposed": asked["proposed"],
-        "valid": n_valid,
-        "won": asked["won"],
+        "calls": asked.n_calls,
+        "prompt_tokens": asked.n_prompt_tokens,
+        "reply_tokens": asked.n_reply_tokens,
+        "seconds": round(asked.seconds, 3),
+        "searches": count_by_search(calls, candidates, winners),
+        "dialogues": sample_dialogues(calls, candidates),
     }
 
 
@@ -166,7 +146,7 @@ def _accuracy(metrics: dict[str, Any]) -> str:
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     header, cells = table_cells(report)
-    winner, model, environment = report["search"]["winner"], report["language_model"], report["environment"]
+    winner, environment = report["search"]["winner"], report["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     splits = ", ".join(f"{split} `{digest[:12]}`" for split, digest in report["splits"].items())
     lines = [
@@ -192,10 +172,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         *_ledger_table(report["search"]["by_proposer"]),
         "",
-        f"The language model was called {model['calls']} times ({model['prompt_tokens']:,} prompt and "
-        f"{model['reply_tokens']:,} reply tokens, {model['seconds']:.1f} s); of its {model['proposed']} proposals "
-        f"{model['valid']} were valid and {model['won']} were the best so far.",
-        "",
+        *language_model_lines(report["language_model"]),
         "## Environment",
         "",
         f"Python {environment['python']}, {versions}.",
