@@ -1,10 +1,14 @@
-"""Train the embedded model and its tokenizer on the embedded world.
+r"""Train the embedded model and its tokenizer on the embedded world.
 
-    python experiments/embedded_model/train.py --output src/selfprune/embedded/weights
+    python experiments/embedded_model/train.py --output WORLD
+    python experiments/embedded_model/dialect.py DIALECT.jsonl --model WORLD
+    python experiments/embedded_model/train.py --start-from WORLD --dialect DIALECT.jsonl --tokens 2500000 --window 640 \
+        --batch 8 --muon-lr 1e-3 --adam-lr 1e-3 --output src/selfprune/embedded/weights
 
-Hidden matrices are trained with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW, in bf16
-autocast, with linear warm-up and a linear decay that is planned for `--tokens` and broken off at `--stop-after`. Every 50
-steps the mean loss and the seconds go to the log as a JSON line. The weights are saved as bf16 safetensors.
+The first stage teaches the world, the second the answers to Self-Pruner's prompts, on a mixture of both. Hidden matrices are
+trained with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW, in bf16 autocast, with linear warm-up
+and a linear decay that is planned for `--tokens` and broken off at `--stop-after`. Every 50 steps the mean loss and the seconds
+go to the log as a JSON line. The weights are saved as bf16 safetensors.
 """
 
 import argparse
@@ -24,6 +28,8 @@ from selfprune.embedded.world import build_world
 
 logger = logging.getLogger("train")
 END_TOKEN = "<|end|>"
+IGNORED = -100
+"""Label of a token that is not to be learnt."""
 
 
 def train_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -72,11 +78,49 @@ def windows(tokenizer: PreTrainedTokenizerFast, seed: int, n_tokens: int) -> Ite
         yield torch.tensor(tokens[skipped : skipped + n_tokens])
 
 
+def answers(tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Endless prompts and replies, as tokens; a reply ends with the end token, and operators come equally often."""
+    rng = random.Random(seed)
+    by_operator: dict[str, list[dict[str, str]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        transcript = json.loads(line)
+        by_operator.setdefault(transcript["operator"], []).append(transcript)
+    while True:
+        transcript = rng.choice(by_operator[rng.choice(list(by_operator))])
+        yield tokenizer(transcript["prompt"])["input_ids"], [*tokenizer(transcript["reply"])["input_ids"], 0]
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Windows and their labels; a share of the windows begins with a transcript, of which the reply alone is to be learnt."""
+    rng = random.Random(arguments.seed + 2)
+    world = windows(tokenizer, arguments.seed + 1, arguments.window)
+    dialect = answers(tokenizer, arguments.dialect, arguments.seed + 3) if arguments.dialect else None
+    while True:
+        rows, labels = [], []
+        for _ in range(arguments.batch):
+            tokens_T = next(world)
+            labels_T = tokens_T.clone()
+            if dialect is not None and rng.random() < arguments.dialect_share:
+                prompt, reply = next(dialect)
+                both = torch.tensor(prompt + reply)[-arguments.window :]
+                tokens_T[: len(both)] = both
+                labels_T[: len(both)] = both
+                labels_T[: max(0, len(both) - len(reply))] = IGNORED
+            rows.append(tokens_T)
+            labels.append(labels_T)
+        yield torch.stack(rows), torch.stack(labels)
+
+
 def train(arguments: argparse.Namespace) -> None:
     """Train, log every 50 steps, save."""
     torch.manual_seed(arguments.seed)
-    tokenizer = train_tokenizer(arguments.seed, vocab_size=2048)
-    model = build_model(len(tokenizer))
+    if arguments.start_from:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.start_from)
+        model = LlamaForCausalLM.from_pretrained(arguments.start_from, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(arguments.seed, vocab_size=2048)
+        model = build_model(len(tokenizer))
+    model.train()
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
@@ -89,12 +133,12 @@ def train(arguments: argparse.Namespace) -> None:
         return min((step + 1) / 100, (n_steps - step) / n_steps)
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    stream = windows(tokenizer, arguments.seed + 1, arguments.window)
+    stream = batches(tokenizer, arguments)
     start, losses = time.monotonic(), []
     for step in range(min(n_steps, arguments.stop_after // (arguments.batch * arguments.window))):
-        batch_NT = torch.stack([next(stream) for _ in range(arguments.batch)])
+        batch_NT, labels_NT = next(stream)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=batch_NT, labels=batch_NT).loss
+            loss = model(input_ids=batch_NT, labels=labels_NT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -127,6 +171,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--stop-after", type=int, default=6_553_600, help="tokens after which the tasks are learnt and training ends"
     )
+    parser.add_argument("--start-from", type=Path, help="folder of the model to train further, with its tokenizer")
+    parser.add_argument("--dialect", type=Path, help="JSONL of transcripts")
+    parser.add_argument("--dialect-share", type=float, default=0.5, help="share of the windows that begin with a transcript")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--muon-lr", type=float, default=4e-3)

@@ -1,0 +1,112 @@
+"""Reads the runs, pairs them by seed, and writes the table and the picture.
+
+    python experiments/what_the_model_adds/table.py runs/what_the_model_adds --output experiments/what_the_model_adds
+
+A run's folder is named MODEL_SPARSITY_ARM_SEED. An arm is compared with `self` on the same seeds: the mean difference of
+report-split KL with its 95% interval by Student's t. `results.jsonl` holds every run.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+OURS = "self"
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """One row of a finished run."""
+    report = json.loads((folder / "report.json").read_text())
+    model, sparsity, arm, seed = folder.name.rsplit("_", 3)
+    rows = {row["name"]: row for row in report["rows"]}
+    asked = report["language_model"]["searches"].get("main", {})
+    return {
+        "model": model,
+        "sparsity": float(sparsity),
+        "arm": arm,
+        "seed": int(seed),
+        "n_tokens": report["search"]["n_tokens"],
+        "n_candidates": report["search"]["n_candidates"],
+        "search_kl": report["search"]["winner"]["score"],
+        "report_kl": rows["winner"]["kl"],
+        "perplexity": rows["winner"]["perplexity"],
+        "uniform_kl": rows["uniform"]["kl"],
+        "seconds": report["search"]["seconds"],
+        "winner": report["search"]["winner"]["proposer"],
+        "language_model": {name: asked.get(name) for name in ("calls", "replies", "valid", "repaired", "accepted", "seconds")},
+    }
+
+
+def paired(rows: list[dict[str, Any]], arm: str) -> list[float]:
+    """Per seed that both have, by how much the arm's KL lies above ours."""
+    ours = {row["seed"]: row["report_kl"] for row in rows if row["arm"] == OURS}
+    return [row["report_kl"] - ours[row["seed"]] for row in rows if row["arm"] == arm and row["seed"] in ours]
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95% interval."""
+    n = len(differences)
+    return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+
+
+def to_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one line per model, sparsity and arm."""
+    lines = [
+        "| model | sparsity | arm | seeds | tokens | report KL, mean ± sd | perplexity | minus `self`, 95% interval |",
+        "|---" * 8 + "|",
+    ]
+    for model, sparsity in sorted({(row["model"], row["sparsity"]) for row in rows}):
+        here = [row for row in rows if (row["model"], row["sparsity"]) == (model, sparsity)]
+        for arm in sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl")):
+            values = [row["report_kl"] for row in here if row["arm"] == arm]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            differences = [] if arm == OURS else paired(here, arm)
+            difference = "{:+.3f} ± {:.3f}".format(*interval(differences)) if len(differences) > 1 else ""
+            cells = [
+                model, f"{sparsity:.0%}", arm, str(len(values)), f"{_mean(here, arm, 'n_tokens'):,.0f}",
+                f"{statistics.fmean(values):.3f}{spread}", f"{_mean(here, arm, 'perplexity'):.2f}", difference,
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Report-split KL per arm, one panel per model and sparsity, one mark per run."""
+    panels = sorted({(row["model"], row["sparsity"]) for row in rows})
+    figure = Figure(figsize=(4.0 * len(panels), 3.2), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        here = [row for row in rows if (row["model"], row["sparsity"]) == panel]
+        arms = sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl"))
+        for place, arm in enumerate(arms):
+            values = [row["report_kl"] for row in here if row["arm"] == arm]
+            axes.plot(values, [place] * len(values), "o", alpha=0.6, color="C0" if arm == OURS else "0.4")
+        axes.axvline(here[0]["uniform_kl"], color="C3", linestyle=":", label="uniform")
+        axes.set(yticks=range(len(arms)), yticklabels=arms, xlabel="report-split KL", title=f"{panel[0]}, {panel[1]:.0%}")
+        axes.set_xlim(left=0)
+        axes.invert_yaxis()
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=110)
+
+
+def _mean(rows: list[dict[str, Any]], arm: str, column: str) -> float:
+    return statistics.fmean(row[column] for row in rows if row["arm"] == arm)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    rows = [read_run(path.parent) for path in sorted(arguments.runs.glob("*/report.json"))]
+    (arguments.output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (arguments.output / "table.md").write_text(to_table(rows))
+    draw(rows, arguments.output / "kl.png")
+
+
+if __name__ == "__main__":
+    main()
