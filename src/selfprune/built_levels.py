@@ -65,6 +65,11 @@ class LevelsConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"search.levels.{name} must be a number of GB, 0 or more, got {value}")
 
+    @property
+    def bound_gb(self) -> float:
+        """Memory that levels and statistics may take, in GB; masks need none."""
+        return self.memory_gb + self.statistics_gb if self.kind is LevelKind.BUILT else 0.0
+
 
 class BuiltLevels(LevelStore):
     """The dense weights, and levels that are built when asked for; level 0 is always the dense weight.

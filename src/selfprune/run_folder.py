@@ -65,8 +65,9 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
             f"free some space or choose another run_folder"
         )
     Display().say(
-        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory "
-        f"and {needed / 1e9:.2f} GB of disk"
+        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory, at most "
+        f"{config.search.cache_bound_gb:.2f} GB more for caches (search.prefix_cache_mb and search.levels bound them) and "
+        f"{needed / 1e9:.2f} GB of disk"
     )
     library_bytes = LIBRARY_BYTES if config.model.torch_device().type == "cpu" else 0
     return Resources(estimate.needed_bytes + library_bytes, needed, 0.0)
