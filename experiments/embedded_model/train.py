@@ -2,13 +2,13 @@ r"""Train the embedded model and its tokenizer on the embedded world.
 
     python experiments/embedded_model/train.py --output WORLD
     python experiments/embedded_model/dialect.py DIALECT.jsonl --model WORLD
-    python experiments/embedded_model/train.py --start-from WORLD --dialect DIALECT.jsonl --tokens 2500000 --window 640 \
-        --batch 8 --muon-lr 1e-3 --adam-lr 1e-3 --output src/selfprune/embedded/weights
+    python experiments/embedded_model/train.py --start-from WORLD --dialect DIALECT.jsonl --tokens 2662400 --batch 20 \
+        --muon-lr 0 --adam-lr 1e-3 --output src/selfprune/embedded/weights
 
 The first stage teaches the world, the second the answers to Self-Pruner's prompts, on a mixture of both. Hidden matrices are
-trained with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW, in bf16 autocast, with linear warm-up
-and a linear decay that is planned for `--tokens` and broken off at `--stop-after`. Every 50 steps the mean loss and the seconds
-go to the log as a JSON line. The weights are saved as bf16 safetensors.
+trained with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW, in bf16 where that pays, with linear
+warm-up and a linear decay that is planned for `--tokens` and broken off at `--stop-after`. Every 50 steps the mean loss and the
+seconds go to the log as a JSON line. The weights are saved as bf16 safetensors.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from selfprune.embedded.world import build_world
 
 logger = logging.getLogger("train")
 END_TOKEN = "<|end|>"
+LOGGED = 50
+"""Steps between two lines of the log."""
 IGNORED = -100
 """Label of a token that is not to be learnt."""
 
@@ -91,24 +93,29 @@ def answers(tokenizer: PreTrainedTokenizerFast, path: Path, seed: int) -> Iterat
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Windows and their labels; a share of the windows begins with a transcript, of which the reply alone is to be learnt."""
+    """Windows and their labels: a share of the batches holds transcripts, of which the reply alone is to be learnt.
+
+    Windows of transcripts are longer and fewer; what a transcript leaves of one is filled with the world.
+    """
     rng = random.Random(arguments.seed + 2)
     world = windows(tokenizer, arguments.seed + 1, arguments.window)
     dialect = answers(tokenizer, arguments.dialect, arguments.seed + 3) if arguments.dialect else None
+    filling = windows(tokenizer, arguments.seed + 4, arguments.dialect_window)
+    n_long = max(1, arguments.batch * arguments.window // arguments.dialect_window)
     while True:
-        rows, labels = [], []
-        for _ in range(arguments.batch):
-            tokens_T = next(world)
-            labels_T = tokens_T.clone()
-            if dialect is not None and rng.random() < arguments.dialect_share:
-                prompt, reply = next(dialect)
-                both = torch.tensor(prompt + reply)[-arguments.window :]
-                tokens_T[: len(both)] = both
-                labels_T[: len(both)] = both
-                labels_T[: max(0, len(both) - len(reply))] = IGNORED
-            rows.append(tokens_T)
-            labels.append(labels_T)
-        yield torch.stack(rows), torch.stack(labels)
+        if dialect is None or rng.random() >= arguments.dialect_share:
+            batch_NT = torch.stack([next(world) for _ in range(arguments.batch)])
+            yield batch_NT, batch_NT
+            continue
+        batch_NT = torch.stack([next(filling) for _ in range(n_long)])
+        labels_NT = batch_NT.clone()
+        for tokens_T, labels_T in zip(batch_NT, labels_NT, strict=True):
+            prompt, reply = next(dialect)
+            both = torch.tensor(prompt + reply)[-arguments.dialect_window :]
+            tokens_T[: len(both)] = both
+            labels_T[: len(both)] = both
+            labels_T[: max(0, len(both) - len(reply))] = IGNORED
+        yield batch_NT, labels_NT
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -121,12 +128,13 @@ def train(arguments: argparse.Namespace) -> None:
         tokenizer = train_tokenizer(arguments.seed, vocab_size=2048)
         model = build_model(len(tokenizer))
     model.train()
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
+    is_hidden = {n: p.ndim == 2 and "embed" not in n and arguments.muon_lr > 0 for n, p in model.named_parameters()}
+    hidden, others = ([p for n, p in model.named_parameters() if is_hidden[n] is wanted] for wanted in (True, False))
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(hidden, lr=arguments.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=arguments.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=arguments.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
     ]
+    if hidden:
+        optimizers.append(torch.optim.Muon(hidden, lr=arguments.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
     n_steps = arguments.tokens // (arguments.batch * arguments.window)
 
     def rate(step: int) -> float:
@@ -137,7 +145,7 @@ def train(arguments: argparse.Namespace) -> None:
     start, losses = time.monotonic(), []
     for step in range(min(n_steps, arguments.stop_after // (arguments.batch * arguments.window))):
         batch_NT, labels_NT = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.autocast):
             loss = model(input_ids=batch_NT, labels=labels_NT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,10 +154,10 @@ def train(arguments: argparse.Namespace) -> None:
             schedule.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-        if step % 50 == 49:
+        if step % LOGGED == LOGGED - 1:
             n_tokens = (step + 1) * batch_NT.numel()
             seconds = time.monotonic() - start
-            recent = losses[-50:]
+            recent = losses[-LOGGED:]
             line = {"step": step + 1, "n_tokens": n_tokens, "nll_per_token": sum(recent) / len(recent), "seconds": seconds}
             logger.info(json.dumps(line))
     save(model, tokenizer, arguments.output)
@@ -173,10 +181,14 @@ if __name__ == "__main__":
     )
     parser.add_argument("--start-from", type=Path, help="folder of the model to train further, with its tokenizer")
     parser.add_argument("--dialect", type=Path, help="JSONL of transcripts")
-    parser.add_argument("--dialect-share", type=float, default=0.5, help="share of the windows that begin with a transcript")
+    parser.add_argument("--dialect-share", type=float, default=0.5, help="share of the batches that hold transcripts")
+    parser.add_argument("--dialect-window", type=int, default=640, help="tokens of a window that begins with a transcript")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--muon-lr", type=float, default=4e-3)
+    parser.add_argument(
+        "--autocast", action=argparse.BooleanOptionalAction, default=True, help="bf16; ten times slower without bf16 units"
+    )
+    parser.add_argument("--muon-lr", type=float, default=4e-3, help="0 leaves the hidden matrices to AdamW")
     parser.add_argument("--adam-lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

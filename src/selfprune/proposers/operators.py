@@ -6,8 +6,6 @@ Each operator is a prompt file, a grammar, and a way to read replies into sparsi
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from selfprune.allocation import Allocation, Unit
@@ -15,6 +13,7 @@ from selfprune.candidate import Candidate
 from selfprune.proposers import moves
 from selfprune.proposers.coefficients import Coefficients, coefficients_schema, fit, parse_coefficients
 from selfprune.proposers.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move
+from selfprune.proposers.prompts import fill
 from selfprune.proposers.replies import ReplyError
 from selfprune.proposers.unit_view import UnitView, Worth
 
@@ -77,7 +76,7 @@ def coefficients(outlook: Outlook) -> Request:
     """A whole allocation in 2K + 3 numbers, from the sensitivities and the best so far."""
     view = outlook.view
     lines = [f"score {c.score:.4g}: {fit(view, c.allocation).show(view)}" for c in reversed(outlook.best)]
-    prompt = _fill(
+    prompt = fill(
         "coefficients",
         n_blocks=len(view.blocks),
         last_block=len(view.blocks) - 1,
@@ -106,7 +105,7 @@ def edits(outlook: Outlook) -> Request:
     def moves_of(text: str, repairs: list[str]) -> list[Move]:
         return moves.parse_moves(text, view, repairs)
 
-    prompt = _fill("edits", **_described(outlook, sources, destinations), max_moves=MAX_MOVES, max_percent=MAX_MOVE_PERCENT)
+    prompt = fill("edits", **_described(outlook, sources, destinations), max_moves=MAX_MOVES, max_percent=MAX_MOVE_PERCENT)
     return _of_moves("edits", outlook, prompt, schema, moves_of)
 
 
@@ -134,7 +133,7 @@ def choice(outlook: Outlook) -> Request:
         repairs.append("words around the choice left out")
         return options[named[0]]
 
-    prompt = _fill("choice", **_described(outlook, sources, destinations), question=QUESTION)
+    prompt = fill("choice", **_described(outlook, sources, destinations), question=QUESTION)
     return _of_moves("choice", outlook, prompt, {"enum": list(options)}, moves_of, list(options))
 
 
@@ -180,9 +179,3 @@ def _described(outlook: Outlook, sources: Sequence[Unit], destinations: Sequence
 
 def _target(view: UnitView) -> int:
     return round(100 * view.space.target_sparsity)
-
-
-def _fill(prompt_name: str, **values: object) -> str:
-    """The prompt file of this name, filled, without the line end that files have."""
-    text = files(__package__).joinpath("prompts", f"{prompt_name}.txt").read_text(encoding="utf-8")
-    return Template(text).substitute(values).rstrip("\n")

@@ -1,13 +1,12 @@
 """The four prompts of the published Self-Pruner, filled."""
 
 from collections.abc import Sequence
-from importlib.resources import files
-from string import Template
 
 from selfprune.allocation import Allocation
 from selfprune.candidate import Candidate
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.layer_rates import LayerRates
+from selfprune.proposers.prompts import fill
 
 
 class PaperPrompts:
@@ -47,5 +46,4 @@ class PaperPrompts:
 
     def _fill(self, name: str, **values: object) -> str:
         """A prompt file, filled, without the line end that files have."""
-        text = files(__package__).joinpath("prompts", f"paper_{name}.txt").read_text(encoding="utf-8")
-        return Template(text).substitute({**self._task, **values}).rstrip("\n")
+        return fill(f"paper_{name}", **self._task, **values)
