@@ -6,6 +6,7 @@ Limits: it is held beside the model that is pruned; a model too large for that i
 from dataclasses import dataclass
 from typing import Any
 
+from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel, SampledModelConfig
 from selfprune.models import DType, ModelConfig, load_model
 
@@ -39,6 +40,11 @@ class LocalLanguageModel(SampledModelConfig):
         # Imported here because llguidance is needed only by runs that ask.
         from selfprune.language_models.sampler import Sampler
 
+        if not self.path.strip():
+            raise ConfigError(
+                "language_model.path must be a folder with a model or a hub id, got an empty text; give it, or choose "
+                "language_model=self for the model that is pruned"
+            )
         own = load_model(
             ModelConfig(self.path, self.dtype, self.device, trust_remote_code=self.trust_remote_code, revision=self.revision)
         )
