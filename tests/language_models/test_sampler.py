@@ -251,9 +251,7 @@ def test_another_model_of_this_machine_answers_and_the_pruned_one_is_left_alone(
     assert language_model.complete("A digit: ", DIGIT, n=2, seed=0)[0].text.isdigit()
 
 
-@pytest.mark.parametrize(
-    ("path", "message"), [("", "language_model.path must be"), ("no/such/folder", "no/such/folder")]
-)
+@pytest.mark.parametrize(("path", "message"), [("", "language_model.path must be"), ("no/such/folder", "no/such/folder")])
 def test_a_model_that_is_not_there_is_told(path, message):
     with pytest.raises(SelfpruneError, match=message):
         LocalLanguageModel(path=path).build(None, None)
