@@ -16,7 +16,7 @@ class Scorer:
     """Scores allocations; what a resumed run had scored is read back.
 
     Attributes:
-        seconds: spent on evaluation, those of a resumed run's first part included.
+        seconds: spent on evaluation and gradients, those of a resumed run's first part included.
         last: the allocation that was scored last, whether measured or read back.
 
     Example:

@@ -8,6 +8,7 @@ Shape suffixes: O out, I in.
 """
 
 import hashlib
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +51,7 @@ class SwapGradients:
         digest = hashlib.sha256(repr(list(self.scorer.grid.genome(allocation))).encode()).hexdigest()[:16]
         key = {"gradients": digest, "bracket": bracket, "batches": batches}
         record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches))
+        self.scorer.seconds += record["seconds"]
         n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window
         values = MoveValues(record["restoring"], record["removing"], n_tokens)
         self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
@@ -67,10 +69,11 @@ class SwapGradients:
         raise AssertionError("there is no such window")
 
     def _measure(self, allocation: Allocation, bracket: float, batches: list[int]) -> dict[str, Any]:
+        began = time.perf_counter()
         denser, sparser = self.scorer.grid.bracket(allocation, bracket)
         restoring = self._falls(allocation, denser, batches)
         removing = self._falls(sparser, allocation, batches)
-        return {"restoring": restoring, "removing": removing}
+        return {"restoring": restoring, "removing": removing, "seconds": round(time.perf_counter() - began, 6)}
 
     def _falls(self, allocation: Allocation, denser: Allocation, batches: list[int]) -> dict[str, float]:
         """Unit name -> fall of the mean score per level, were the unit's level that of `denser`; those that differ alone."""
