@@ -62,6 +62,7 @@ class Teacher:
         self.view = UnitView(self.space)
         self.rng = random.Random(seed)
         self._n_candidates = 0
+        self._called = {self.view.label(unit): unit for unit in self.space.grid.units}
 
     def transcripts(self) -> Iterator[dict[str, str]]:
         """The transcripts of this setting."""
@@ -82,7 +83,7 @@ class Teacher:
                 )  # fmt: skip
                 request = operators.edits(outlook)
                 ends = request.schema["properties"]["moves"]["items"]["properties"]
-                units = [[self._unit(label) for label in ends[end]["enum"]] for end in ("from", "to")]
+                units = [[self._called[label] for label in ends[end]["enum"]] for end in ("from", "to")]
                 yield self._transcript(request, moves.show(self.view, self._best_moves(*units, known)))
                 request = operators.choice(outlook)
                 values = {option: self._value(request.moves_of(option, []), known) for option in request.options}
@@ -113,12 +114,6 @@ class Teacher:
         oracle = self.space.move_values
         values: MoveValues = oracle(allocation, BRACKET, self.rng.randrange(oracle.n_windows), n_windows)
         return Worth.of_moves(values, self.space.grid)
-
-    def _unit(self, label: str) -> Unit:
-        position, short = label.split(" ")
-        return next(
-            u for u in self.space.grid.units if self.view.place(u)[0] == int(position) and self.view.short[u.kind] == short
-        )
 
     def _best_moves(self, sources: Sequence[Unit], destinations: Sequence[Unit], worth: Worth) -> list[Move]:
         """The most valuable moves between different units, each as large as evens out what weights are worth."""

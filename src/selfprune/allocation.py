@@ -132,13 +132,14 @@ class LevelGrid:
         """Weights of all units."""
         return sum(unit.n_weights for unit in self.units)
 
-    def n_removed_weights(self, allocation: Allocation) -> int:
-        """Weights that the allocation removes: exact, in weights."""
-        return sum(allocation[unit.name] * unit.weights_per_item for unit in self.units)
+    def n_removed_weights(self, allocation: Allocation, units: Sequence[Unit] | None = None) -> int:
+        """Weights that the allocation removes, of these units or of all: exact, in weights."""
+        return sum(allocation[unit.name] * unit.weights_per_item for unit in (self.units if units is None else units))
 
-    def sparsity(self, allocation: Allocation) -> float:
-        """Removed weights over all weights of the units."""
-        return self.n_removed_weights(allocation) / self.n_weights()
+    def sparsity(self, allocation: Allocation, units: Sequence[Unit] | None = None) -> float:
+        """Removed weights over all weights: of these units, or of all."""
+        n_weights = self.n_weights() if units is None else sum(unit.n_weights for unit in units)
+        return self.n_removed_weights(allocation, units) / n_weights
 
     def sparsities(self, allocation: Allocation) -> dict[str, float]:
         """Unit name -> sparsity of that unit."""

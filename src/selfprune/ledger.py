@@ -84,10 +84,11 @@ def count_by_search(
         search = search_of.get(call["call"], search)
         calls_of.setdefault(search, []).append(call)
     born = {candidate.id: candidate for candidate in candidates}
+    read_in = {search: [one for one in read if one[0].search == search] for search in calls_of}
     return {
         search: {
-            **_costs(asked, [one for one in read if one[0].search == search]),
-            **_fates([one for one in read if one[0].search == search]),
+            **_costs(asked, read_in[search]),
+            **_fates(read_in[search]),
             "has_winner": search in winners and _origin(winners[search], born).proposal.reply is not None,
         }
         for search, asked in reversed(calls_of.items())

@@ -5,32 +5,18 @@ from dataclasses import replace
 
 import pytest
 from jsonschema import Draft202012Validator
+from language_space import Script
 from small_space import GRID, SPACE, UNITS
 
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.base import Reply
-from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.proposers.layer_rates import Granularity, LayerRates, parents_schema, parse_parents
 from selfprune.proposers.replies import ReplyError
 from selfprune.proposers.self_pruner_paper import SelfPrunerPaper, SelfPrunerPaperProposer
 
 RATES = LayerRates(SPACE, Granularity.BLOCK, 1)
 SMALL = SelfPrunerPaper(population=3, n_crossovers=2, n_mutations=2, n_iterations=2, n_parents=2, n_attempts=1)
-
-
-class Script:
-    """A scripted language model that keeps what it was asked."""
-
-    name = "script"
-
-    def __init__(self, texts):
-        self.model = ScriptedLanguageModel.from_texts(texts)
-        self.asked = []
-
-    def complete(self, prompt, schema, n, seed):
-        self.asked.append((prompt, schema, n, seed))
-        return self.model.complete(prompt, schema, n, seed)
 
 
 class Draws:

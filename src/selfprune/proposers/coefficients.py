@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from selfprune.allocation import Allocation
-from selfprune.proposers.replies import ReplyError, object_schema, parse_json_object, parse_kind, parse_percent
-from selfprune.proposers.unit_view import UnitView, compact
+from selfprune.proposers.replies import ReplyError, compact, object_schema, parse_json_object, parse_kind, parse_percent
+from selfprune.proposers.unit_view import UnitView
 
 MAX_OFFSET = 40
 """Bound of every coefficient either way, in percent of sparsity."""

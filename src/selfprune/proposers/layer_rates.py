@@ -10,7 +10,15 @@ from typing import Any
 
 from selfprune.allocation import Allocation, Unit
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.replies import MAX_CHARACTERS, MAX_PERCENT, ReplyError, object_schema, parse_json_object, parse_percent
+from selfprune.proposers.replies import (
+    MAX_CHARACTERS,
+    MAX_PERCENT,
+    ReplyError,
+    compact,
+    object_schema,
+    parse_json_object,
+    parse_percent,
+)
 
 MAX_LISTED_CHOICES = 500
 """Most sets of parents that a grammar spells out; beyond, code alone keeps them distinct."""
@@ -62,13 +70,12 @@ class LayerRates:
         """The rates of an allocation at the resolution; the target for None."""
         rates = [self._space.target_sparsity] * len(self.layers)
         if allocation is not None:
-            removed = [sum(allocation[unit.name] * unit.weights_per_item for unit in layer) for layer in self.layers]
-            rates = [n / sum(unit.n_weights for unit in layer) for n, layer in zip(removed, self.layers, strict=True)]
+            rates = [self._space.grid.sparsity(allocation, layer) for layer in self.layers]
         return tuple(self._rounded(100 * rate) for rate in rates)
 
     def text(self, allocation: Allocation | None) -> str:
         """The JSON by which an allocation is shown, which is also the form of a reply."""
-        return json.dumps({"rates": self.shown(allocation)}, separators=(",", ":"))
+        return compact({"rates": self.shown(allocation)})
 
     def expand(self, rates: tuple[int, ...]) -> dict[str, float]:
         """Unit name -> the sparsity that its layer's rate wishes."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfprune.allocation import Allocation, Unit
-from selfprune.proposers.replies import ReplyError, object_schema, parse_json_object, parse_kind, parse_percent
-from selfprune.proposers.unit_view import UnitView, compact
+from selfprune.proposers.replies import ReplyError, compact, object_schema, parse_json_object, parse_kind, parse_percent
+from selfprune.proposers.unit_view import UnitView
 
 MAX_MOVE_PERCENT = 30
 MAX_MOVES = 4
@@ -137,7 +137,7 @@ def _prefer_first(rng: random.Random, units: Sequence[Unit], n: int) -> list[Uni
 
 
 def _label(view: UnitView, place: tuple[int, str]) -> str:
-    return f"{place[0]} {view.short[place[1]]}"
+    return view.label(view.find(*place))
 
 
 def _parse_move(entry: object, view: UnitView, repairs: list[str]) -> Move:

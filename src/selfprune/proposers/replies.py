@@ -67,6 +67,11 @@ def parse_kind(name: object, kinds: Sequence[str]) -> str:
     return meant[0]
 
 
+def compact(value: object) -> str:
+    """JSON without white space."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     """JSON schema of an object that has exactly these properties."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

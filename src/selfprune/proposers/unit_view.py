@@ -1,6 +1,5 @@
 """The units by kind and by block, as a language model reads about them."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +133,7 @@ class UnitView:
         return [" ".join(row) for row in zip(rows, *columns, strict=True)]
 
     def _percent(self, units: Sequence[Unit], allocation: Allocation) -> int:
-        n_removed = sum(allocation[unit.name] * unit.weights_per_item for unit in units)
-        return min(MAX_PERCENT, round(100 * n_removed / _n_weights(units)))
+        return min(MAX_PERCENT, round(100 * self.space.grid.sparsity(allocation, units)))
 
     def _sensitivities(self, groups: Sequence[Sequence[Unit]], worth: Worth | None) -> list[str]:
         """The groups' mean sensitivities per weight from 0 to 99; empty texts where none is known."""
@@ -158,11 +156,6 @@ def _scaled(value: float, highest: float) -> str:
     if math.isnan(value) or value <= 0 or highest <= 0:
         return "0"
     return str(round(MAX_PERCENT * min(1.0, value / highest)))
-
-
-def compact(value: object) -> str:
-    """JSON without white space."""
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _shortest_name(kind: str, kinds: Sequence[str]) -> str:
