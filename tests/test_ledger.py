@@ -59,7 +59,7 @@ def test_the_ledger_counts_what_the_calls_cost_and_what_became_of_the_replies():
     ]
     assert count_by_search(calls, candidates, {"main": candidates[0]}) == {
         "main": {
-            "calls": 2, "prompt_tokens": 30, "reply_tokens": 15, "seconds": 0.5, "replies": 5,
+            "calls": 2, "prompt_tokens": 60, "reply_tokens": 15, "seconds": 0.5, "replies": 5,
             "valid": 3, "repaired": 2, "failed": 2, "accepted": 2, "gain": 0.75,
             "n_tokens": 1500, "gain_per_thousand_tokens": 0.5,
             "repairs": {"a percent clipped": 2, "a number in quotes": 1},
@@ -164,7 +164,7 @@ def test_only_the_calls_that_the_run_made_are_read_and_their_sums_are_the_record
     assert [one["call"] for one in calls] == [0, 1]
     assert len(read_calls(path, broken.n_calls)) == len(path.read_text().splitlines()) == 6
     ours = count_by_search(calls, [], {})["main"]
-    assert (ours["calls"], ours["prompt_tokens"], ours["reply_tokens"]) == (2, 12, 10)
+    assert (ours["calls"], ours["prompt_tokens"], ours["reply_tokens"]) == (2, 24, 10)
     assert ours["calls"] == resumed.n_calls
     assert ours["prompt_tokens"] == resumed.n_prompt_tokens
     assert ours["reply_tokens"] == resumed.n_reply_tokens

@@ -40,6 +40,13 @@ WRONG = {
     "short text": (["data=files", "data.calibration=short.txt", "data.search=short.txt", "data.report=short.txt"], "short.txt"),
     "hub data offline": (["data=c4", "data.n_tokens_per_window=64"], "data=files"),
     "resume of nothing": (["resume=nowhere"], "nowhere"),
+    "endpoint out of reach": (
+        ["language_model=openai_compatible", "language_model.base_url=http://localhost:1/v1"],
+        "must be an endpoint that can be reached",
+    ),
+    "script that is missing": (["language_model=scripted", "language_model.path=no.jsonl"], "no.jsonl"),
+    "language model without path": (["language_model=local"], "language_model.path must be a folder"),
+    "missing language model": (["language_model=local", "language_model.path=./no/such/model"], "no/such/model"),
     "unknown task": (["harness.tasks=[selfprune_fcts_report]"], "selfprune_facts_report"),
 }
 

@@ -81,8 +81,8 @@ def _mistake(error: Exception, command: str) -> str | None:
     before, found, kind = str(error).partition("Config group override must be a string or a list. Got ")
     if isinstance(error, ValueError) and found and not before:
         return (
-            f"a config group must be given a name, got {kind}; a group takes the name of a choice, as in pruner=wanda, and an "
-            f"option a value, as in budget.sparsity=0.5. {options}"
+            f"a config group must be given a name, got {kind}; a group takes the name of a choice, as in pruner=wanda, is "
+            f"left out by a tilde, as in '~controls.random', and an option takes a value, as in budget.sparsity=0.5. {options}"
         )
     return None
 

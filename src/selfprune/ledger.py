@@ -109,7 +109,7 @@ def _costs(calls: Sequence[Call], read: Sequence[tuple[Candidate, Call, int]]) -
     n_replies = [n_chosen[call["call"]] if "options" in call else len(call["replies"]) for call in calls]
     return {
         "calls": len(calls),
-        "prompt_tokens": sum(max((reply["n_prompt_tokens"] for reply in call["replies"]), default=0) for call in calls),
+        "prompt_tokens": sum(reply["n_prompt_tokens"] for call in calls for reply in call["replies"]),
         "reply_tokens": sum(reply["n_reply_tokens"] for call in calls for reply in call["replies"]),
         "seconds": round(sum(call["seconds"] for call in calls), 3),
         "replies": sum(n_replies),

@@ -47,6 +47,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
 
     Raises:
         ConfigError: when the model would stay on disk, where a search cannot change it.
+        LanguageModelError: when the language model of a new run cannot serve, though a search will ask it.
         ModelError: when the model does not fit into memory.
         SelfpruneError: when the results do not fit onto the disk.
     """
@@ -64,6 +65,10 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
             f"the run would write about {needed / 1e9:.2f} GB into {folder}, but the disk has {free / 1e9:.2f} GB free; "
             f"free some space or choose another run_folder"
         )
+    asks = any(proposer.asks_language_model for proposer in (config.proposer, *config.controls.values()))
+    # A run that was begun may hold all the replies that it needs.
+    if asks and not (folder / "language_model_calls.jsonl").exists():
+        config.language_model.check()
     Display().say(
         f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory, at most "
         f"{config.search.cache_bound_gb:.2f} GB more for caches (search.prefix_cache_mb and search.levels bound them) and "

@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import selfprune.embedded
 from selfprune.archive import read_archive
 from selfprune.conf_path import conf_folder
-from selfprune.config import register_schemas
+from selfprune.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.openai_compatible import OpenAICompatible
 from selfprune.run import run_composed
+from selfprune.run_folder import preflight
 
 EMBEDDED = Path(selfprune.embedded.__file__).parent / "weights"
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
@@ -239,3 +240,20 @@ def test_a_search_whose_endpoint_only_fails_goes_on_to_its_report(server, tiny_m
     assert asked
     assert all("status 500" in c.reason or "status 500" in c.proposal.failure for c in asked)
     assert (folder / "report.md").exists()
+
+
+def test_an_endpoint_is_looked_for_only_by_new_runs_that_ask_it(tmp_path):
+    register_schemas()
+
+    def look(*overrides):
+        chosen = ["language_model=openai_compatible", "language_model.base_url=http://localhost:1/v1", *overrides]
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            preflight(to_config(compose("config", overrides=chosen), RunConfig), tmp_path)
+
+    with pytest.raises(LanguageModelError, match="can be reached"):
+        look("proposer=self_pruner")
+    with pytest.raises(LanguageModelError, match="can be reached"):
+        look("proposer=random", "+proposer@controls.paper=self_pruner_paper")
+    look("proposer=random")
+    (tmp_path / "language_model_calls.jsonl").touch()
+    look("proposer=self_pruner")

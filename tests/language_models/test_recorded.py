@@ -64,12 +64,12 @@ def test_a_recorded_run_repeats_without_its_model(path):
     assert path.read_bytes() == written
 
 
-def test_totals_count_repeated_and_new_calls_and_prompts_once(path):
+def test_totals_count_repeated_and_new_calls(path):
     record(path, 2)
     recorder = RecordingLanguageModel(CountingLanguageModel, path)
     for k in range(3):
         recorder.complete(f"prompt {k}", SCHEMA, n=2, seed=k)
-    assert (recorder.n_calls, recorder.n_prompt_tokens, recorder.n_reply_tokens) == (3, 21, 18)
+    assert (recorder.n_calls, recorder.n_prompt_tokens, recorder.n_reply_tokens) == (3, 42, 18)
     assert recorder.seconds == pytest.approx(sum(json.loads(line)["seconds"] for line in path.read_text().splitlines()))
 
 

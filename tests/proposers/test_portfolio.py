@@ -10,6 +10,7 @@ from selfprune.proposers.base import ProposerConfig, SearchSpace
 from selfprune.proposers.evolutionary import Evolutionary
 from selfprune.proposers.portfolio import Portfolio, PortfolioProposer
 from selfprune.proposers.random import Random
+from selfprune.proposers.self_pruner import SelfPruner
 
 GRID = LevelGrid.with_constant_step([Unit("a", 0, "w", 100), Unit("b", 1, "w", 100)], 0.05)
 SPACE = SearchSpace(GRID, 100)
@@ -197,3 +198,10 @@ def test_a_portfolio_is_an_arm_like_any_other():
     assert issubclass(Portfolio, ProposerConfig)
     nested = Portfolio({"p": Portfolio({"r": Random()}), "e": Evolutionary()}, quantum=3).build(SPACE, 0, None)
     assert count(nested.ask(6)) == {"random": 3, "evolutionary": 3}
+
+
+def test_a_portfolio_asks_the_language_model_if_an_arm_with_a_share_does():
+    arms = {"random": Random(), "self_pruner": SelfPruner()}
+    assert Portfolio(arms).asks_language_model
+    assert not Portfolio(arms, {"self_pruner": 0.0}).asks_language_model
+    assert not Portfolio({"random": Random()}).asks_language_model

@@ -15,7 +15,7 @@ class Reply:
     Attributes:
         text: the reply.
         logprob: sum of the log-probabilities of its tokens under the constraint, in nats; None where unknown.
-        n_prompt_tokens: tokens of the prompt.
+        n_prompt_tokens: tokens of the prompt; of replies that share one reading of it, only the first has them.
         n_reply_tokens: tokens of the reply.
         failure: why there is no text, where a model that can be asked did not answer; empty otherwise.
         source: the call in the record of the run, and the place of the reply in it; None before it is recorded.
@@ -80,6 +80,16 @@ class Resumable(Protocol):
 
 class LanguageModelConfig(ABC):
     """The settings of a language model; a dataclass that is its own config schema."""
+
+    def check(self) -> None:
+        """Refuses, before a run begins, what would keep the model from serving.
+
+        Raises:
+            ConfigError: when a setting is missing.
+            ModelError: when a model of its own is missing, out of reach or too large.
+            LanguageModelError: when it cannot be reached or cannot serve.
+        """
+        return
 
     @abstractmethod
     def build(self, model: Any, tokenizer: Any) -> LanguageModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel, SampledModelConfig
-from selfprune.models import DType, ModelConfig, load_model
+from selfprune.models import DType, ModelConfig, load_model, preflight_memory
 
 
 @dataclass
@@ -29,6 +29,15 @@ class LocalLanguageModel(SampledModelConfig):
     trust_remote_code: bool = False
     revision: str | None = None
 
+    def check(self) -> None:
+        """Looks for the model, and for the memory that it takes alone.
+
+        Raises:
+            ConfigError: when no path is given.
+            ModelError: when the model is missing, out of reach or too large.
+        """
+        preflight_memory(self._model_config())
+
     def build(self, model: Any, tokenizer: Any) -> LanguageModel:
         """The language model around a model of its own; the one that is pruned is left alone.
 
@@ -40,12 +49,13 @@ class LocalLanguageModel(SampledModelConfig):
         # Imported here because llguidance is needed only by runs that ask.
         from selfprune.language_models.sampler import Sampler
 
+        own = load_model(self._model_config())
+        return Sampler(own.model, own.tokenizer, self.temperature, self.max_reply_tokens)
+
+    def _model_config(self) -> ModelConfig:
         if not self.path.strip():
             raise ConfigError(
                 "language_model.path must be a folder with a model or a hub id, got an empty text; give it, or choose "
                 "language_model=self for the model that is pruned"
             )
-        own = load_model(
-            ModelConfig(self.path, self.dtype, self.device, trust_remote_code=self.trust_remote_code, revision=self.revision)
-        )
-        return Sampler(own.model, own.tokenizer, self.temperature, self.max_reply_tokens)
+        return ModelConfig(self.path, self.dtype, self.device, trust_remote_code=self.trust_remote_code, revision=self.revision)

@@ -75,6 +75,14 @@ class OpenAICompatible(LanguageModelConfig):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"language_model.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
 
+    def check(self) -> None:
+        """Reaches the endpoint once.
+
+        Raises:
+            LanguageModelError: when it cannot be reached, turns the key away or does not serve the model.
+        """
+        self.build(None, None)
+
     def build(self, model: Any, tokenizer: Any) -> LanguageModel:
         """The endpoint, once it has been reached; the model that is pruned is left alone.
 

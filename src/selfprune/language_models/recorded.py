@@ -24,7 +24,7 @@ class RecordingLanguageModel:
 
     Attributes:
         n_calls: calls answered so far, repeated ones included; so are the other totals.
-        n_prompt_tokens: tokens of their prompts, each counted once per call.
+        n_prompt_tokens: tokens of their prompts, as often as they were read.
         n_reply_tokens: tokens of all their replies.
         seconds: time that the model took for them.
 
@@ -72,7 +72,7 @@ class RecordingLanguageModel:
         if self._inner is None:
             self._repeated += replies
         self.n_calls += 1
-        self.n_prompt_tokens += max((reply.n_prompt_tokens for reply in replies), default=0)
+        self.n_prompt_tokens += sum(reply.n_prompt_tokens for reply in replies)
         self.n_reply_tokens += sum(reply.n_reply_tokens for reply in replies)
         self.seconds += record["seconds"]
         return replies

@@ -76,7 +76,7 @@ class Sampler:
         n_left = self._max_reply_tokens if self._n_positions is None else self._n_positions - len(prompt_ids)
         rows = self._sample(prompt_ids, schema, n, seed, min(self._max_reply_tokens, n_left))
         texts = [self._vocabulary.decode_bytes(row.reply_ids).decode("utf-8", errors="replace") for row in rows]
-        return [Reply(text, row.logprob, len(prompt_ids), len(row.reply_ids)) for text, row in zip(texts, rows, strict=True)]
+        return _replies(len(prompt_ids), [(text, row.logprob, len(row.reply_ids)) for text, row in zip(texts, rows, strict=True)])
 
     @torch.no_grad()
     def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
@@ -98,8 +98,7 @@ class Sampler:
         sums = [float(logprobs_WV[range(len(row)), row].sum()) for logprobs_WV, row in zip(logprobs_NWV, ids, strict=True)]
         if not all(map(math.isfinite, sums)):
             raise LanguageModelError(f"the logits of {self.name} must be finite, got {min(sums)}; is the model intact?")
-        rows = zip(options, sums, ids, strict=True)
-        return [Reply(option, logprob, len(prompt_ids), len(row)) for option, logprob, row in rows]
+        return _replies(len(prompt_ids), list(zip(options, sums, map(len, ids), strict=True)))
 
     def _encode(self, prompt: str) -> list[int]:
         """Token ids of the prompt, in the model's chat form if it has one, cut from the left if it is too long."""
@@ -176,6 +175,12 @@ class Sampler:
             )
         logits_NV[~is_live_N] = 0.0
         return logits_NV.log_softmax(dim=1)
+
+
+def _replies(n_prompt_tokens: int, told: Sequence[tuple[str, float, int]]) -> list[Reply]:
+    """Replies to one prompt, which was read once, from their text, log-probability and number of tokens."""
+    read = [n_prompt_tokens, *[0] * (len(told) - 1)]
+    return [Reply(text, logprob, n, n_tokens) for n, (text, logprob, n_tokens) in zip(read, told, strict=True)]
 
 
 @dataclass

@@ -25,6 +25,14 @@ class Scripted(LanguageModelConfig):
 
     path: str = MISSING
 
+    def check(self) -> None:
+        """Reads the script once.
+
+        Raises:
+            LanguageModelError: when the file cannot be read or holds something else.
+        """
+        self.build(None, None)
+
     def build(self, model: Any, tokenizer: Any) -> LanguageModel:
         """The script at its beginning; the model that is pruned is left alone.
 

@@ -146,6 +146,11 @@ class Proposer(Protocol):
 class ProposerConfig(ABC):
     """The settings of a proposer; a dataclass that is its own config schema."""
 
+    @property
+    def asks_language_model(self) -> bool:
+        """Whether `build` hands the language model on."""
+        return False
+
     @abstractmethod
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """The proposer at the start of a search.

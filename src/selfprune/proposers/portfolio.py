@@ -46,6 +46,11 @@ class Portfolio(ProposerConfig):
                 f"got {self.explore}, {self.memory} and {self.quantum}"
             )
 
+    @property
+    def asks_language_model(self) -> bool:
+        """Whether an arm does that has a share."""
+        return any(arm.asks_language_model for name, arm in self.arms.items() if self.shares.get(name, 1.0) > 0)
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """Every arm with a seed of its own.
 

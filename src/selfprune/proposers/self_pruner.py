@@ -65,6 +65,11 @@ class SelfPruner(ProposerConfig):
                     f"nearest: {did_you_mean(name, OPERATORS)}"
                 )
 
+    @property
+    def asks_language_model(self) -> bool:
+        """Always."""
+        return True
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """A proposer that has asked nothing yet."""
         return SelfPrunerProposer(space, language_model, seed, self)

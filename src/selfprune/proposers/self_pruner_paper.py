@@ -77,6 +77,11 @@ class SelfPrunerPaper(ProposerConfig):
                 f"{self.resolution} and {self.n_crossovers} crossovers and {self.n_mutations} mutations; the paper has 10 of each"
             )
 
+    @property
+    def asks_language_model(self) -> bool:
+        """Always."""
+        return True
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """A proposer that has asked nothing yet."""
         return SelfPrunerPaperProposer(space, language_model, seed, self)
