@@ -109,6 +109,18 @@ def test_every_pruner_goes_through_the_main_job(pruner, tiny_model_folder, tmp_p
     assert 0.5 <= sum(winner.allocation.values()) / sum(unit.n_weights for unit in units) == rows["winner"]["sparsity"]
 
 
+def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, tmp_path):
+    model = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", "data.n_tokens_per_window=32"]
+    small = ["data.n_calibration=4", "search.max_tokens=500", "harness=none", "proposer=self_pruner"]
+    folder = run_here(tmp_path / "run", *SMOKE, *model, *small, "proposer@controls.random=self_pruner", "budget.sparsity=0.5")
+    firsts = {}
+    for candidate in read_archive(folder / "archive.jsonl"):
+        if candidate.proposal.proposer == "self_pruner":
+            firsts.setdefault(candidate.search, candidate.proposal.proposal_tokens)
+    assert list(firsts) == ["main", "random"]
+    assert firsts["main"] == firsts["random"] > 0
+
+
 def test_a_mixed_objective_keeps_every_kind_of_score_and_reports_who_is_not_dominated(tiny_model_folder, tmp_path):
     register_schemas()
     units = list_units(AutoModelForCausalLM.from_pretrained(tiny_model_folder("llama")))

@@ -1,9 +1,10 @@
-"""Reads the runs, pairs them by seed, and writes the table and the picture.
+"""Reads the runs, pairs their searches by seed, and writes the table and the picture.
 
     python experiments/what_the_model_adds/table.py runs/what_the_model_adds --output experiments/what_the_model_adds
 
-A run's folder is named MODEL_SPARSITY_ARM_SEED. An arm is compared with `self` on the same seeds: the mean difference of
-report-split KL with its 95% interval by Student's t. `results.jsonl` holds every run.
+A run's folder is named MODEL_SPARSITY_ARM_SEED, where ARM is what its main search was; its controls are arms by their own
+names. An arm is compared with `self` on the same seeds: the mean difference of report-split KL with its 95% interval by
+Student's t. `results.jsonl` holds every search.
 """
 
 import argparse
@@ -16,29 +17,31 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 OURS = "self"
+ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """One row of a finished run."""
+def read_run(folder: Path) -> list[dict[str, Any]]:
+    """One row for every search of a finished run."""
     report = json.loads((folder / "report.json").read_text())
     model, sparsity, arm, seed = folder.name.rsplit("_", 3)
     rows = {row["name"]: row for row in report["rows"]}
-    asked = report["language_model"]["searches"].get("main", {})
-    return {
-        "model": model,
-        "sparsity": float(sparsity),
-        "arm": arm,
-        "seed": int(seed),
-        "n_tokens": report["search"]["n_tokens"],
-        "n_candidates": report["search"]["n_candidates"],
-        "search_kl": report["search"]["winner"]["score"],
-        "report_kl": rows["winner"]["kl"],
-        "perplexity": rows["winner"]["perplexity"],
-        "uniform_kl": rows["uniform"]["kl"],
-        "seconds": report["search"]["seconds"],
-        "winner": report["search"]["winner"]["proposer"],
-        "language_model": {name: asked.get(name) for name in ("calls", "replies", "valid", "repaired", "accepted", "seconds")},
-    }
+    searches = {"main": "winner"} | {name: name for name, row in rows.items() if row["n_tokens"] and name != "winner"}
+    asked = report["language_model"]["searches"]
+    return [
+        {
+            "model": model,
+            "sparsity": float(sparsity),
+            "arm": arm if search == "main" else search,
+            "seed": int(seed),
+            "n_tokens": rows[row]["n_tokens"],
+            "seconds": rows[row]["seconds"],
+            "report_kl": rows[row]["kl"],
+            "perplexity": rows[row]["perplexity"],
+            "uniform_kl": rows["uniform"]["kl"],
+            "language_model": {name: asked[search][name] for name in ASKED} if search in asked else {},
+        }
+        for search, row in searches.items()
+    ]
 
 
 def paired(rows: list[dict[str, Any]], arm: str) -> list[float]:
@@ -55,23 +58,33 @@ def interval(differences: list[float]) -> tuple[float, float]:
 
 def to_table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line per model, sparsity and arm."""
-    lines = [
-        "| model | sparsity | arm | seeds | tokens | report KL, mean ± sd | perplexity | minus `self`, 95% interval |",
-        "|---" * 8 + "|",
-    ]
+    columns = ["model", "sparsity", "arm", "seeds", "tokens", "report KL, mean ± sd", "perplexity", "minus `self`, 95% interval"]
+    columns += ["valid replies", "its tokens", "its seconds", "its winners"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for model, sparsity in sorted({(row["model"], row["sparsity"]) for row in rows}):
         here = [row for row in rows if (row["model"], row["sparsity"]) == (model, sparsity)]
         for arm in sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl")):
             values = [row["report_kl"] for row in here if row["arm"] == arm]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             differences = [] if arm == OURS else paired(here, arm)
-            difference = "{:+.3f} ± {:.3f}".format(*interval(differences)) if len(differences) > 1 else ""
+            difference = "{:+.4f} ± {:.4f}".format(*interval(differences)) if len(differences) > 1 else ""
             cells = [
                 model, f"{sparsity:.0%}", arm, str(len(values)), f"{_mean(here, arm, 'n_tokens'):,.0f}",
-                f"{statistics.fmean(values):.3f}{spread}", f"{_mean(here, arm, 'perplexity'):.2f}", difference,
+                f"{statistics.fmean(values):.4f}{spread}", f"{_mean(here, arm, 'perplexity'):.2f}", difference,
+                *_told([row["language_model"] for row in here if row["arm"] == arm and row["language_model"]]),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _told(asked: list[dict[str, Any]]) -> list[str]:
+    """What the language model did in the runs that asked it: all valid of all replies, then means of a run, and winners."""
+    if not asked:
+        return [""] * 4
+    sums = {name: sum(run[name] for run in asked) for name in asked[0]}
+    n_tokens, seconds = (sums["prompt_tokens"] + sums["reply_tokens"]) / len(asked), sums["seconds"] / len(asked)
+    valid, winners = f"{sums['valid']} of {sums['replies']}", f"{sums['has_winner']} of {len(asked)}"
+    return [valid, f"{n_tokens:,.0f}", f"{seconds:.1f}", winners]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -102,7 +115,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    rows = [read_run(path.parent) for path in sorted(arguments.runs.glob("*/report.json"))]
+    rows = [row for path in sorted(arguments.runs.glob("*/report.json")) for row in read_run(path.parent)]
     (arguments.output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (arguments.output / "table.md").write_text(to_table(rows))
     draw(rows, arguments.output / "kl.png")

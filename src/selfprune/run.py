@@ -28,6 +28,7 @@ from selfprune.resources import Resources, folder_bytes, peak_memory_bytes
 from selfprune.results import Results, Spent
 from selfprune.run_folder import opened, preflight, recompose
 from selfprune.search import Progress, run_search
+from selfprune.swap_gradients import SwapGradients
 from selfprune.workbench import Workbench, prepare
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,9 @@ def _search(
             best_score = "none yet" if state.best_score is None else f"{state.best_score:.4f}"
             update(state.n_tokens, f"best {best_score}, {state.n_candidates} candidates, {state.n_tokens:,} tokens")
 
-        working = proposer.build(bench.space, bench.config.seed, bench.language_model)
+        # The arms of a search share gradients, but no search has another's for nothing.
+        space = replace(bench.space, move_values=SwapGradients(bench.scorer))
+        working = proposer.build(space, bench.config.seed, bench.language_model)
         racer = Racer(name, bench.scorer, config.ladder, bench.config.seed, bench.aspects)
         n_before = bench.n_sensitivity_tokens if name == "main" else 0
         return run_search(working, racer, bench.archive, config, yardsticks, show, n_before)

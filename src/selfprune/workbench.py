@@ -29,7 +29,6 @@ from selfprune.proposers.base import Measurement, SearchSpace
 from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import generate_tokens
-from selfprune.swap_gradients import SwapGradients
 from selfprune.tracking import Display
 from selfprune.units import n_parameters, token_share
 
@@ -111,7 +110,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         store,
         scorer,
         Aspects(kinds, scorer.batch_sizes, _seconds(config, store.grid)),
-        SearchSpace(store.grid, target.n_weights, sensitivities, measured, SwapGradients(scorer), target),
+        SearchSpace(store.grid, target.n_weights, sensitivities, measured, target=target),
         harness,
         journal,
         Archive(folder / "archive.jsonl"),
