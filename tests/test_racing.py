@@ -22,8 +22,8 @@ from selfprune.ladder import Ladder
 from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel
 from selfprune.pruners.magnitude import Magnitude
-from selfprune.racing import Racer, paired_z, visiting_order
-from selfprune.scoring import Scorer, block_versions
+from selfprune.racing import Racer, paired_z
+from selfprune.scoring import Scorer, block_versions, visiting_order
 from selfprune.units import find_blocks, list_units
 
 N_WINDOWS, N_TOKENS = 8, 12
@@ -391,6 +391,72 @@ def test_every_candidate_ends_somehow_and_every_token_is_on_somebody(seed, mode)
     assert sum(c.n_tokens for c in races.candidates + heat) == racer.scorer.n_scored() * N_TOKENS
     pairs = [(level, batch) for _, level, batches in racer.scorer.asked for batch in batches]
     assert len(pairs) == len(set(pairs))
+
+
+# The budget.
+
+
+def by_level(level, window):
+    return level + 0.1 * window
+
+
+def test_no_more_go_on_than_can_be_paid():
+    # Six on two windows each, three on two more; of four further windows, one can pay instead of two.
+    racer = scripted(by_level)
+    raced = racer.race(0, offer(50, 51, 52, 53, 54, 55), max_tokens=(6 * 2 + 3 * 2 + 4) * N_TOKENS)
+    assert [c.n_windows for c in raced] == [8, 4, 4, 2, 2, 2]
+    assert sum(c.n_tokens for c in raced) == (6 * 2 + 3 * 2 + 4) * N_TOKENS
+
+
+def test_a_race_that_cannot_be_paid_to_its_end_leaves_the_incumbent():
+    races = Races(scripted(by_level))
+    races.race(50)
+    raced = races.racer.race(1, offer(40, 41), max_tokens=2 * 2 * N_TOKENS)
+    assert [(c.state, c.reason) for c in raced] == [(State.STOPPED, "no tokens left for more than 2 windows")] * 2
+    assert races.racer.incumbent.allocation == at(50)
+
+
+def test_a_first_race_that_cannot_be_paid_to_its_end_still_has_a_winner():
+    racer = scripted(by_level)
+    raced = racer.race(0, offer(40, 41, None), max_tokens=1)
+    assert [c.state for c in raced] == [State.COMPLETE, State.COMPLETE, State.FAILED]
+    assert racer.incumbent == raced[0]
+    assert {c.n_windows for c in raced[:2]} == {2}
+
+
+def test_a_rung_that_is_new_to_the_incumbent_opens_only_if_it_can_be_paid():
+    # The second rung: two more windows for each of two candidates, and for the incumbent.
+    for n_windows, n_seen in ((2 * 2 + 2 * 2 + 2, 4), (2 * 2 + 2 * 2 + 1, 2)):
+        races = Races(scripted(by_level, Ladder([2, 4, 8], [2, 2])))
+        races.race(50)
+        races.race(60)
+        raced = races.racer.race(2, offer(40, 41), max_tokens=n_windows * N_TOKENS)
+        assert races.racer.incumbent in raced
+        assert races.racer.incumbent.n_windows == n_seen
+
+
+def test_what_a_proposal_has_cost_is_paid_from_the_same_tokens():
+    races = Races(scripted(by_level))
+    races.race(50)
+    (dear,) = races.racer.race(1, [Proposal(at(40), "test", proposal_tokens=6 * N_TOKENS)], max_tokens=12 * N_TOKENS)
+    assert dear.state is State.STOPPED
+    assert dear.n_tokens == (6 + 4) * N_TOKENS
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["grows", "whole", "fresh"]), st.integers(0, 80))
+def test_only_the_first_rung_goes_beyond_the_tokens(seed, mode, max_windows):
+    rng = random.Random(seed)
+    ladder = Ladder([2, 4, 8], [rng.randint(1, 4), rng.randint(1, 3)], math.inf, 1.0, mode == "grows", mode == "fresh")
+    racer = scripted(by_level, ladder, batch_sizes=[2] * 6)
+    races = Races(racer)
+    for _ in range(rng.randint(0, 3)):
+        races.race(*(rng.randint(0, 99) for _ in range(rng.randint(1, 5))))
+    levels = [rng.randint(0, 99) for _ in range(rng.randint(1, 5))]
+    raced = racer.race(len(races.candidates), offer(*levels), max_windows * N_TOKENS)
+    assert sum(c.n_tokens for c in raced) <= max(max_windows, 2 * (len(levels) + 1)) * N_TOKENS
+    assert racer.incumbent
+    assert all(c.reason for c in raced if c.state is State.STOPPED)
 
 
 # The scores, on a real model.

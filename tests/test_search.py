@@ -174,13 +174,13 @@ def test_the_proposer_hears_of_every_candidate_in_order(search, space):
     assert [c.id for c in candidates] == list(range(9))
 
 
-def test_it_stops_at_the_first_round_that_reaches_the_tokens(search, space):
+def test_only_a_first_rung_goes_beyond_the_tokens(search, space):
     # A round of four: each sees one window, two go on to three more. All windows are known then, so the final heat is free.
-    per_round = (4 * 1 + 2 * 3) * N_TOKENS
-    for max_tokens, n_rounds in ((1, 1), (per_round, 1), (per_round + 1, 2), (3 * per_round, 3)):
+    first, whole = 4 * N_TOKENS, (4 * 1 + 2 * 3) * N_TOKENS
+    for max_tokens, spent in ((1, first), (whole, whole), (whole + 1, whole + first), (3 * whole, 3 * whole)):
         candidates = search(Random().build(space, 0, NOBODY), config(max_tokens), f"{max_tokens}")
-        assert sum(c.n_tokens for c in candidates) == n_rounds * per_round
-        assert len(without_final_heat(candidates)) == 4 * n_rounds
+        assert sum(c.n_tokens for c in candidates) == spent
+        assert best(candidates)
 
 
 def test_what_was_spent_before_counts(search, space):

@@ -5,6 +5,7 @@ Rungs are nested, or drawn afresh for every race as in EvoPress (Sieberling et a
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from selfprune.errors import ConfigError
 
@@ -49,6 +50,12 @@ class Ladder:
                 raise ConfigError(f"search.ladder.{name} must not be negative, got {getattr(self, name)}")
         if self.fresh and self.grows:
             raise ConfigError("search.ladder.fresh draws all rungs for every race; give search.ladder.grows=false with it")
+
+    def most_windows(self, n_candidates: int, n_rungs: int) -> int:
+        """Windows that so many candidates are scored on at most, on the first nested rungs."""
+        field = [n_candidates, *(min(n, n_candidates) for n in self.n_survivors)]
+        rises = [high - low for low, high in pairwise([0, *self.n_windows])]
+        return sum(n * rise for n, rise in zip(field[:n_rungs], rises[:n_rungs], strict=True))
 
     def batch_size(self, at_most: int) -> int:
         """Windows per batch: no batch may cross the end of a rung, and rungs drawn afresh are drawn in whole batches."""

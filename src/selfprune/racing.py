@@ -2,19 +2,20 @@
 
 An allocation is scored only on windows that it has not seen yet, whichever race showed them. Where rungs are nested, a survivor
 thus pays for the new windows alone; where they are drawn afresh for every race, the incumbent is scored on each last one.
+Towards the end of the budget no rung is opened that cannot be paid, and no more candidates go on to the next than can be.
 """
 
 import math
 import random
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from selfprune.allocation import Allocation, LevelGrid
 from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
 from selfprune.ladder import Ladder
 from selfprune.objective import Aspects
-from selfprune.scoring import Scorer, block_versions, first_batches
+from selfprune.scoring import Scorer, first_batches, visiting_order
 
 
 @dataclass
@@ -59,21 +60,26 @@ class Racer:
         self._rng = random.Random(f"{seed} {search}")
         self._known: dict[tuple[int, ...], dict[int, list[float]]] = {}
 
-    def race(self, first_id: int, proposals: Sequence[Proposal]) -> list[Candidate]:
+    def race(self, first_id: int, proposals: Sequence[Proposal], max_tokens: int = sys.maxsize) -> list[Candidate]:
         """Every proposal's fate, in their order, and after them the incumbent's, where it was scored on further windows.
 
         Args:
             first_id: id of the first.
             proposals: what to score.
+            max_tokens: what the race may cost; its first rung is run in any case.
         """
-        rungs = self._rungs()
         runners = [self._enter(first_id + i, proposal) for i, proposal in enumerate(proposals)]
+        n_left = (max_tokens - sum(runner.n_tokens for runner in runners)) // self.scorer.n_tokens_per_window
+        rungs = self._rungs(len(runners), n_left)
         for rung, batches in enumerate(rungs):
             is_last = rung + 1 == len(rungs)
             holder = self._reenter(first_id + len(proposals)) if is_last else None
-            self._run([*runners, *([holder] if holder else [])], batches)
+            n_left -= self._run([*runners, *([holder] if holder else [])], batches)
             if not is_last:
-                self._drop(runners, batches, self.ladder.n_survivors[rung])
+                n_payable = self._n_payable(batches, rungs[rung + 1 :], n_left)
+                if n_payable < 1:
+                    return self._run_out(runners, batches)
+                self._drop(runners, batches, min(n_payable, self.ladder.n_survivors[rung]))
         is_news = holder is not None and (self.ladder.fresh or holder.candidate.n_windows > self._held().n_windows)
         self._decide(runners, holder, is_news, rungs[-1])
         return [runner.candidate for runner in [*runners, *([holder] if holder and is_news else [])]]
@@ -105,13 +111,39 @@ class Racer:
             newest.setdefault(self.scorer.grid.genome(champion.allocation), champion)
         return list(newest.values())[:n]
 
-    def _rungs(self) -> list[list[int]]:
-        """The batches of each open rung."""
+    def _rungs(self, n_candidates: int, n_left: int) -> list[list[int]]:
+        """The batches of each open rung, but for those new to the incumbent that the windows left do not pay."""
+        n_windows = self.ladder.n_windows
         if self.ladder.fresh:
             sizes = self.scorer.batch_sizes
             whole = [i for i, size in enumerate(sizes) if size == sizes[0]]
-            return [self._rng.sample(whole, n // sizes[0]) for n in self.ladder.n_windows]
-        return [first_batches(self.scorer.batch_sizes, n) for n in self.ladder.n_windows[: self.n_open]]
+            return [self._rng.sample(whole, n // sizes[0]) for n in n_windows]
+        # Without an incumbent there is nothing to meet it on: what cannot be paid is told as the race runs.
+        n_rungs, n_seen = self.n_open, self.incumbent.n_windows if self.incumbent else n_windows[-1]
+        while n_rungs > 1 and (n_new := n_windows[n_rungs - 1] - n_seen) > 0:
+            if self.ladder.most_windows(n_candidates, n_rungs) + n_new <= n_left:
+                break
+            n_rungs -= 1
+        return [first_batches(self.scorer.batch_sizes, n) for n in n_windows[:n_rungs]]
+
+    def _n_payable(self, batches: Sequence[int], following: Sequence[Sequence[int]], n_left: int) -> int:
+        """How many may go on from one rung to the next of those that follow, which the incumbent joins if it is the last."""
+        sizes, held = self.scorer.batch_sizes, self.incumbent
+        if held and len(following) == 1:
+            known = self._known[self.scorer.grid.genome(held.allocation)]
+            n_left -= sum(sizes[batch] for batch in following[0] if batch not in known)
+        return n_left // sum(sizes[batch] for batch in following[0] if batch not in batches)
+
+    def _run_out(self, runners: Sequence[_Runner], batches: Sequence[int]) -> list[Candidate]:
+        """The fates of a race whose next rung cannot be paid: the incumbent stays, and only a free place is taken."""
+        if self.incumbent is None:
+            self._decide(runners, None, False, batches)
+        else:
+            for runner in runners:
+                if runner.candidate.state is State.COMPLETE:
+                    reason = f"no tokens left for more than {runner.candidate.n_windows} windows"
+                    runner.candidate = replace(runner.candidate, state=State.STOPPED, reason=reason, objectives={})
+        return [runner.candidate for runner in runners]
 
     def _enter(self, candidate_id: int, proposal: Proposal) -> _Runner:
         if proposal.allocation is None:
@@ -126,8 +158,13 @@ class Racer:
     def _reenter(self, candidate_id: int) -> _Runner | None:
         return self._enter(candidate_id, _again(self._held(), RE_ENTRY)) if self.incumbent else None
 
-    def _run(self, runners: Sequence[_Runner], batches: Sequence[int]) -> None:
-        """Scores all that still race on the batches that they do not know, in an order that shares the most blocks."""
+    def _run(self, runners: Sequence[_Runner], batches: Sequence[int]) -> int:
+        """Scores all that still race on the batches that they do not know, in an order that shares the most blocks.
+
+        Returns:
+            how many windows that took.
+        """
+        n_scored = 0
         racing = [runner for runner in runners if runner.candidate.state is State.COMPLETE]
         order = visiting_order([r.candidate.allocation for r in racing], self.scorer.last, self.scorer.grid)
         for runner in (racing[i] for i in order):
@@ -136,6 +173,7 @@ class Racer:
                 found = self.scorer.score(self.search, runner.candidate.id, runner.candidate.allocation, missing)
                 runner.known.update(found)
                 runner.n_tokens += sum(map(len, found.values())) * self.scorer.n_tokens_per_window
+                n_scored += sum(map(len, found.values()))
         for runner in racing:
             mean, n_windows = runner.mean(batches), len(runner.scores(batches))
             seen = replace(runner.candidate, n_windows=n_windows, n_tokens=runner.n_tokens)
@@ -144,6 +182,7 @@ class Racer:
                 runner.candidate = replace(seen, score=mean, objectives=objectives)
             else:
                 runner.candidate = replace(seen, state=State.FAILED, score=None, reason="the score is not finite", objectives={})
+        return n_scored
 
     def _drop(self, runners: Sequence[_Runner], batches: Sequence[int], n_survivors: int) -> None:
         """Stops those beyond the survivors' ranks, and those clearly worse than the best."""
@@ -195,16 +234,6 @@ def paired_z(scores: Sequence[float], others: Sequence[float]) -> float:
     if spread == 0.0:
         return 0.0 if mean == 0.0 else math.copysign(math.inf, mean)
     return mean / (spread / math.sqrt(len(differences)))
-
-
-def visiting_order(allocations: Sequence[Allocation], current: Allocation, grid: LevelGrid) -> list[int]:
-    """An order that walks the tree of common prefixes depth first, beginning where the current allocation leads.
-
-    Every node of the tree is then computed once, with the hidden states of a single path in memory.
-    """
-    path = block_versions(current, grid)
-    versions = [block_versions(allocation, grid) for allocation in allocations]
-    return sorted(range(len(versions)), key=lambda i: [(v != own, v) for v, own in zip(versions[i], path, strict=True)])
 
 
 def _again(champion: Candidate, operator: str) -> Proposal:

@@ -86,3 +86,13 @@ def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:
     for unit in grid.units:
         blocks.setdefault(unit.block, []).append(allocation[unit.name])
     return [tuple(blocks.get(block, ())) for block in range(max(blocks) + 1)]
+
+
+def visiting_order(allocations: Sequence[Allocation], current: Allocation, grid: LevelGrid) -> list[int]:
+    """An order that walks the tree of common prefixes depth first, beginning where the current allocation leads.
+
+    Every node of the tree is then computed once, with the hidden states of a single path in memory.
+    """
+    path = block_versions(current, grid)
+    versions = [block_versions(allocation, grid) for allocation in allocations]
+    return sorted(range(len(versions)), key=lambda i: [(v != own, v) for v, own in zip(versions[i], path, strict=True)])

@@ -24,7 +24,7 @@ class SearchConfig:
     """What one search may spend, and how.
 
     Attributes:
-        max_tokens: tokens of evaluation; a round that has begun is finished.
+        max_tokens: tokens of evaluation; only the gradients and the first rung of a round that has begun may go beyond them.
         max_candidates: candidates; none when null.
         max_seconds: wall-clock seconds; none when null. A search that ends so does not repeat exactly.
         n_per_round: proposals asked for at once.
@@ -139,14 +139,14 @@ def run_search(
         on_progress(state)
         return sum(candidate.n_tokens for candidate in found)
 
-    def go_on(proposals: Sequence[Proposal]) -> int:
-        raced = racer.race(len(archive.candidates), proposals)
+    def go_on(proposals: Sequence[Proposal], n_reserved: int) -> int:
+        raced = racer.race(len(archive.candidates), proposals, config.max_tokens - n_tokens - n_reserved)
         spent = record(raced)
         proposer.tell(raced)
         return spent
 
     if yardsticks:
-        go_on(yardsticks)
+        go_on(yardsticks, 0)
     n_idle_rounds = 0
     while n_idle_rounds < MAX_IDLE_ROUNDS:
         reserved = racer.n_tokens_of_final_heat(config.n_finalists)
@@ -155,7 +155,7 @@ def run_search(
         proposals = proposer.ask(config.n_per_round)
         if not proposals:
             break
-        n_idle_rounds = 0 if go_on(proposals) else n_idle_rounds + 1
+        n_idle_rounds = 0 if go_on(proposals, reserved) else n_idle_rounds + 1
     if finalists := racer.final_heat(len(archive.candidates), config.n_finalists):
         record(finalists)
     return candidates
