@@ -2,8 +2,9 @@
 
     python experiments/equal_budget/table.py runs/equal_budget --output experiments/equal_budget
 
-Every finished run below the folder counts. `search KL` is the winner's score on all search windows, from the final heat; KL and
-perplexity are those of the report. Values are medians over seeds with the range; `results.jsonl` holds every run.
+Every finished run below the folder counts, its controls and closed forms as searches of their own. `search KL` is the score of a
+main search's winner on all search windows; KL and perplexity are those of the report. Values are medians over seeds with the
+range; `results.jsonl` holds every search.
 """
 
 import argparse
@@ -16,38 +17,42 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+GROUP = ("model", "pruner", "sparsity", "search", "max_windows")
 COLUMNS = ("search_kl", "report_kl", "perplexity", "accuracy")
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """One row of a finished run."""
+def read_run(folder: Path) -> list[dict[str, Any]]:
+    """One row for the main search of a finished run, each of its controls and each of its closed forms."""
     config, report = OmegaConf.load(folder / "config.yaml"), json.loads((folder / "report.json").read_text())
     overrides = json.loads((folder / "environment.json").read_text())["overrides"]
-    chosen = dict(item.split("=", 1) for item in overrides)
-    winner = next(row for row in report["rows"] if row["name"] == "winner")
-    accuracies = [task["acc"] for task in winner["tasks"].values() if "acc" in task]
-    return {
-        "model": Path(config.model.path).name,
-        "pruner": chosen.get("pruner", "wanda"),
-        "sparsity": config.budget.sparsity,
-        "search": chosen.get("search", "default"),
-        "max_windows": config.search.max_tokens // config.data.n_tokens_per_window,
-        "seed": config.seed,
-        "windows": report["search"]["n_tokens"] / config.data.n_tokens_per_window,
-        "search_kl": report["search"]["winner"]["score"],
-        "report_kl": winner["kl"],
-        "perplexity": winner["perplexity"],
-        "accuracy": statistics.fmean(accuracies) if accuracies else None,
-        "seconds": report["search"]["seconds"],
-    }
+    chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
+    n_tokens_per_window = config.data.n_tokens_per_window
+    searches = {row["name"]: row for row in report["rows"] if row["name"] not in ("dense", "winner")}
+    searches[chosen.get("search", "default")] = next(row for row in report["rows"] if row["name"] == "winner")
+    return [
+        {
+            "model": Path(config.model.path).name,
+            "pruner": chosen.get("pruner", "wanda"),
+            "sparsity": config.budget.sparsity,
+            "search": search,
+            "max_windows": config.search.max_tokens // n_tokens_per_window if row["n_tokens"] else 0,
+            "seed": config.seed,
+            "windows": row["n_tokens"] / n_tokens_per_window,
+            "search_kl": report["search"]["winner"]["score"] if row["name"] == "winner" else None,
+            "report_kl": row["kl"],
+            "perplexity": row["perplexity"],
+            "accuracy": _mean_accuracy(row),
+            "seconds": row["seconds"],
+        }
+        for search, row in searches.items()
+    ]
 
 
 def to_table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line per model, pruner, sparsity, search and budget."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        key = tuple(row[name] for name in ("model", "pruner", "sparsity", "search", "max_windows"))
-        groups[key].append(row)
+        groups[tuple(row[name] for name in GROUP)].append(row)
     lines = [
         "| model | pruner | sparsity | search | windows | seeds | search KL | report KL | perplexity | accuracy |",
         "|---" * 10 + "|",
@@ -71,7 +76,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for row in rows:
             if (row["model"], row["sparsity"]) == panel:
                 marker = {"wanda": "o", "sparsegpt": "^"}.get(row["pruner"], "s")
-                axes.plot(max(row["windows"], 1), row["report_kl"], marker, color=colours[row["search"]], label=row["search"])
+                style = {"color": colours[row["search"]], "label": row["search"]}
+                if row["windows"]:
+                    axes.plot(row["windows"], row["report_kl"], marker, **style)
+                else:
+                    axes.axhline(row["report_kl"], linestyle=":", linewidth=1, **style)
         highest = max(row["report_kl"] for row in rows if (row["model"], row["sparsity"]) == panel)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(handles.values(), handles.keys(), fontsize=7)
@@ -87,6 +96,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _mean_accuracy(row: dict[str, Any]) -> float | None:
+    accuracies = [task["acc"] for task in row["tasks"].values() if "acc" in task]
+    return statistics.fmean(accuracies) if accuracies else None
+
+
 def _spread(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
@@ -100,7 +114,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    rows = [read_run(path.parent) for path in sorted(arguments.runs.glob("*/report.json"))]
+    rows = [row for path in sorted(arguments.runs.glob("*/report.json")) for row in read_run(path.parent)]
+    # Runs that differ in their searches alone have the same closed forms.
+    rows = list({tuple(row[name] for name in (*GROUP, "seed")): row for row in rows}.values())
     (arguments.output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (arguments.output / "table.md").write_text(to_table(rows))
     draw(rows, arguments.output / "kl.png")
