@@ -258,7 +258,7 @@ def test_a_run_that_asked_nothing_says_nothing():
 
 def test_calls_of_which_no_proposal_came_are_told_without_a_dialogue():
     page = page_of([call(0, ["{}", "{}"])], [Candidate(0, "main", Proposal({"a": 1}, "uniform"), State.COMPLETE, 0.1, 8)])
-    assert "The main search called the language model 1 time (10 prompt and 6 reply tokens, 0.1 s)." in page
+    assert "The main search called the language model 1 time (20 prompt and 6 reply tokens, 0.1 s)." in page
     assert "The other 2 replies chose parents, or led to the same question again." in page
     assert "###" not in page
     assert "Samples follow" not in page
@@ -275,6 +275,6 @@ def test_the_sums_are_said_in_a_sentence_and_a_table():
     page = page_of(calls, candidates)
     assert "4 replies were read as proposals: 2 valid ones, 1 of them after a repair, and 2 that failed." in page
     # 0.25 on 40 tokens, those of failed candidates included
-    assert "1 became the incumbent and lowered the score by 0.2500 in all, which is 6.2500 per thousand tokens" in page
-    assert "| main | edits | 4 | 2 | 1 | 2 | 1 | 0.2500 |" in page
+    assert "1 became the incumbent and lowered the score by 0.25 in all, which is 6.25 per thousand tokens" in page
+    assert "| main | edits | 4 | 2 | 1 | 2 | 1 | 0.25 |" in page
     assert "- 1 × repaired: `a percent clipped`\n- 2 × failed: `no JSON object`\n" in page

@@ -3,7 +3,7 @@
     python experiments/what_the_model_adds/table.py runs/what_the_model_adds --output experiments/what_the_model_adds
 
 A run's folder is named MODEL_SPARSITY_ARM_SEED, where ARM is what its main search was; its controls are arms by their own
-names. An arm is compared with `self` on the same seeds: the mean difference of report-split KL with its 95% interval by
+names. An arm is compared with the reference on the same seeds: the mean difference of report-split KL with its 95% interval by
 Student's t. `results.jsonl` holds every search.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-OURS = "self"
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
 
@@ -44,10 +43,10 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def paired(rows: list[dict[str, Any]], arm: str) -> list[float]:
-    """Per seed that both have, by how much the arm's KL lies above ours."""
-    ours = {row["seed"]: row["report_kl"] for row in rows if row["arm"] == OURS}
-    return [row["report_kl"] - ours[row["seed"]] for row in rows if row["arm"] == arm and row["seed"] in ours]
+def paired(rows: list[dict[str, Any]], arm: str, reference: str) -> list[float]:
+    """Per seed that both have, by how much the arm's KL lies above the reference's."""
+    theirs = {row["seed"]: row["report_kl"] for row in rows if row["arm"] == reference}
+    return [row["report_kl"] - theirs[row["seed"]] for row in rows if row["arm"] == arm and row["seed"] in theirs]
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -56,9 +55,18 @@ def interval(differences: list[float]) -> tuple[float, float]:
     return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
 
 
-def to_table(rows: list[dict[str, Any]]) -> str:
+def to_table(rows: list[dict[str, Any]], reference: str) -> str:
     """Markdown, one line per model, sparsity and arm."""
-    columns = ["model", "sparsity", "arm", "seeds", "tokens", "report KL, mean ± sd", "perplexity", "minus `self`, 95% interval"]
+    columns = [
+        "model",
+        "sparsity",
+        "arm",
+        "seeds",
+        "tokens",
+        "report KL, mean ± sd",
+        "perplexity",
+        f"minus `{reference}`, 95% interval",
+    ]
     columns += ["valid replies", "its tokens", "its seconds", "its winners"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for model, sparsity in sorted({(row["model"], row["sparsity"]) for row in rows}):
@@ -66,7 +74,7 @@ def to_table(rows: list[dict[str, Any]]) -> str:
         for arm in sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl")):
             values = [row["report_kl"] for row in here if row["arm"] == arm]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            differences = [] if arm == OURS else paired(here, arm)
+            differences = [] if arm == reference else paired(here, arm, reference)
             difference = "{:+.4f} ± {:.4f}".format(*interval(differences)) if len(differences) > 1 else ""
             cells = [
                 model, f"{sparsity:.0%}", arm, str(len(values)), f"{_mean(here, arm, 'n_tokens'):,.0f}",
@@ -87,7 +95,7 @@ def _told(asked: list[dict[str, Any]]) -> list[str]:
     return [valid, f"{n_tokens:,.0f}", f"{seconds:.1f}", winners]
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], reference: str, path: Path) -> None:
     """Report-split KL per arm, one panel per model and sparsity, one mark per run."""
     panels = sorted({(row["model"], row["sparsity"]) for row in rows})
     figure = Figure(figsize=(4.0 * len(panels), 3.2), layout="constrained")
@@ -96,7 +104,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         arms = sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl"))
         for place, arm in enumerate(arms):
             values = [row["report_kl"] for row in here if row["arm"] == arm]
-            axes.plot(values, [place] * len(values), "o", alpha=0.6, color="C0" if arm == OURS else "0.4")
+            axes.plot(values, [place] * len(values), "o", alpha=0.6, color="C0" if arm == reference else "0.4")
         axes.axvline(here[0]["uniform_kl"], color="C3", linestyle=":", label="uniform")
         axes.set(yticks=range(len(arms)), yticklabels=arms, xlabel="report-split KL", title=f"{panel[0]}, {panel[1]:.0%}")
         axes.set_xlim(left=0)
@@ -113,12 +121,13 @@ def _mean(rows: list[dict[str, Any]], arm: str, column: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--reference", default="self")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     rows = [row for path in sorted(arguments.runs.glob("*/report.json")) for row in read_run(path.parent)]
     (arguments.output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (arguments.output / "table.md").write_text(to_table(rows))
-    draw(rows, arguments.output / "kl.png")
+    (arguments.output / "table.md").write_text(to_table(rows, arguments.reference))
+    draw(rows, arguments.reference, arguments.output / "kl.png")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def language_model_lines(record: Mapping[str, Any]) -> list[str]:
     searches, dialogues = record["searches"], record["dialogues"]
     counted = ["replies", "valid", "repaired", "failed", "accepted"]
     rows = [
-        [search, name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.4f}"]
+        [search, name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.3g}"]
         for search, totals in searches.items()
         for name, ours in totals["operators"].items()
     ]
@@ -101,8 +101,8 @@ def _ledger_sentence(search: str, totals: Mapping[str, Any]) -> str:
     read = totals["valid"] + totals["failed"]
     unread = totals["replies"] - read
     gained = (
-        f"{totals['accepted']:,} became the incumbent and lowered the score by {totals['gain']:.4f} in all, which is "
-        f"{totals['gain_per_thousand_tokens']:.4f} per thousand tokens that the evaluation of all of them took"
+        f"{totals['accepted']:,} became the incumbent and lowered the score by {totals['gain']:.3g} in all, which is "
+        f"{totals['gain_per_thousand_tokens']:.3g} per thousand tokens that the evaluation of all of them took"
         if totals["accepted"]
         else "None became the incumbent"
     )

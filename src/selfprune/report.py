@@ -186,7 +186,7 @@ def to_markdown(report: dict[str, Any]) -> str:
 def _ledger_table(by_proposer: dict[str, dict[str, float]]) -> list[str]:
     counted = ["proposed", "complete", "stopped", "failed", "n_tokens", "won"]
     rows = [
-        [name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.4f}", f"{ours['gain_per_million_tokens']:.3f}"]
+        [name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.3g}", f"{ours['gain_per_million_tokens']:.3g}"]
         for name, ours in by_proposer.items()
     ]
     header = ["", *counted, "gain", "credit"]
