@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +15,8 @@ from selfprune.candidate import FINAL, Candidate
 from selfprune.journal import write_whole
 
 mpl.use("Agg")
+
+LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def draw_sparsities(path: Path, allocations: Mapping[str, Allocation], grid: LevelGrid) -> None:
@@ -68,7 +70,7 @@ def draw_progress(path: Path, candidates: Sequence[Candidate], n_tokens_before: 
     proposers = list(dict.fromkeys(c.proposal.proposer for c in candidates))
     colours = {proposer: f"C{i % 10}" for i, proposer in enumerate(proposers)}
     labelled: set[str] = set()
-    for search in dict.fromkeys(c.search for c in candidates):
+    for search, style in zip(dict.fromkeys(c.search for c in candidates), cycle(LINE_STYLES), strict=False):
         n_tokens, line = n_tokens_before.get(search, 0), []
         for candidate in (c for c in candidates if c.search == search):
             n_tokens += candidate.n_tokens
@@ -88,7 +90,7 @@ def draw_progress(path: Path, candidates: Sequence[Candidate], n_tokens_before: 
                 [*scores, scores[-1]],
                 where="post",
                 color="0.3",
-                linestyle="-" if search == "main" else "--",
+                linestyle=style,
                 label=f"search: {search}",
             )
     axes.set_xlabel("tokens spent")
