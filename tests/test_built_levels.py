@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from selfprune import built_levels, tensor_cache
+from selfprune import built_levels, lock, tensor_cache
 from selfprune.allocation import LevelGrid
 from selfprune.built_levels import BuiltLevels, LevelKind, LevelsConfig, open_statistics
 from selfprune.calibration import calibrate, calibrate_blocks
@@ -374,9 +374,9 @@ def test_a_folder_with_other_things_is_left_alone(build, folder):
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.skipif(tensor_cache.fcntl is None, reason="this system has no such locks")
+@pytest.mark.skipif(lock.fcntl is None, reason="this system has no such locks")
 def test_no_two_processes_use_a_folder_at_once(build, folder):
-    take = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    take = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"
     command = [sys.executable, "-c", f"{take}; print('held', flush=True); input()", str(folder / "lock")]
     folder.mkdir()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

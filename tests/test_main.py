@@ -46,7 +46,16 @@ WRONG = {
     ),
     "script that is missing": (["language_model=scripted", "language_model.path=no.jsonl"], "no.jsonl"),
     "language model without path": (["language_model=local"], "language_model.path must be a folder"),
-    "missing language model": (["language_model=local", "language_model.path=./no/such/model"], "no/such/model"),
+    "missing language model": (
+        ["language_model=local", "language_model.path=./no/such/model"],
+        "language_model.path=./no/such/model",
+    ),
+    "an arm that is a text": (["+proposer.arms.random=random"], "added as in +proposer@proposer.arms.random=random"),
+    "an arm without its share": (["~proposer.arms.self_pruner"], "an arm is left out by a share of 0"),
+    "key that is not set": (
+        ["language_model=openai_compatible", "language_model.key_variable=NO_SUCH"],
+        "an environment variable that is set",
+    ),
     "unknown task": (["harness.tasks=[selfprune_fcts_report]"], "selfprune_facts_report"),
 }
 
@@ -153,6 +162,32 @@ def test_an_interrupt_of_earlier_work_does_not_turn_a_mistake_into_one(capsys):
 
     assert guarded(work, "selfprune", str) == 2
     assert capsys.readouterr().err == "selfprune: no such model\n"
+
+
+def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
+    begun = []
+
+    def interrupted(composed, overrides, job):
+        begun.append(job)
+        raise KeyboardInterrupt("runs/here")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("selfprune.__main__.run_composed", interrupted)
+    monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=0,1,2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    GlobalHydra.instance().clear()
+    assert (ended.value.code, begun) == (130, [0])
+
+
+def test_an_unknown_log_level_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("SELFPRUNE_LOG", "loud")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "SELFPRUNE_LOG must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, got LOUD" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_every_option_can_be_shown(selfprune):

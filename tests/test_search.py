@@ -300,3 +300,12 @@ def test_the_global_generator_is_left_alone(search, space):
 def test_a_setting_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=rf"search\.{name} .* got {value}"):
         SearchConfig(**{name: value})
+
+
+def test_a_search_that_ended_by_time_ends_there_again(search, space, tmp_path):
+    settings = config(max_seconds=0.05, ladder=Ladder([1], [], grows=False))
+    first = search(Random().build(space, 0, NOBODY), settings)
+    archive = (tmp_path / "run/archive.jsonl").read_bytes()
+    assert first
+    assert search(Random().build(space, 0, NOBODY), replace(settings, max_seconds=1e9)) == first
+    assert (tmp_path / "run/archive.jsonl").read_bytes() == archive

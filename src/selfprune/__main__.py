@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from selfprune.command_line import guarded, set_up
+from selfprune.command_line import INTERRUPTED, guarded, set_up
 from selfprune.conf_path import conf_folder
 from selfprune.run import run_composed
 
@@ -33,6 +33,9 @@ def main() -> int:
         config = HydraConfig.get()
         job = config.job.num if config.mode == RunMode.MULTIRUN else None
         codes.append(guarded(lambda: run_composed(composed, list(config.overrides.task), job), COMMAND, _interrupted))
+        if codes[-1] == INTERRUPTED:
+            # Whoever interrupts a sweep means all of it.
+            raise SystemExit(INTERRUPTED)
 
     codes.append(guarded(start, COMMAND, _interrupted))
     return max(codes)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,17 @@ from transformers.utils.logging import disable_progress_bar
 from selfprune.config import register_schemas
 from selfprune.errors import SelfpruneError, complain
 
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted."""
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 
 def set_up() -> None:
     """Quiet libraries, our own log level, and the schemas that Hydra composes."""
-    logging.basicConfig(level=os.environ.get("SELFPRUNE_LOG", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s")
+    level = os.environ.get("SELFPRUNE_LOG", "WARNING").upper()
+    if level not in LOG_LEVELS:
+        sys.exit(complain(f"the environment variable SELFPRUNE_LOG must be one of {', '.join(LOG_LEVELS)}, got {level}"))
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     register_schemas()
@@ -39,10 +47,10 @@ def guarded(work: Callable[[], object], command: str, interrupted: Callable[[Key
         try:
             work()
         except KeyboardInterrupt as interrupt:
-            return complain(interrupted(interrupt), 130)
+            return complain(interrupted(interrupt), INTERRUPTED)
         except Exception as error:
             if noted:
-                return complain(interrupted(KeyboardInterrupt()), 130)
+                return complain(interrupted(KeyboardInterrupt()), INTERRUPTED)
             mistake = _mistake(error, command)
             if mistake is None:
                 raise

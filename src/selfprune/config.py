@@ -50,7 +50,8 @@ class RunConfig:
         pruner: decides which weights go.
         proposer: proposes allocations in the main search.
         yardsticks: name -> closed-form allocations that are scored first and reported.
-        controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported.
+        controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported; they know
+            sensitivities, where the main search measured them, for nothing.
         language_model: who is asked by proposers that ask.
         evaluator: what the search minimises.
         objective: on which kinds of text.

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import disk_error, write_whole
+from selfprune.lock import hold
 from selfprune.models import preflight_memory
 from selfprune.placement import Placement
 from selfprune.resources import LIBRARY_BYTES, Resources
@@ -35,7 +36,13 @@ def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
             f"resume must name a run folder with a config.yaml and an environment.json, got {folder}; give the folder "
             f"of a run that was begun"
         )
-    overrides = json.loads(environment.read_text(encoding="utf-8"))["overrides"]
+    try:
+        overrides = json.loads(environment.read_text(encoding="utf-8"))["overrides"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{environment} must hold the overrides that the run was begun with, but cannot be read as that "
+            f"({type(error).__name__}: {error}); begin the run anew, in another run_folder"
+        ) from error
     return hydra.compose("config", overrides=overrides), overrides
 
 
@@ -85,7 +92,7 @@ def opened(folder: Path, composed: DictConfig, overrides: list[str]) -> Iterator
     A new folder is removed again when a user's mistake ends the run before anything was measured.
 
     Raises:
-        ConfigError: when the folder belongs to another run or to something else.
+        ConfigError: when the folder belongs to another run or to something else, or another process works in it.
         SelfpruneError: when it cannot be written.
     """
     content = OmegaConf.to_yaml(
@@ -103,12 +110,15 @@ def opened(folder: Path, composed: DictConfig, overrides: list[str]) -> Iterator
             f"the run folder {folder} exists and holds other things than a run; choose a new or an empty run_folder"
         )
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    is_new = not path.exists()
     try:
-        if not path.exists():
+        if is_new:
             _begin(folder, content, overrides)
-        yield
+        in_use = f"the run folder {folder} is in use by another process; wait for it to end, or choose another run_folder"
+        with hold(folder / "environment.json", in_use):
+            yield
     except SelfpruneError:
-        if not (folder / "evaluations.jsonl").exists():
+        if is_new and not (folder / "evaluations.jsonl").exists():
             _remove(folder, made)
         raise
 

@@ -1,5 +1,6 @@
 """Measures allocations on the search windows: loads the levels, runs the model, remembers in the journal."""
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -61,7 +62,7 @@ class Scorer:
             allocation: its levels.
             batches: which batches, by number.
         """
-        key = {"search": search, "candidate": candidate, "batches": list(batches)}
+        key = {"search": search, "candidate": candidate, "allocation": digest(allocation, self.grid), "batches": list(batches)}
         record = self.journal.once(key, lambda: self.measure(allocation, batches))
         self.seconds += record["seconds"]
         self.last = allocation
@@ -78,6 +79,11 @@ class Scorer:
 def first_batches(batch_sizes: Sequence[int], n_windows: int) -> list[int]:
     """The batches that hold the first windows of a split; one that goes beyond them is left out."""
     return [i for i, end in enumerate(accumulate(batch_sizes)) if end <= n_windows]
+
+
+def digest(allocation: Allocation, grid: LevelGrid) -> str:
+    """A short name of an allocation, by which a record tells whether it is of the same."""
+    return hashlib.sha256(repr(list(grid.genome(allocation))).encode()).hexdigest()[:16]
 
 
 def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:

@@ -16,7 +16,7 @@ from selfprune.racing import Racer
 logger = logging.getLogger(__name__)
 
 MAX_IDLE_ROUNDS = 10
-"""Rounds in a row whose proposals all failed before they were scored, after which a search ends."""
+"""Rounds in a row that cost nothing, since all their proposals failed or were known, after which a search ends."""
 
 
 @dataclass
@@ -24,13 +24,15 @@ class SearchConfig:
     """What one search may spend, and how.
 
     Attributes:
-        max_tokens: tokens of evaluation; only the gradients and the first rung of a round that has begun may go beyond them.
+        max_tokens: tokens of evaluation. Beyond them go at most the gradients and the first rung of a round that has begun, and
+            what its new champion adds to the final heat.
         max_candidates: candidates; none when null.
-        max_seconds: wall-clock seconds; none when null. A search that ends so does not repeat exactly.
+        max_seconds: wall-clock seconds since the search was begun or resumed; none when null. A search that ends so does not
+            repeat exactly in another run.
         n_per_round: proposals asked for at once.
         ladder: racing.
         race_yardsticks: the yardsticks are the first candidates; otherwise they are only reported.
-        n_finalists: best candidates that are scored on the lm-eval search documents.
+        n_finalists: last champions that meet on all windows at the end, and then on the lm-eval search documents.
         n_sensitivity_windows: search windows on which every unit is pruned alone, before the search, to tell proposers how
             sensitive it is; a number that `ladder` stops at, or 0 for no such measurement. Costs as many windows for every unit.
         level_fraction: step of the level grid as a fraction of the smallest unit.
@@ -145,12 +147,20 @@ def run_search(
         proposer.tell(raced)
         return spent
 
+    def is_out_of_time() -> bool:
+        if config.max_seconds is None:
+            return False
+        # Recorded, because a resumed search must end where this one does.
+        key = {"search": racer.search, "candidates": len(candidates)}
+        record = racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= (config.max_seconds or 0.0)})
+        return bool(record["is_over"])
+
     if yardsticks:
         go_on(yardsticks, 0)
     n_idle_rounds = 0
     while n_idle_rounds < MAX_IDLE_ROUNDS:
         reserved = racer.n_tokens_of_final_heat(config.n_finalists)
-        if not _within(config, len(candidates), n_tokens + reserved, time.monotonic() - began):
+        if not _within(config, len(candidates), n_tokens + reserved) or is_out_of_time():
             break
         proposals = proposer.ask(config.n_per_round)
         if not proposals:
@@ -161,9 +171,7 @@ def run_search(
     return candidates
 
 
-def _within(config: SearchConfig, n_candidates: int, n_tokens: int, seconds: float) -> bool:
+def _within(config: SearchConfig, n_candidates: int, n_tokens: int) -> bool:
     if config.max_candidates is not None and n_candidates >= config.max_candidates:
-        return False
-    if config.max_seconds is not None and seconds >= config.max_seconds:
         return False
     return n_tokens < config.max_tokens

@@ -7,7 +7,6 @@ removed weights carry curvature; so they are valued as restorations, at the mode
 Shape suffixes: O out, I in.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from selfprune.allocation import Allocation, Unit
 from selfprune.gradients import backward_blocks
 from selfprune.proposers.base import MoveValues
-from selfprune.scoring import Scorer
+from selfprune.scoring import Scorer, digest
 
 FORWARD_PASSES = 4
 """What a gradient counts as, in forward passes: one, another block by block, and a backward pass that takes as long as two."""
@@ -26,7 +25,7 @@ FORWARD_PASSES = 4
 
 @dataclass
 class SwapGradients:
-    """The move values of one run; what a resumed run had measured is read back.
+    """The move values of one search; what a resumed run had measured is read back.
 
     Attributes:
         scorer: model, levels and search windows.
@@ -48,8 +47,7 @@ class SwapGradients:
             batches.append(index)
             n_taken += self.scorer.batch_sizes[index]
             index = (index + 1) % self.scorer.n_batches
-        digest = hashlib.sha256(repr(list(self.scorer.grid.genome(allocation))).encode()).hexdigest()[:16]
-        key = {"gradients": digest, "bracket": bracket, "batches": batches}
+        key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "batches": batches}
         record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches))
         self.scorer.seconds += record["seconds"]
         n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window

@@ -21,11 +21,7 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.journal import disk_error, write_whole
-
-try:
-    import fcntl
-except ImportError:  # not a Unix system
-    fcntl = None  # type: ignore[assignment]
+from selfprune.lock import hold
 
 logger = logging.getLogger(__name__)
 
@@ -200,19 +196,11 @@ def _file_name(name: str) -> str:
 
 
 def _hold(folder: Path) -> None:
-    """Keeps other processes away from a folder; the system lets go of it when this one ends, however it ends."""
+    """Keeps other processes away from a folder for as long as this one lives."""
     path = (folder / LOCK).resolve()
-    if fcntl is None or path in _held:
-        return
-    file = path.open("ab")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise ConfigError(
-                f"search.levels.folder={folder} is in use by another process; wait for it, or choose a folder for this run alone"
-            ) from error
-        logger.debug("%s cannot be locked (%s)", path, error)  # some network file systems have no locks
-    _held[path] = file
-    atexit.register(file.close)
+    if path not in _held:
+        _held[path] = hold(
+            path,
+            f"search.levels.folder={folder} is in use by another process; wait for it, or choose a folder for this run alone",
+        )
+        atexit.register(_held[path].close)

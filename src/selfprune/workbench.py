@@ -193,6 +193,7 @@ def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[
             steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
             alone = {**dense, unit.name: steps * grid.step[unit.name]}
             record = scorer.journal.once({"sensitivity": unit.name}, partial(scorer.measure, alone, batches))
+            scorer.seconds += record["seconds"]
             rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
             update(i + 1)
     return rises

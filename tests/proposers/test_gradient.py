@@ -72,11 +72,13 @@ class Race:
         proposals = proposer.ask(n)
         candidates = [
             Candidate(self.n_raced + i, "main", p, State.COMPLETE, self.score_of(p.allocation), 8, p.proposal_tokens)
+            if p.allocation
+            else Candidate(self.n_raced + i, "main", p, State.FAILED, n_tokens=p.proposal_tokens, reason=p.failure)
             for i, p in enumerate(proposals)
         ]
         self.n_raced += len(candidates)
         held = math.inf if self.incumbent is None else self.incumbent.score
-        leader = min(candidates, key=lambda c: c.score, default=None)
+        leader = min((c for c in candidates if c.score is not None), key=lambda c: c.score, default=None)
         if leader and leader.score < held:
             gain = 0.0 if self.incumbent is None else held - leader.score
             self.incumbent = Candidate(**{**vars(leader), "gain": gain})
@@ -248,11 +250,22 @@ def test_at_the_ends_of_the_grid_no_level_is_illegal_and_the_score_still_falls(s
     race = Race()
     for _ in range(6):
         for proposal in race.run(proposer):
+            if not proposal.allocation:
+                continue
             space.grid.check(proposal.allocation)
             assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.n_target_weights < STEP
     ends = [level in (0, GRID.max_level(unit)) for unit, level in zip(UNITS, race.incumbent.allocation.values(), strict=True)]
     assert sum(ends) >= 3
     assert race.incumbent.score < score(uniform(space))
+
+
+def test_gradients_that_lead_to_no_new_step_are_paid_for():
+    oracle = ExactOracle()
+    proposer, space = build(oracle, GRID.n_weights() - 4)
+    proposer.tell([Candidate(0, "main", Proposal(uniform(space), "test"), State.COMPLETE, 1.0, 8, gain=0.0)])
+    (failed,) = proposer.ask(4)
+    assert (failed.allocation, failed.failure) == (None, "every step was proposed before")
+    assert failed.proposal_tokens == len(oracle.asked) * N_TOKENS > 0
 
 
 def test_it_needs_gradients():

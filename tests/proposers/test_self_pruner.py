@@ -15,7 +15,7 @@ from selfprune.language_models.base import Reply
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.coefficients import Coefficients
 from selfprune.proposers.operators import OPERATORS, Outlook
-from selfprune.proposers.replies import ReplyError, parse_json_object
+from selfprune.proposers.replies import ReplyError, object_schema, parse_json_object
 from selfprune.proposers.self_pruner import SelfPruner, SelfPrunerProposer
 from selfprune.proposers.unit_view import UnitView, Worth
 
@@ -164,7 +164,7 @@ def test_the_grammar_asks_for_what_is_read(operator):
             {end: request.schema["properties"]["moves"]["items"]["properties"][end]["enum"][0] for end in ("from", "to")}
             | {"percent": 9}
         ),
-        "choice": lambda: json.dumps(request.schema["enum"][2]),
+        "choice": lambda: json.dumps({"choice": request.options[2]}),
     }[operator]()
     repairs = []
     assert_on_budget(SPACE.project(request.read(answer, repairs)))
@@ -202,7 +202,7 @@ def test_the_choice_is_what_the_tables_make_more_probable():
 def test_a_model_that_tells_no_probabilities_is_asked_under_a_grammar():
     proposer, script = proposer_of(["?"], operators=["choice"], n_coefficient_calls=0)
     assert proposer.ask(1)[0].failure.startswith("none of the moves to choose from")
-    assert script.asked[-1][1] == {"enum": script.asked[0][1]}
+    assert script.asked[-1][1] == object_schema({"choice": {"enum": script.asked[0][1]}})
 
 
 def test_gradients_are_taken_once_per_incumbent_and_paid_for_by_the_first_proposal():
@@ -342,7 +342,7 @@ def test_ten_thousand_mangled_replies_bring_no_crash_and_no_allocation_off_the_b
     rng = random.Random(0)
     outlook = Outlook(VIEW, ALLOCATION, 7, 1.0, [candidate(7, 1.0)], Worth.of_sensitivities(SPACE))
     requests = [operator(outlook) for operator in OPERATORS.values()]
-    seeds = [coefficients(), edits(MOVE, {**MOVE, "to": {"block": 1, "kind": "up"}}), requests[2].schema["enum"][0]]
+    seeds = [coefficients(), edits(MOVE, {**MOVE, "to": {"block": 1, "kind": "up"}}), requests[2].options[0]]
     n_valid = 0
     for i in range(10_000):
         text = mangled(rng, seeds[i % 3] if rng.random() < 0.9 else rng.choice(seeds))

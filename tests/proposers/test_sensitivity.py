@@ -57,10 +57,14 @@ def test_a_higher_exponent_stays_nearer_to_uniform():
     assert spreads[0] > spreads[1] > spreads[2] > 0
 
 
-def test_one_proposal_per_exponent_and_none_without_a_measurement():
+def test_one_proposal_per_exponent():
     space = SearchSpace(GRID, 1000, {unit.name: 1.0 for unit in UNITS})
     assert [p.operator for p in Sensitivity([8.0, 2.5]).build(space, 0, None).ask(9)] == ["p=8", "p=2.5"]
-    assert ask({}) == []
+
+
+def test_without_a_measurement_the_option_that_takes_it_is_told():
+    with pytest.raises(ConfigError, match=r"search\.n_sensitivity_windows=8"):
+        ask({})
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

@@ -3,10 +3,13 @@
 Limits: it is held beside the model that is pruned; a model too large for that is better served by `openai_compatible`.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from selfprune.errors import ConfigError
+from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.language_models.base import LanguageModel, SampledModelConfig
 from selfprune.models import DType, ModelConfig, load_model, preflight_memory
 
@@ -36,7 +39,8 @@ class LocalLanguageModel(SampledModelConfig):
             ConfigError: when no path is given.
             ModelError: when the model is missing, out of reach or too large.
         """
-        preflight_memory(self._model_config())
+        with _own_options():
+            preflight_memory(self._model_config())
 
     def build(self, model: Any, tokenizer: Any) -> LanguageModel:
         """The language model around a model of its own; the one that is pruned is left alone.
@@ -49,7 +53,8 @@ class LocalLanguageModel(SampledModelConfig):
         # Imported here because llguidance is needed only by runs that ask.
         from selfprune.language_models.sampler import Sampler
 
-        own = load_model(self._model_config())
+        with _own_options():
+            own = load_model(self._model_config())
         return Sampler(own.model, own.tokenizer, self.temperature, self.max_reply_tokens)
 
     def _model_config(self) -> ModelConfig:
@@ -59,3 +64,14 @@ class LocalLanguageModel(SampledModelConfig):
                 "language_model=self for the model that is pruned"
             )
         return ModelConfig(self.path, self.dtype, self.device, trust_remote_code=self.trust_remote_code, revision=self.revision)
+
+
+@contextmanager
+def _own_options() -> Iterator[None]:
+    """Complaints about a model name `model`'s options; here they are those of `language_model`."""
+    try:
+        yield
+    except SelfpruneError as error:
+        raise type(error)(
+            re.sub(r"(?<![\w.])model\.(?=path|dtype|device|revision|trust)", "language_model.", str(error))
+        ) from error

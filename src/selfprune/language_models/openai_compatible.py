@@ -79,8 +79,15 @@ class OpenAICompatible(LanguageModelConfig):
         """Reaches the endpoint once.
 
         Raises:
-            LanguageModelError: when it cannot be reached, turns the key away or does not serve the model.
+            LanguageModelError: when the key is missing or turned away, or the endpoint cannot be reached or does not serve the
+                model.
         """
+        if self.key_variable not in ("", OpenAICompatible.key_variable, *os.environ):
+            # It may be the key itself, so it is not repeated.
+            raise LanguageModelError(
+                "language_model.key_variable must name an environment variable that is set, got another; export the key under "
+                "that name, or leave the option empty for a server that needs no key"
+            )
         self.build(None, None)
 
     def build(self, model: Any, tokenizer: Any) -> LanguageModel:

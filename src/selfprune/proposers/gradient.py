@@ -94,18 +94,24 @@ class GradientProposer:
         self._asked: dict[tuple[int, ...], float] = {}
 
     def ask(self, n: int) -> list[Proposal]:
-        """At most one step per factor, the middle ones first; none when every step was proposed before, at smaller radii too."""
+        """At most one step per factor, the middle ones first.
+
+        When every step was proposed before, at smaller radii too, there is none, or a failure that says what the gradients cost.
+        """
         if self._valued != self._here or self._n_looks < MAX_LOOKS:
             self._look()
         factors = sorted(self.settings.factors, key=lambda factor: abs(math.log(factor)))[:n]
         for _ in range(MAX_HALVINGS):
             proposals = [step for factor in factors if (step := self._new_step(min(1.0, factor * self._radius))) is not None]
             if proposals:
-                proposals[0] = replace(proposals[0], proposal_tokens=self._n_unpaid_tokens)
-                self._n_unpaid_tokens = 0
-                return proposals
+                break
             self._radius /= 2
-        return []
+        if n and not proposals and self._n_unpaid_tokens:
+            proposals = [Proposal(None, self.name, parents=self._parents, failure="every step was proposed before")]
+        if proposals:
+            proposals[0] = replace(proposals[0], proposal_tokens=self._n_unpaid_tokens)
+            self._n_unpaid_tokens = 0
+        return proposals
 
     def tell(self, candidates: list[Candidate]) -> None:
         """Moves to the incumbent, and learns which radius served."""

@@ -3,7 +3,6 @@
 Each operator is a prompt file, a grammar, and a way to read replies into sparsities.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from selfprune.proposers import moves
 from selfprune.proposers.coefficients import Coefficients, coefficients_schema, fit, parse_coefficients
 from selfprune.proposers.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move
 from selfprune.proposers.prompts import fill
-from selfprune.proposers.replies import ReplyError
+from selfprune.proposers.replies import ReplyError, object_schema, parse_json_object
 from selfprune.proposers.unit_view import UnitView, Worth
 
 QUESTION = "Which moves lower the score most?"
@@ -120,11 +119,8 @@ def choice(outlook: Outlook) -> Request:
 
     def moves_of(text: str, repairs: list[str]) -> list[Move]:
         chosen = text.strip()
-        if chosen.startswith('"'):
-            try:
-                chosen = str(json.loads(chosen))
-            except ValueError as error:
-                raise ReplyError("no JSON text") from error
+        if chosen.startswith("{"):
+            chosen = str(parse_json_object(text, ("choice",))["choice"])
         if chosen in options:
             return options[chosen]
         named = [phrase for phrase in options if phrase in text]
@@ -134,7 +130,7 @@ def choice(outlook: Outlook) -> Request:
         return options[named[0]]
 
     prompt = fill("choice", **_described(outlook, sources, destinations), question=QUESTION)
-    return _of_moves("choice", outlook, prompt, {"enum": list(options)}, moves_of, list(options))
+    return _of_moves("choice", outlook, prompt, object_schema({"choice": {"enum": list(options)}}), moves_of, list(options))
 
 
 OPERATORS: dict[str, Callable[[Outlook], Request]] = {"coefficients": coefficients, "edits": edits, "choice": choice}

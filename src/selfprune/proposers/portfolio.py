@@ -38,8 +38,20 @@ class Portfolio(ProposerConfig):
     quantum: int = 4
 
     def __post_init__(self) -> None:
+        wrong = [name for name, arm in self.arms.items() if not isinstance(arm, ProposerConfig)]
+        if wrong:
+            raise ConfigError(
+                f"the arms of a portfolio must be proposers, but {', '.join(wrong)} is none; an arm is added as in "
+                f"+proposer@proposer.arms.{wrong[0]}=random"
+            )
         if any(share < 0 for share in self.shares.values()):
             raise ConfigError(f"the shares of a portfolio must not be negative, got {self.shares}")
+        unknown = [name for name in self.shares if name not in self.arms]
+        if self.arms and (unknown or not any(self.shares.get(name, 1.0) > 0 for name in self.arms)):
+            raise ConfigError(
+                f"the shares of a portfolio must name its arms and leave one of them above 0, got {self.shares}; its arms are "
+                f"{', '.join(self.arms)}, and an arm is left out by a share of 0"
+            )
         if not (0 <= self.explore <= 1 and 0 <= self.memory <= 1 and self.quantum >= 1):
             raise ConfigError(
                 "a portfolio needs explore and memory in [0, 1] and a quantum of at least 1, "
@@ -55,16 +67,10 @@ class Portfolio(ProposerConfig):
         """Every arm with a seed of its own.
 
         Raises:
-            ConfigError: when there is no arm, or the shares do not belong to the arms.
+            ConfigError: when there is no arm.
         """
         if not self.arms:
             raise ConfigError("a portfolio needs at least one arm, got none; see conf/proposer/portfolio.yaml")
-        unknown = [name for name in self.shares if name not in self.arms]
-        if unknown or not any(self.shares.get(name, 1.0) > 0 for name in self.arms):
-            raise ConfigError(
-                f"the shares of a portfolio must name its arms and leave one of them above 0, got {self.shares}; "
-                f"its arms are {', '.join(self.arms)}"
-            )
         arms = {
             name: arm.build(space, seed * 1009 + i, language_model)
             for i, (name, arm) in enumerate(self.arms.items())

@@ -17,7 +17,7 @@ from selfprune.proposers.base import FixedProposals, Proposer, ProposerConfig, S
 
 @dataclass
 class Sensitivity(ProposerConfig):
-    """One allocation per exponent, and nothing where sensitivities were not measured.
+    """One allocation per exponent.
 
     Attributes:
         exponents: the powers p, above 1; high ones stay near uniform.
@@ -30,8 +30,17 @@ class Sensitivity(ProposerConfig):
             raise ConfigError(f"the exponents of the sensitivity proposer must exceed 1, got {self.exponents}")
 
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
-        """All its proposals are known at once."""
-        return FixedProposals("sensitivity", [self._proposal(space, p) for p in self.exponents] if space.sensitivities else [])
+        """All its proposals are known at once.
+
+        Raises:
+            ConfigError: when no sensitivities were measured.
+        """
+        if not space.sensitivities:
+            raise ConfigError(
+                "the sensitivity proposer needs the sensitivities of the units, which this run does not measure; give "
+                "search.n_sensitivity_windows=8, or another rung of search.ladder.n_windows"
+            )
+        return FixedProposals("sensitivity", [self._proposal(space, p) for p in self.exponents])
 
     def _proposal(self, space: SearchSpace, exponent: float) -> Proposal:
         highest = max((rise for rise in space.sensitivities.values() if math.isfinite(rise)), default=0.0)
