@@ -1,6 +1,6 @@
 import pytest
 
-from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State, best
+from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State, best, standing
 
 
 def candidate(id_, score, state=State.COMPLETE, n_windows=8, level=None):
@@ -41,3 +41,15 @@ def test_a_failed_proposal_has_no_allocation_to_give():
     with pytest.raises(AssertionError):
         _ = failed.allocation
     assert candidate(0, 1.0).allocation == {"a": 1}
+
+
+def test_a_champion_that_breaks_on_further_windows_gives_its_place_back():
+    def champion(index, level, state=State.COMPLETE, operator="", gain=None):
+        return Candidate(index, "main", Proposal({"a": level}, "p", operator), state, gain=gain)
+
+    first, second = champion(0, 10, gain=0.0), champion(1, 20, gain=1.0)
+    assert standing([], [first, champion(2, 30)]) == [first]
+    assert standing([first], [second, champion(2, 10, operator=RE_ENTRY)]) == [first, second]
+    assert standing([first, second], [champion(2, 30), champion(3, 20, State.FAILED, RE_ENTRY)]) == [first]
+    third = champion(4, 40, gain=0.0)
+    assert standing([first, second], [third, champion(5, 20, State.FAILED, RE_ENTRY)]) == [first, third]

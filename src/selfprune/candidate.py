@@ -86,6 +86,18 @@ class Candidate:
         return self.proposal.allocation
 
 
+def standing(champions: Iterable[Candidate], told: Iterable[Candidate]) -> list[Candidate]:
+    """The champions of a search after a round, the incumbent last; those that broke on further windows are none any more.
+
+    Args:
+        champions: those before the round.
+        told: the fates of the round.
+    """
+    told = list(told)
+    broken = [c.allocation for c in told if c.proposal.operator == RE_ENTRY and c.state is State.FAILED]
+    return [*(c for c in champions if c.allocation not in broken), *(c for c in told if c.gain is not None)]
+
+
 def best(candidates: list[Candidate], n: int = 1) -> list[Candidate]:
     """The `n` best COMPLETE candidates, best first, every allocation once: those furthest up the ladder; ties go to the older."""
     complete = [c for c in candidates if c.state is State.COMPLETE and c.score is not None]

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 from selfprune.allocation import Allocation
-from selfprune.candidate import Candidate, Proposal
+from selfprune.candidate import Candidate, Proposal, standing
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -46,25 +46,24 @@ class EvoPressProposer:
     name: str = field(default="evopress", init=False)
 
     def __post_init__(self) -> None:
-        self._parent = self.space.uniform()
-        self._parent_ids: tuple[int, ...] = ()
+        self._champions: list[Candidate] = []
 
     def ask(self, n: int) -> list[Proposal]:
         """Exactly `n` children; before the first heat the parent is one of them."""
-        children = [Proposal(self._mutate(), self.name, "swap", self._parent_ids) for _ in range(n)]
-        if n and not self._parent_ids:
-            children[0] = Proposal(self._parent, self.name, "start")
+        parent = self._champions[-1].allocation if self._champions else self.space.uniform()
+        ids = tuple(champion.id for champion in self._champions[-1:])
+        children = [Proposal(self._mutate(parent), self.name, "swap", ids) for _ in range(n)]
+        if n and not ids:
+            children[0] = Proposal(parent, self.name, "start")
         return children
 
     def tell(self, candidates: list[Candidate]) -> None:
         """Whoever took the incumbent's place, in the last heat that both ran, becomes the parent."""
-        for candidate in candidates:
-            if candidate.gain is not None:
-                self._parent, self._parent_ids = candidate.allocation, (candidate.id,)
+        self._champions = standing(self._champions, candidates)
 
-    def _mutate(self) -> Allocation:
+    def _mutate(self, parent: Allocation) -> Allocation:
         grid = self.space.grid
-        child = dict(self._parent)
+        child = dict(parent)
         n_swaps = min(self.rng.randint(1, self.settings.max_swaps), self.rng.randint(1, self.settings.max_swaps))
         for _ in range(n_swaps):
             down = [unit.name for unit in grid.units if child[unit.name] >= grid.step[unit.name]]
@@ -75,7 +74,7 @@ class EvoPressProposer:
             pruned = self.rng.choice([name for name in up if name != restored] or [restored])
             child[restored] -= grid.step[restored]
             child[pruned] += grid.step[pruned]
-        if grid.n_removed_weights(child) == grid.n_removed_weights(self._parent) and self.space.meets_budget(child):
+        if grid.n_removed_weights(child) == grid.n_removed_weights(parent) and self.space.meets_budget(child):
             return child
         # Where steps differ in weights, a swap leaves the budget by less than a step.
         return self.space.project(grid.sparsities(child))

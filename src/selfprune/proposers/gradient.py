@@ -18,7 +18,7 @@ import statistics
 from dataclasses import dataclass, field, replace
 
 from selfprune.allocation import Allocation
-from selfprune.candidate import Candidate, Proposal
+from selfprune.candidate import Candidate, Proposal, standing
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import MoveValues, Proposer, ProposerConfig, SearchSpace
@@ -81,6 +81,7 @@ class GradientProposer:
     name: str = field(default="gradient", init=False)
 
     def __post_init__(self) -> None:
+        self._champions: list[Candidate] = []
         self._parents: tuple[int, ...] = ()
         self._here: Allocation = self.space.uniform()
         self._costs: dict[str, float] = {}
@@ -117,11 +118,10 @@ class GradientProposer:
         """Moves to the incumbent, and learns which radius served."""
         self._seen.update(self.space.grid.genome(c.allocation) for c in candidates if c.proposal.allocation is not None)
         asked = [c for c in candidates if c.proposal.proposer == self.name and not c.is_champion_again]
-        won = None
-        for candidate in candidates:
-            if candidate.gain is not None:
-                self._here, self._parents, won = candidate.allocation, (candidate.id,), candidate
-        if won in asked:
+        self._champions = standing(self._champions, candidates)
+        self._parents = tuple(champion.id for champion in self._champions[-1:])
+        self._here = self._champions[-1].allocation if self._champions else self.space.uniform()
+        if any(c.gain is not None for c in asked):
             self._radius = self._asked.get(self.space.grid.genome(self._here), self._radius)
         elif asked:
             self._radius /= 2

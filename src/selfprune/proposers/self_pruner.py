@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from selfprune.allocation import Allocation
-from selfprune.candidate import Candidate, Proposal, best
+from selfprune.candidate import Candidate, Proposal, best, standing
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.proposers import moves
@@ -102,7 +102,7 @@ class SelfPrunerProposer:
         self._n_calls = 0
         self._best: list[Candidate] = []
         self._here = self.space.uniform()
-        self._incumbent: Candidate | None = None
+        self._champions: list[Candidate] = []
         self._worth = Worth.of_sensitivities(self.space)
         self._valued: Allocation | None = None
         self._next_window = 0
@@ -140,11 +140,11 @@ class SelfPrunerProposer:
         for candidate in on_budget:
             genome = self.space.grid.genome(candidate.allocation)
             self._known[genome] = f"candidate {candidate.id}"
-            if candidate.gain is not None:
-                self._here, self._incumbent = candidate.allocation, candidate
             if phrase := self._phrases.pop(genome, ""):
                 fate = "Rejected" if candidate.gain is None else "Accepted"
                 self._fates[fate] = [*self._fates[fate], phrase][-N_REMEMBERED:]
+        self._champions = standing(self._champions, on_budget)
+        self._here = self._champions[-1].allocation if self._champions else self.space.uniform()
 
     def _look(self) -> None:
         """Takes the gradients at a new incumbent, from windows that follow the last ones, unless another arm has taken them."""
@@ -159,7 +159,7 @@ class SelfPrunerProposer:
         self._worth, self._valued = Worth.of_moves(values, self.space.grid), dict(self._here)
 
     def _outlook(self, seed: int) -> Outlook:
-        incumbent = self._incumbent
+        incumbent = self._champions[-1] if self._champions else None
         return Outlook(
             self._view,
             self._here,
