@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -114,13 +115,21 @@ def opened(folder: Path, composed: DictConfig, overrides: list[str]) -> Iterator
     try:
         if is_new:
             _begin(folder, content, overrides)
-        in_use = f"the run folder {folder} is in use by another process; wait for it to end, or choose another run_folder"
-        with hold(folder / "environment.json", in_use):
+        with _held(folder):
             yield
     except SelfpruneError:
         if is_new and not (folder / "evaluations.jsonl").exists():
             _remove(folder, made)
         raise
+
+
+def _held(folder: Path) -> IO[bytes]:
+    """The lock on a run folder that was begun."""
+    path = folder / "environment.json"
+    try:
+        return hold(path, f"the run folder {folder} is in use by another process; wait for it, or choose another run_folder")
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def _begin(folder: Path, content: str, overrides: list[str]) -> None:
