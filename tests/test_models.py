@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from transformers import AutoConfig, LlamaModel
 
 from selfprune.errors import ConfigError, ModelError
-from selfprune.models import DType, ModelConfig, load_model, preflight_memory
+from selfprune.models import DType, ModelConfig, load_model, max_positions, preflight_memory
 from selfprune.placement import Placement
 from selfprune.units import list_units, weight_view
 
@@ -33,7 +33,7 @@ def test_a_folder_loads_without_any_network(family, make_tiny_model, tiny_model_
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert len(loaded.blocks) == 2
     assert loaded.tokenizer.decode(loaded.tokenizer("the red foxes")["input_ids"]) == "the red foxes"
-    assert loaded.max_positions == 64
+    assert max_positions(loaded.model) == 64
     assert no_network == []
 
 

@@ -32,7 +32,7 @@ from selfprune.config import PruneConfig, register_schemas, to_config
 from selfprune.data import draw_calibration
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.export import save_checkpoint
-from selfprune.models import load_model
+from selfprune.models import load_model, max_positions
 from selfprune.shards import PROGRESS
 from selfprune.units import list_units, weight_view
 
@@ -148,7 +148,7 @@ def in_memory(folder, output, configure, **options):
     """The same pruning by the way of a search's winner: the whole model in memory, saved at the end."""
     config, _ = configure({"model.path": str(folder), "output": "unused"} | options)
     loaded = load_model(config.model)
-    windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, max_positions=loaded.max_positions)
+    windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, max_positions=max_positions(loaded.model))
     allocation = {unit.name: unit.n_items // 2 for unit in loaded.units}
     prune_in_place(loaded, windows_NT, config.pruner, allocation, config.batch_size)
     save_checkpoint(loaded.model, loaded.tokenizer, output)

@@ -21,7 +21,7 @@ from selfprune.data import draw_splits
 from selfprune.data_config import DataConfig, Source
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.models import ModelConfig, load_model
+from selfprune.models import ModelConfig, load_model, max_positions
 from selfprune.pruners.base import Pruner
 from selfprune.units import weight_view
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
             n_search=1,
             n_report=arguments.n_report,
         )
-        splits = draw_splits(data, loaded.tokenizer, seed, max_positions=loaded.max_positions)
+        splits = draw_splits(data, loaded.tokenizer, seed, max_positions=max_positions(loaded.model))
         evaluator = WindowEvaluator({"nll": Perplexity()}, loaded.model, loaded.blocks, splits.report_NT, BATCH_SIZE)
         for method in arguments.methods:
             for level in SPARSITIES:

@@ -93,11 +93,11 @@ class LoadedModel:
         """What the names of a block's parameters begin with."""
         return f"{find_blocks(self.model)[0]}.{index}."
 
-    @property
-    def max_positions(self) -> int | None:
-        """The longest window that the model has positions for; None when it does not say."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return positions if isinstance(positions, int) and positions > 0 else None
+
+def max_positions(model: Any) -> int | None:
+    """The longest window that a model has positions for; None when it does not say."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:

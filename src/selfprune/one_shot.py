@@ -16,7 +16,7 @@ from selfprune.config import PruneConfig
 from selfprune.data import draw_calibration
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import write_whole
-from selfprune.models import LoadedModel, load_model, preflight_memory
+from selfprune.models import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.placement import Placement
 from selfprune.pruners.statistics import InputGram
 from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, matmul_flops_per_second, peak_memory_bytes
@@ -94,7 +94,7 @@ def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
     def generate(n_tokens: int, seed: int) -> Tensor:
         return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
 
-    return draw_calibration(config.data, loaded.tokenizer, config.seed, generate, loaded.max_positions)
+    return draw_calibration(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
 
 
 def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:

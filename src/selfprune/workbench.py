@@ -23,7 +23,7 @@ from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
 from selfprune.level_store import LevelStore
 from selfprune.measurements import needed_measurements, rank_and_measure
-from selfprune.models import LoadedModel, load_model
+from selfprune.models import LoadedModel, load_model, max_positions
 from selfprune.objective import Aspects
 from selfprune.proposers.base import Measurement, SearchSpace
 from selfprune.scoring import Scorer, first_batches
@@ -131,7 +131,7 @@ def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds
     def generate(n_tokens: int, seed: int) -> Tensor:
         return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
 
-    splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, loaded.max_positions)
+    splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
     return mix_search_windows(splits, kinds, loaded, harness, config.seed)
 
 

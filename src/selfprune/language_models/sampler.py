@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfprune.errors import LanguageModelError
 from selfprune.language_models.base import Reply
 from selfprune.language_models.cached_batch import CachedBatch
+from selfprune.models import max_positions
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Sampler:
         self._tokenizer = tokenizer
         self._temperature = temperature
         self._max_reply_tokens = max_reply_tokens
-        self._n_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._n_positions = max_positions(model)
         try:
             self._vocabulary: LLTokenizer = llguidance.hf.from_tokenizer(tokenizer)  # type: ignore[arg-type]  # it checks
         except ValueError as error:

@@ -9,10 +9,15 @@ from selfprune.errors import SelfpruneError, did_you_mean
 
 MAX_PERCENT = 99
 MAX_CHARACTERS = 20_000
+N_QUOTED_CHARACTERS = 200
 
 
 class ReplyError(SelfpruneError):
     """A reply that no allocation can be read from."""
+
+    def quoting(self, text: str) -> str:
+        """The reason, and the beginning of the reply."""
+        return f"{self}: {text[:N_QUOTED_CHARACTERS]}"
 
 
 def parse_json_object(text: str, keys: Collection[str]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from selfprune.proposers.operators import OPERATORS, QUESTION, Outlook, Request
 from selfprune.proposers.replies import ReplyError
 from selfprune.proposers.unit_view import UnitView, Worth
 
-N_KEPT_CHARACTERS = 200
 N_REMEMBERED = 1
 """Accepted moves that a prompt tells of, and as many rejected ones."""
 
@@ -205,7 +204,7 @@ class SelfPrunerProposer:
             if genome in self._known:
                 raise ReplyError(f"duplicate of {self._known[genome]}")
         except ReplyError as error:
-            return replace(proposal, failure=f"{error}: {reply.text[:N_KEPT_CHARACTERS]}")
+            return replace(proposal, failure=error.quoting(reply.text))
         self._known[genome] = "an earlier proposal"
         if request.moves_of:
             self._phrases[genome] = moves.phrase(self._view, request.moves_of(reply.text, []))

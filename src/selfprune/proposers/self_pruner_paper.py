@@ -29,7 +29,6 @@ from selfprune.proposers.layer_rates import Granularity, LayerRates, parents_sch
 from selfprune.proposers.paper_prompts import PaperPrompts
 from selfprune.proposers.replies import MAX_PERCENT, ReplyError
 
-N_KEPT_CHARACTERS = 200
 LEAST = {
     "population": 2, "n_crossovers": 0, "n_mutations": 0, "n_iterations": 0, "n_parents": 2, "n_shown": 2, "n_attempts": 1,
     "n_replies_per_call": 1, "resolution": 1,
@@ -222,7 +221,7 @@ class SelfPrunerPaperProposer:
             if known := self._known.get(genome) or self._copied.get(rates):
                 raise ReplyError(f"duplicate of {known}")
         except ReplyError as error:
-            return replace(said, failure=f"{error}: {reply.text[:N_KEPT_CHARACTERS]}")
+            return replace(said, failure=error.quoting(reply.text))
         if abs(self._rates.mean(rates) - 100 * self.space.target_sparsity) >= 1:
             mended.append("mean moved to the target")
         self._known[genome] = self._copied[self._rates.shown(allocation)] = "an earlier proposal"
