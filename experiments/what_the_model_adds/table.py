@@ -105,11 +105,15 @@ def draw(rows: list[dict[str, Any]], reference: str, path: Path) -> None:
         for place, arm in enumerate(arms):
             values = [row["report_kl"] for row in here if row["arm"] == arm]
             axes.plot(values, [place] * len(values), "o", alpha=0.6, color="C0" if arm == reference else "0.4")
-        axes.axvline(here[0]["uniform_kl"], color="C3", linestyle=":", label="uniform")
-        axes.set(yticks=range(len(arms)), yticklabels=arms, xlabel="report-split KL", title=f"{panel[0]}, {panel[1]:.0%}")
+        axes.axvline(here[0]["uniform_kl"], color="C3", linestyle=":")
+        axes.set(
+            yticks=range(len(arms)),
+            yticklabels=arms,
+            xlabel="report-split KL",
+            title=f"{panel[0]}, {panel[1]:.0%} (dotted: uniform)",
+        )
         axes.set_xlim(left=0)
         axes.invert_yaxis()
-        axes.legend(fontsize=7)
         axes.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=110)
 
