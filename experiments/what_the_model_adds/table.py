@@ -58,16 +58,9 @@ def interval(differences: list[float]) -> tuple[float, float]:
 def to_table(rows: list[dict[str, Any]], reference: str) -> str:
     """Markdown, one line per model, sparsity and arm."""
     columns = [
-        "model",
-        "sparsity",
-        "arm",
-        "seeds",
-        "tokens",
-        "report KL, mean ± sd",
-        "perplexity",
-        f"minus `{reference}`, 95% interval",
-    ]
-    columns += ["valid replies", "its tokens", "its seconds", "its winners"]
+        "model", "sparsity", "arm", "seeds", "tokens", "report KL, mean ± sd", "perplexity", f"minus `{reference}`, 95% interval",
+        "valid replies", "its tokens", "its seconds", "its winners",
+    ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for model, sparsity in sorted({(row["model"], row["sparsity"]) for row in rows}):
         here = [row for row in rows if (row["model"], row["sparsity"]) == (model, sparsity)]

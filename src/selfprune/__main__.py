@@ -23,6 +23,9 @@ def main() -> int:
 
     Returns:
         the exit code: 0, 2 for a user's mistake, 130 when interrupted. In a sweep, the other jobs go on after a mistake.
+
+    Raises:
+        SystemExit: with 130, when a job is interrupted.
     """
     set_up()
     codes: list[int] = []

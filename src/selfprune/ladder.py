@@ -53,9 +53,9 @@ class Ladder:
 
     def most_windows(self, n_candidates: int, n_rungs: int) -> int:
         """Windows that so many candidates are scored on at most, on the first nested rungs."""
-        field = [n_candidates, *(min(n, n_candidates) for n in self.n_survivors)]
+        entrants = [n_candidates, *(min(n, n_candidates) for n in self.n_survivors)]
         rises = [high - low for low, high in pairwise([0, *self.n_windows])]
-        return sum(n * rise for n, rise in zip(field[:n_rungs], rises[:n_rungs], strict=True))
+        return sum(n * rise for n, rise in zip(entrants[:n_rungs], rises[:n_rungs], strict=True))
 
     def batch_size(self, at_most: int) -> int:
         """Windows per batch: no batch may cross the end of a rung, and rungs drawn afresh are drawn in whole batches."""

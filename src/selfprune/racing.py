@@ -33,6 +33,9 @@ class _Runner:
         scores = self.scores(batches)
         return math.fsum(scores) / len(scores)
 
+    def stop(self, reason: str) -> None:
+        self.candidate = replace(self.candidate, state=State.STOPPED, reason=reason, objectives={})
+
 
 class Racer:
     """The races of one search.
@@ -69,14 +72,13 @@ class Racer:
             max_tokens: what the race may cost; its first rung is run in any case.
         """
         runners = [self._enter(first_id + i, proposal) for i, proposal in enumerate(proposals)]
-        n_left = (max_tokens - sum(runner.n_tokens for runner in runners)) // self.scorer.n_tokens_per_window
-        rungs = self._rungs(len(runners), n_left)
+        rungs = self._rungs(len(runners), self._n_left(runners, max_tokens))
         for rung, batches in enumerate(rungs):
             is_last = rung + 1 == len(rungs)
             holder = self._reenter(first_id + len(proposals)) if is_last else None
-            n_left -= self._run([*runners, *([holder] if holder else [])], batches)
+            self._run([*runners, *([holder] if holder else [])], batches)
             if not is_last:
-                n_payable = self._n_payable(batches, rungs[rung + 1 :], n_left)
+                n_payable = self._n_payable(batches, rungs[rung + 1 :], self._n_left(runners, max_tokens))
                 if n_payable < 1:
                     return self._run_out(runners, batches)
                 self._drop(runners, batches, min(n_payable, self.ladder.n_survivors[rung]))
@@ -126,6 +128,10 @@ class Racer:
             n_rungs -= 1
         return [first_batches(self.scorer.batch_sizes, n) for n in n_windows[:n_rungs]]
 
+    def _n_left(self, runners: Sequence[_Runner], max_tokens: int) -> int:
+        """Windows that can still be paid after what the runners have cost."""
+        return (max_tokens - sum(runner.n_tokens for runner in runners)) // self.scorer.n_tokens_per_window
+
     def _n_payable(self, batches: Sequence[int], following: Sequence[Sequence[int]], n_left: int) -> int:
         """How many may go on from one rung to the next of those that follow, which the incumbent joins if it is the last."""
         sizes, held = self.scorer.batch_sizes, self.incumbent
@@ -141,8 +147,7 @@ class Racer:
         else:
             for runner in runners:
                 if runner.candidate.state is State.COMPLETE:
-                    reason = f"no tokens left for more than {runner.candidate.n_windows} windows"
-                    runner.candidate = replace(runner.candidate, state=State.STOPPED, reason=reason, objectives={})
+                    runner.stop(f"no tokens left for more than {runner.candidate.n_windows} windows")
         return [runner.candidate for runner in runners]
 
     def _enter(self, candidate_id: int, proposal: Proposal) -> _Runner:
@@ -158,13 +163,8 @@ class Racer:
     def _reenter(self, candidate_id: int) -> _Runner | None:
         return self._enter(candidate_id, _again(self._held(), RE_ENTRY)) if self.incumbent else None
 
-    def _run(self, runners: Sequence[_Runner], batches: Sequence[int]) -> int:
-        """Scores all that still race on the batches that they do not know, in an order that shares the most blocks.
-
-        Returns:
-            how many windows that took.
-        """
-        n_scored = 0
+    def _run(self, runners: Sequence[_Runner], batches: Sequence[int]) -> None:
+        """Scores all that still race on the batches that they do not know, in an order that shares the most blocks."""
         racing = [runner for runner in runners if runner.candidate.state is State.COMPLETE]
         order = visiting_order([r.candidate.allocation for r in racing], self.scorer.last, self.scorer.grid)
         for runner in (racing[i] for i in order):
@@ -173,7 +173,6 @@ class Racer:
                 found = self.scorer.score(self.search, runner.candidate.id, runner.candidate.allocation, missing)
                 runner.known.update(found)
                 runner.n_tokens += sum(map(len, found.values())) * self.scorer.n_tokens_per_window
-                n_scored += sum(map(len, found.values()))
         for runner in racing:
             mean, n_windows = runner.mean(batches), len(runner.scores(batches))
             seen = replace(runner.candidate, n_windows=n_windows, n_tokens=runner.n_tokens)
@@ -182,7 +181,6 @@ class Racer:
                 runner.candidate = replace(seen, score=mean, objectives=objectives)
             else:
                 runner.candidate = replace(seen, state=State.FAILED, score=None, reason="the score is not finite", objectives={})
-        return n_scored
 
     def _drop(self, runners: Sequence[_Runner], batches: Sequence[int], n_survivors: int) -> None:
         """Stops those beyond the survivors' ranks, and those clearly worse than the best."""
@@ -196,7 +194,7 @@ class Racer:
                 reason = f"worse than the best by {z:.1f} standard errors after {runner.candidate.n_windows} windows"
             else:
                 continue
-            runner.candidate = replace(runner.candidate, state=State.STOPPED, reason=reason, objectives={})
+            runner.stop(reason)
 
     def _decide(self, runners: Sequence[_Runner], holder: _Runner | None, is_news: bool, batches: Sequence[int]) -> None:
         """Who is the incumbent now; opens the next rung unless the gain is clear."""

@@ -148,11 +148,11 @@ def run_search(
         return spent
 
     def is_out_of_time() -> bool:
-        if config.max_seconds is None:
+        if (limit := config.max_seconds) is None:
             return False
         # Recorded, because a resumed search must end where this one does.
         key = {"search": racer.search, "candidates": len(candidates)}
-        record = racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= (config.max_seconds or 0.0)})
+        record = racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= limit})
         return bool(record["is_over"])
 
     if yardsticks:

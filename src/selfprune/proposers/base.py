@@ -114,6 +114,10 @@ class SearchSpace:
         """The allocation on the budget nearest to one sparsity of all units."""
         return self.project({unit.name: self.target_sparsity for unit in self.grid.units})
 
+    def stand(self, champions: Sequence[Candidate]) -> Allocation:
+        """Where a search stands: at its incumbent, the last champion; before the first, at the uniform allocation."""
+        return champions[-1].allocation if champions else self.uniform()
+
     def meets_budget(self, allocation: Allocation) -> bool:
         """Whether an allocation saves what the budget asks for."""
         if self.target is None:

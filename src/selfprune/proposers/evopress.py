@@ -50,7 +50,7 @@ class EvoPressProposer:
 
     def ask(self, n: int) -> list[Proposal]:
         """Exactly `n` children; before the first heat the parent is one of them."""
-        parent = self._champions[-1].allocation if self._champions else self.space.uniform()
+        parent = self.space.stand(self._champions)
         ids = tuple(champion.id for champion in self._champions[-1:])
         children = [Proposal(self._mutate(parent), self.name, "swap", ids) for _ in range(n)]
         if n and not ids:

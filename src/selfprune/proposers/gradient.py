@@ -82,8 +82,7 @@ class GradientProposer:
 
     def __post_init__(self) -> None:
         self._champions: list[Candidate] = []
-        self._parents: tuple[int, ...] = ()
-        self._here: Allocation = self.space.uniform()
+        self._here = self.space.stand(self._champions)
         self._costs: dict[str, float] = {}
         self._growth = 0.0
         self._valued: Allocation | None = None
@@ -108,7 +107,7 @@ class GradientProposer:
                 break
             self._radius /= 2
         if n and not proposals and self._n_unpaid_tokens:
-            proposals = [Proposal(None, self.name, parents=self._parents, failure="every step was proposed before")]
+            proposals = [Proposal(None, self.name, parents=self._parents(), failure="every step was proposed before")]
         if proposals:
             proposals[0] = replace(proposals[0], proposal_tokens=self._n_unpaid_tokens)
             self._n_unpaid_tokens = 0
@@ -119,12 +118,14 @@ class GradientProposer:
         self._seen.update(self.space.grid.genome(c.allocation) for c in candidates if c.proposal.allocation is not None)
         asked = [c for c in candidates if c.proposal.proposer == self.name and not c.is_champion_again]
         self._champions = standing(self._champions, candidates)
-        self._parents = tuple(champion.id for champion in self._champions[-1:])
-        self._here = self._champions[-1].allocation if self._champions else self.space.uniform()
+        self._here = self.space.stand(self._champions)
         if any(c.gain is not None for c in asked):
             self._radius = self._asked.get(self.space.grid.genome(self._here), self._radius)
         elif asked:
             self._radius /= 2
+
+    def _parents(self) -> tuple[int, ...]:
+        return tuple(champion.id for champion in self._champions[-1:])
 
     def _new_step(self, radius: float) -> Proposal | None:
         child = self._step(radius)
@@ -133,7 +134,7 @@ class GradientProposer:
             return None
         self._seen.add(genome)
         self._asked[genome] = radius
-        return Proposal(child, self.name, f"radius {radius:.3g}", self._parents)
+        return Proposal(child, self.name, f"radius {radius:.3g}", self._parents())
 
     def _look(self) -> None:
         """Takes the values here, from windows that follow the last ones."""

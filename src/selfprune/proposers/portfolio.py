@@ -47,7 +47,7 @@ class Portfolio(ProposerConfig):
         if any(share < 0 for share in self.shares.values()):
             raise ConfigError(f"the shares of a portfolio must not be negative, got {self.shares}")
         unknown = [name for name in self.shares if name not in self.arms]
-        if self.arms and (unknown or not any(self.shares.get(name, 1.0) > 0 for name in self.arms)):
+        if self.arms and (unknown or not any(self.share(name) > 0 for name in self.arms)):
             raise ConfigError(
                 f"the shares of a portfolio must name its arms and leave one of them above 0, got {self.shares}; its arms are "
                 f"{', '.join(self.arms)}, and an arm is left out by a share of 0"
@@ -58,10 +58,14 @@ class Portfolio(ProposerConfig):
                 f"got {self.explore}, {self.memory} and {self.quantum}"
             )
 
+    def share(self, name: str) -> float:
+        """An arm's first share, before all are scaled to one; 0 leaves it out."""
+        return self.shares.get(name, 1.0)
+
     @property
     def asks_language_model(self) -> bool:
         """Whether an arm does that has a share."""
-        return any(arm.asks_language_model for name, arm in self.arms.items() if self.shares.get(name, 1.0) > 0)
+        return any(arm.asks_language_model for name, arm in self.arms.items() if self.share(name) > 0)
 
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """Every arm with a seed of its own.
@@ -74,9 +78,9 @@ class Portfolio(ProposerConfig):
         arms = {
             name: arm.build(space, seed * 1009 + i, language_model)
             for i, (name, arm) in enumerate(self.arms.items())
-            if self.shares.get(name, 1.0) > 0
+            if self.share(name) > 0
         }
-        return PortfolioProposer(arms, {name: self.shares.get(name, 1.0) for name in arms}, self)
+        return PortfolioProposer(arms, {name: self.share(name) for name in arms}, self)
 
 
 @dataclass

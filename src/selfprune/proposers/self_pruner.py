@@ -143,7 +143,7 @@ class SelfPrunerProposer:
                 fate = "Rejected" if candidate.gain is None else "Accepted"
                 self._fates[fate] = [*self._fates[fate], phrase][-N_REMEMBERED:]
         self._champions = standing(self._champions, on_budget)
-        self._here = self._champions[-1].allocation if self._champions else self.space.uniform()
+        self._here = self.space.stand(self._champions)
 
     def _look(self) -> None:
         """Takes the gradients at a new incumbent, from windows that follow the last ones, unless another arm has taken them."""
