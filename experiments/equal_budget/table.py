@@ -1,104 +1,131 @@
-"""Reads the runs of the study and writes its table and its picture.
+"""Reads the runs of the study and writes its tables and its picture.
 
-    python experiments/equal_budget/table.py runs/equal_budget --output experiments/equal_budget
+    python -m experiments.equal_budget.table runs/equal_budget
 
-Every finished run below the folder counts, its controls and closed forms as searches of their own. `search KL` is the score of a
-main search's winner on all search windows; KL and perplexity are those of the report. Values are medians over seeds with the
-range; `results.jsonl` holds every search.
+The controls and closed forms of a finished run count as searches of their own. `search KL` is the score of a main search's winner on
+all search windows; KL, perplexity and accuracy are those of the report. Values are medians over seeds with the range. `results.jsonl`
+keeps every search, those of runs that are no longer there too.
 """
 
 import argparse
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from experiments.results import Row, finished_runs, merged, searches
+
 GROUP = ("model", "pruner", "sparsity", "search", "max_windows")
 COLUMNS = ("search_kl", "report_kl", "perplexity", "accuracy")
+OURS, CONTROL = "default", "evopress_scaled"
+OF_OURS = (OURS, "without_language_model")
+"""Searches of this project, which no control's are."""
 
 
-def read_run(folder: Path) -> list[dict[str, Any]]:
+def read_run(folder: Path) -> list[Row]:
     """One row for the main search of a finished run, each of its controls and each of its closed forms."""
-    config, report = OmegaConf.load(folder / "config.yaml"), json.loads((folder / "report.json").read_text())
+    config = OmegaConf.load(folder / "config.yaml")
     overrides = json.loads((folder / "environment.json").read_text())["overrides"]
     chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
-    n_tokens_per_window = config.data.n_tokens_per_window
-    searches = {row["name"]: row for row in report["rows"] if row["name"] not in ("dense", "winner")}
-    searches[chosen.get("search", "default")] = next(row for row in report["rows"] if row["name"] == "winner")
-    return [
-        {
-            "model": Path(config.model.path).name,
-            "pruner": chosen.get("pruner", "wanda"),
-            "sparsity": config.budget.sparsity,
-            "search": search,
-            "max_windows": config.search.max_tokens // n_tokens_per_window if row["n_tokens"] else 0,
-            "seed": config.seed,
-            "windows": row["n_tokens"] / n_tokens_per_window,
-            "search_kl": report["search"]["winner"]["score"] if row["name"] == "winner" else None,
-            "report_kl": row["kl"],
-            "perplexity": row["perplexity"],
-            "accuracy": _mean_accuracy(row),
-            "seconds": row["seconds"],
-        }
-        for search, row in searches.items()
-    ]
+    n_tokens_per_window, levels = config.data.n_tokens_per_window, config.search.levels.kind
+    rows = []
+    for search, found in searches(folder).items():
+        n_tokens = found.pop("n_tokens")
+        rows.append(
+            {
+                "model": Path(config.model.path).name,
+                "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else f", {levels.lower()} levels"),
+                "sparsity": config.budget.sparsity,
+                "search": chosen.get("search", OURS) if search == "main" else search,
+                "max_windows": config.search.max_tokens // n_tokens_per_window if n_tokens else 0,
+                "seed": config.seed,
+                "windows": n_tokens / n_tokens_per_window,
+                **found,
+                **(_main_search(folder, n_tokens_per_window, config.data.n_search) if search == "main" else {}),
+            }
+        )
+    return rows
 
 
-def to_table(rows: list[dict[str, Any]]) -> str:
+def _main_search(folder: Path, n_tokens_per_window: int, n_search: int) -> Row:
+    """The winner's score on all search windows, and the course: windows spent and score of every incumbent that was scored on all."""
+    course, n_tokens = [], 0
+    for line in (folder / "archive.jsonl").read_text().splitlines():
+        candidate = json.loads(line)
+        if candidate["search"] == "main":
+            n_tokens += candidate["n_tokens"]
+            if candidate["gain"] is not None and candidate["n_windows"] == n_search:
+                course.append([n_tokens / n_tokens_per_window, candidate["score"]])
+    return {"search_kl": json.loads((folder / "report.json").read_text())["search"]["winner"]["score"], "course": course}
+
+
+def to_table(rows: list[Row]) -> str:
     """Markdown, one line per model, pruner, sparsity, search and budget."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[name] for name in GROUP)].append(row)
-    lines = [
-        "| model | pruner | sparsity | search | windows | seeds | search KL | report KL | perplexity | accuracy |",
-        "|---" * 10 + "|",
-    ]
-    for key, members in sorted(
-        groups.items(), key=lambda item: (*item[0][:3], statistics.median(r["report_kl"] for r in item[1]))
+    header = ["model", "pruner", "sparsity", "search", "windows", "seeds", "search KL", "report KL", "perplexity", "accuracy"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for (model, pruner, sparsity, search, _), members in sorted(
+        groups.items(), key=lambda item: (*item[0][:3], statistics.median(row["report_kl"] for row in item[1]))
     ):
-        model, pruner, sparsity, search, _ = key
         windows = f"{statistics.median(row['windows'] for row in members):,.0f}"
-        cells = [_spread([row[column] for row in members]) for column in COLUMNS]
+        cells = [_spread([row.get(column) for row in members]) for column in COLUMNS]
         lines.append(f"| {model} | {pruner} | {sparsity:.0%} | {search} | {windows} | {len(members)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Report-split KL against windows, one panel per model and sparsity, one mark per run."""
-    panels = sorted({(row["model"], row["sparsity"]) for row in rows})
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    colours = {name: f"C{i % 10}" for i, name in enumerate(sorted({row["search"] for row in rows}))}
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for row in rows:
-            if (row["model"], row["sparsity"]) == panel:
-                marker = {"wanda": "o", "sparsegpt": "^"}.get(row["pruner"], "s")
-                style = {"color": colours[row["search"]], "label": row["search"]}
-                if row["windows"]:
-                    axes.plot(row["windows"], row["report_kl"], marker, **style)
-                else:
-                    axes.axhline(row["report_kl"], linestyle=":", linewidth=1, **style)
-        highest = max(row["report_kl"] for row in rows if (row["model"], row["sparsity"]) == panel)
-        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        axes.legend(handles.values(), handles.keys(), fontsize=7)
-        axes.set(
-            xscale="log",
-            xlim=(100, 30_000),
-            ylim=(0, 1.1 * highest),
-            xlabel="windows spent",
-            ylabel="report-split KL",
-            title=f"{panel[0]}, {panel[1]:.0%}",
-        )
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+def to_claims(rows: list[Row]) -> str:
+    """Markdown, one line per model, pruner and sparsity: ours against the long control, and against the best of the others."""
+    header = [
+        "model", "pruner", "sparsity", "EvoPress: windows", "its search KL", "ours: windows", "search KL", "as low as EvoPress after",
+        "with more: windows", "search KL", "report KL of ours", "of the best control at equal tokens",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for cell in sorted({(row["model"], row["pruner"], row["sparsity"]) for row in rows}):
+        here = [row for row in rows if (row["model"], row["pruner"], row["sparsity"]) == cell]
+        long = _of(here, lambda row: row["search"] == CONTROL)
+        budgets = sorted({row["max_windows"] for row in here if row["search"] == OURS})
+        if not budgets:
+            continue
+        short, more = (_of(here, lambda row, n=n: row["search"] == OURS and row["max_windows"] == n) for n in (budgets[0], budgets[-1]))
+        rivals = _of(here, lambda row: row["search"] not in (*OF_OURS, CONTROL) and row["max_windows"] in (0, budgets[0]))
+        goal = statistics.median(row["search_kl"] for row in long) if long else None
+        best = min({row["search"] for row in rivals}, key=lambda name: _median(_of(rivals, lambda r: r["search"] == name), "report_kl"))
+        cells = [
+            cell[0], cell[1], f"{cell[2]:.0%}", *_windows_and_score(long), *_windows_and_score(short), _reached(short, goal),
+            *(_windows_and_score(more) if len(budgets) > 1 else ["", ""]), _spread([row["report_kl"] for row in short]),
+            f"{best}: {_spread([row['report_kl'] for row in rivals if row['search'] == best])}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def _mean_accuracy(row: dict[str, Any]) -> float | None:
-    accuracies = [task["acc"] for task in row["tasks"].values() if "acc" in task]
-    return statistics.fmean(accuracies) if accuracies else None
+def _of(rows: list[Row], is_wanted: Callable[[Row], bool]) -> list[Row]:
+    return [row for row in rows if is_wanted(row)]
+
+
+def _median(rows: list[Row], column: str) -> float:
+    return statistics.median(row[column] for row in rows)
+
+
+def _windows_and_score(rows: list[Row]) -> list[str]:
+    if not rows:
+        return ["", "not run"]
+    return [f"{_median(rows, 'windows'):,.0f}", f"{_spread([row['search_kl'] for row in rows])}, {len(rows)} seeds"]
+
+
+def _reached(rows: list[Row], goal: float | None) -> str:
+    """Windows after which the incumbents stood at the goal on all search windows, and how many of the seeds got there."""
+    if goal is None:
+        return ""
+    after = [min((n for n, score in row["course"] if score <= goal), default=None) for row in rows]
+    there = [n for n in after if n is not None]
+    return f"{statistics.median(there):,.0f} windows, {len(there)} of {len(after)} seeds" if there else f"0 of {len(after)} seeds"
 
 
 def _spread(values: list[float | None]) -> str:
@@ -109,16 +136,49 @@ def _spread(values: list[float | None]) -> str:
     return middle if len(known) == 1 else f"{middle} ({min(known):.4g}–{max(known):.4g})"
 
 
+def draw(rows: list[Row], path: Path) -> None:
+    """Report-split KL against windows, a row of panels per model and pruner, a column per sparsity, one mark per run.
+
+    Searches that end above uniform's KL are marked at the upper edge.
+    """
+    lines = sorted({(row["model"], row["pruner"]) for row in rows})
+    columns = sorted({row["sparsity"] for row in rows})
+    names = sorted({row["search"] for row in rows}, key=lambda name: (name not in OF_OURS, name != CONTROL, name))
+    colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
+    figure = Figure(figsize=(4.0 * len(columns) + 1.8, 3.1 * len(lines)), layout="constrained")
+    panels = figure.subplots(len(lines), len(columns), squeeze=False)
+    handles: dict[str, object] = {}
+    for i, (model, pruner) in enumerate(lines):
+        for axes, sparsity in zip(panels[i], columns, strict=True):
+            here = [row for row in rows if (row["model"], row["pruner"], row["sparsity"]) == (model, pruner, sparsity)]
+            highest = 1.1 * max((row["report_kl"] for row in here if row["search"] == "uniform"), default=1.0)
+            for name in names:
+                ran = [row for row in here if row["search"] == name and row["windows"]]
+                if ran:
+                    marker = {"marker": "s" if name == CONTROL else "*" if name == OURS else "o", "linestyle": "none", "alpha": 0.7}
+                    heights = [min(row["report_kl"], highest) for row in ran]
+                    (handles[name],) = axes.plot([row["windows"] for row in ran], heights, color=colours[name], **marker)
+                closed = [row["report_kl"] for row in here if row["search"] == name and not row["windows"]]
+                if closed:
+                    style = {"color": colours[name], "linestyle": ":", "linewidth": 1.2}
+                    handles[name] = axes.axhline(min(statistics.median(closed), highest), **style)
+            axes.set(xscale="log", xlim=(100, 30_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
+            axes.set(xlabel="windows of 256 tokens spent" if i + 1 == len(lines) else "")
+            axes.grid(alpha=0.3)
+        panels[i][0].set_ylabel("report-split KL")
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    rows = [row for path in sorted(arguments.runs.glob("*/report.json")) for row in read_run(path.parent)]
-    # Runs that differ in their searches alone have the same closed forms.
-    rows = list({tuple(row[name] for name in (*GROUP, "seed")): row for row in rows}.values())
-    (arguments.output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (arguments.output / "table.md").write_text(to_table(rows))
+    read = [row for folder in finished_runs(arguments.runs) for row in read_run(folder)]
+    # Runs that differ in their searches alone have the same closed forms, which are kept once.
+    rows = merged(arguments.output / "results.jsonl", read, (*GROUP, "seed"))
+    (arguments.output / "table.md").write_text(f"{to_claims(rows)}\n{to_table(rows)}")
     draw(rows, arguments.output / "kl.png")
 
 
