@@ -2,28 +2,28 @@
 
     python -m experiments.equal_budget.table runs/equal_budget
 
-The controls and closed forms of a finished run count as searches of their own. `search KL` is the score of a main search's winner on
-all search windows; KL, perplexity and accuracy are those of the report. Values are medians over seeds with the range. `results.jsonl`
-keeps every search, those of runs that are no longer there too.
+The controls and closed forms of a finished run count as searches of their own. `search KL` is the score of a main search's winner
+on all search windows; KL, perplexity and accuracy are those of the report. Values are medians over seeds with the range.
+`results.jsonl` keeps every search, those of runs that are no longer there too.
 """
 
 import argparse
 import json
-import statistics
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from experiments.results import Row, finished_runs, merged, searches
 
-GROUP = ("model", "pruner", "sparsity", "search", "max_windows")
-COLUMNS = ("search_kl", "report_kl", "perplexity", "accuracy")
+CELL = ["model", "pruner", "sparsity"]
+SEARCH = [*CELL, "search", "max_windows"]
+COLUMNS = ["search_kl", "report_kl", "perplexity", "accuracy"]
 OURS, CONTROL = "default", "evopress_scaled"
 OF_OURS = (OURS, "without_language_model")
-"""Searches of this project, which no control's are."""
+"""Searches of this project; the others are controls."""
 
 
 def read_run(folder: Path) -> list[Row]:
@@ -35,24 +35,22 @@ def read_run(folder: Path) -> list[Row]:
     rows = []
     for search, found in searches(folder).items():
         n_tokens = found.pop("n_tokens")
-        rows.append(
-            {
-                "model": Path(config.model.path).name,
-                "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else f", {levels.lower()} levels"),
-                "sparsity": config.budget.sparsity,
-                "search": chosen.get("search", OURS) if search == "main" else search,
-                "max_windows": config.search.max_tokens // n_tokens_per_window if n_tokens else 0,
-                "seed": config.seed,
-                "windows": n_tokens / n_tokens_per_window,
-                **found,
-                **(_main_search(folder, n_tokens_per_window, config.data.n_search) if search == "main" else {}),
-            }
-        )
+        row = {
+            "model": Path(config.model.path).name,
+            "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else f", {levels.lower()} levels"),
+            "sparsity": config.budget.sparsity,
+            "search": chosen.get("search", OURS) if search == "main" else search,
+            "max_windows": config.search.max_tokens // n_tokens_per_window if n_tokens else 0,
+            "seed": config.seed,
+            "windows": n_tokens / n_tokens_per_window,
+            **found,
+        }
+        rows.append(row | (_main_search(folder, n_tokens_per_window, config.data.n_search) if search == "main" else {}))
     return rows
 
 
 def _main_search(folder: Path, n_tokens_per_window: int, n_search: int) -> Row:
-    """The winner's score on all search windows, and the course: windows spent and score of every incumbent that was scored on all."""
+    """The winner's score on all search windows, and the course: windows spent, and score, of all incumbents scored on all."""
     course, n_tokens = [], 0
     for line in (folder / "archive.jsonl").read_text().splitlines():
         candidate = json.loads(line)
@@ -63,109 +61,91 @@ def _main_search(folder: Path, n_tokens_per_window: int, n_search: int) -> Row:
     return {"search_kl": json.loads((folder / "report.json").read_text())["search"]["winner"]["score"], "course": course}
 
 
-def to_table(rows: list[Row]) -> str:
-    """Markdown, one line per model, pruner, sparsity, search and budget."""
-    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[name] for name in GROUP)].append(row)
-    header = ["model", "pruner", "sparsity", "search", "windows", "seeds", "search KL", "report KL", "perplexity", "accuracy"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for (model, pruner, sparsity, search, _), members in sorted(
-        groups.items(), key=lambda item: (*item[0][:3], statistics.median(row["report_kl"] for row in item[1]))
-    ):
-        windows = f"{statistics.median(row['windows'] for row in members):,.0f}"
-        cells = [_spread([row.get(column) for row in members]) for column in COLUMNS]
-        lines.append(f"| {model} | {pruner} | {sparsity:.0%} | {search} | {windows} | {len(members)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def searches_table(rows: pd.DataFrame) -> str:
+    """Markdown, one line per model, pruner, sparsity, search and budget, the lowest report KL of a cell first."""
+    lines = []
+    for key, seeds in sorted(rows.groupby(SEARCH), key=lambda item: (*item[0][:3], item[1].report_kl.median())):
+        lines.append([*_cell(key), key[3], _windows(seeds), str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
+    return _markdown([*CELL, "search", "windows", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
 
 
-def to_claims(rows: list[Row]) -> str:
-    """Markdown, one line per model, pruner and sparsity: ours against the long control, and against the best of the others."""
+def claims_table(rows: pd.DataFrame) -> str:
+    """Markdown, one line per model, pruner and sparsity: ours beside the long control, and beside the best of the others."""
     header = [
-        "model", "pruner", "sparsity", "EvoPress: windows", "its search KL", "ours: windows", "search KL", "as low as EvoPress after",
-        "with more: windows", "search KL", "report KL of ours", "of the best control at equal tokens",
+        *CELL, "EvoPress: windows", "search KL", "ours: windows", "search KL", "as low as EvoPress after",
+        "ours with more: windows", "search KL", "report KL of ours", "of the best control at equal tokens",
     ]  # fmt: skip
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for cell in sorted({(row["model"], row["pruner"], row["sparsity"]) for row in rows}):
-        here = [row for row in rows if (row["model"], row["pruner"], row["sparsity"]) == cell]
-        long = _of(here, lambda row: row["search"] == CONTROL)
-        budgets = sorted({row["max_windows"] for row in here if row["search"] == OURS})
-        if not budgets:
+    lines = []
+    for key, here in rows.groupby(CELL):
+        long, ours = here[here.search == CONTROL], here[here.search == OURS]
+        if ours.empty:
             continue
-        short, more = (_of(here, lambda row, n=n: row["search"] == OURS and row["max_windows"] == n) for n in (budgets[0], budgets[-1]))
-        rivals = _of(here, lambda row: row["search"] not in (*OF_OURS, CONTROL) and row["max_windows"] in (0, budgets[0]))
-        goal = statistics.median(row["search_kl"] for row in long) if long else None
-        best = min({row["search"] for row in rivals}, key=lambda name: _median(_of(rivals, lambda r: r["search"] == name), "report_kl"))
-        cells = [
-            cell[0], cell[1], f"{cell[2]:.0%}", *_windows_and_score(long), *_windows_and_score(short), _reached(short, goal),
-            *(_windows_and_score(more) if len(budgets) > 1 else ["", ""]), _spread([row["report_kl"] for row in short]),
-            f"{best}: {_spread([row['report_kl'] for row in rivals if row['search'] == best])}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        least = ours.max_windows.min()
+        short, more = ours[ours.max_windows == least], ours[ours.max_windows > least]
+        rivals = here[~here.search.isin([*OF_OURS, CONTROL]) & here.max_windows.isin([0, least])]
+        best = rivals.groupby("search").report_kl.median().idxmin()
+        lines.append(
+            [
+                *_cell(key), _windows(long), _spread(long.search_kl), _windows(short), _spread(short.search_kl),
+                _reached(short, long.search_kl.median()), _windows(more), _spread(more.search_kl), _spread(short.report_kl),
+                f"{best}: {_spread(rivals[rivals.search == best].report_kl)}",
+            ]
+        )  # fmt: skip
+    return _markdown(header, lines)
 
 
-def _of(rows: list[Row], is_wanted: Callable[[Row], bool]) -> list[Row]:
-    return [row for row in rows if is_wanted(row)]
+def _reached(rows: pd.DataFrame, goal: float) -> str:
+    """Windows after which an incumbent stood at the goal on all search windows, and in how many of the runs one did."""
+    after = [min((n for n, score in course if score <= goal), default=None) for course in rows.course]
+    there = pd.Series([n for n in after if n is not None], dtype=float)
+    return f"{there.median():,.0f}, {len(there)} of {len(after)} seeds" if len(there) else f"never, {len(after)} seeds"
 
 
-def _median(rows: list[Row], column: str) -> float:
-    return statistics.median(row[column] for row in rows)
+def _cell(key: tuple[Any, ...]) -> list[str]:
+    return [key[0], key[1], f"{key[2]:.0%}"]
 
 
-def _windows_and_score(rows: list[Row]) -> list[str]:
-    if not rows:
-        return ["", "not run"]
-    return [f"{_median(rows, 'windows'):,.0f}", f"{_spread([row['search_kl'] for row in rows])}, {len(rows)} seeds"]
+def _windows(rows: pd.DataFrame) -> str:
+    return f"{rows.windows.median():,.0f}" if len(rows) else "not run"
 
 
-def _reached(rows: list[Row], goal: float | None) -> str:
-    """Windows after which the incumbents stood at the goal on all search windows, and how many of the seeds got there."""
-    if goal is None:
-        return ""
-    after = [min((n for n, score in row["course"] if score <= goal), default=None) for row in rows]
-    there = [n for n in after if n is not None]
-    return f"{statistics.median(there):,.0f} windows, {len(there)} of {len(after)} seeds" if there else f"0 of {len(after)} seeds"
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
+def _spread(values: pd.Series) -> str:
+    known = values.dropna()
+    if known.empty:
         return "–"
-    middle = f"{statistics.median(known):.4g}"
-    return middle if len(known) == 1 else f"{middle} ({min(known):.4g}–{max(known):.4g})"
+    middle = f"{known.median():.4g}"
+    return middle if len(known) == 1 else f"{middle} ({known.min():.4g}–{known.max():.4g})"
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *lines))
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
     """Report-split KL against windows, a row of panels per model and pruner, a column per sparsity, one mark per run.
 
-    Searches that end above uniform's KL are marked at the upper edge.
+    What lies above uniform's KL is marked at the upper edge.
     """
-    lines = sorted({(row["model"], row["pruner"]) for row in rows})
-    columns = sorted({row["sparsity"] for row in rows})
-    names = sorted({row["search"] for row in rows}, key=lambda name: (name not in OF_OURS, name != CONTROL, name))
-    colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
+    lines, columns = list(rows.groupby(CELL[:2]).groups), sorted(rows.sparsity.unique())
+    names = sorted(rows.search.unique(), key=lambda name: (name not in OF_OURS, name != CONTROL, name))
+    markers = {OURS: "*", CONTROL: "s"}
     figure = Figure(figsize=(4.0 * len(columns) + 1.8, 3.1 * len(lines)), layout="constrained")
-    panels = figure.subplots(len(lines), len(columns), squeeze=False)
-    handles: dict[str, object] = {}
-    for i, (model, pruner) in enumerate(lines):
-        for axes, sparsity in zip(panels[i], columns, strict=True):
-            here = [row for row in rows if (row["model"], row["pruner"], row["sparsity"]) == (model, pruner, sparsity)]
-            highest = 1.1 * max((row["report_kl"] for row in here if row["search"] == "uniform"), default=1.0)
-            for name in names:
-                ran = [row for row in here if row["search"] == name and row["windows"]]
-                if ran:
-                    marker = {"marker": "s" if name == CONTROL else "*" if name == OURS else "o", "linestyle": "none", "alpha": 0.7}
-                    heights = [min(row["report_kl"], highest) for row in ran]
-                    (handles[name],) = axes.plot([row["windows"] for row in ran], heights, color=colours[name], **marker)
-                closed = [row["report_kl"] for row in here if row["search"] == name and not row["windows"]]
-                if closed:
-                    style = {"color": colours[name], "linestyle": ":", "linewidth": 1.2}
-                    handles[name] = axes.axhline(min(statistics.median(closed), highest), **style)
+    handles: dict[str, Any] = {}
+    for row_of_panels, (model, pruner) in zip(figure.subplots(len(lines), len(columns), squeeze=False), lines, strict=True):
+        for axes, sparsity in zip(row_of_panels, columns, strict=True):
+            here = rows[(rows.model == model) & (rows.pruner == pruner) & (rows.sparsity == sparsity)]
+            highest = 1.1 * here[here.search == "uniform"].report_kl.max() if len(here) else 1.0
+            for i, name in enumerate(names):
+                ran, style = here[here.search == name], {"color": f"C{i % 10}"}
+                if len(ran) and ran.windows.max() == 0:
+                    handles[name] = axes.axhline(ran.report_kl.median(), linestyle=":", **style)
+                elif len(ran):
+                    marker, heights = markers.get(name, "o"), ran.report_kl.clip(upper=highest)
+                    (handles[name],) = axes.plot(ran.windows, heights, marker, alpha=0.7, **style)
             axes.set(xscale="log", xlim=(100, 30_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
-            axes.set(xlabel="windows of 256 tokens spent" if i + 1 == len(lines) else "")
             axes.grid(alpha=0.3)
-        panels[i][0].set_ylabel("report-split KL")
+        row_of_panels[0].set_ylabel("report-split KL")
+    figure.supxlabel("windows spent")
     figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=100)
 
@@ -177,8 +157,8 @@ def main() -> None:
     arguments = parser.parse_args()
     read = [row for folder in finished_runs(arguments.runs) for row in read_run(folder)]
     # Runs that differ in their searches alone have the same closed forms, which are kept once.
-    rows = merged(arguments.output / "results.jsonl", read, (*GROUP, "seed"))
-    (arguments.output / "table.md").write_text(f"{to_claims(rows)}\n{to_table(rows)}")
+    rows = pd.DataFrame(merged(arguments.output / "results.jsonl", read, [*SEARCH, "seed"]))
+    (arguments.output / "table.md").write_text(f"{claims_table(rows)}\n{searches_table(rows)}")
     draw(rows, arguments.output / "kl.png")
 
 

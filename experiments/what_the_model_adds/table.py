@@ -1,49 +1,47 @@
 """Reads the runs, pairs their searches by seed, and writes the table and the picture.
 
-    python experiments/what_the_model_adds/table.py runs/what_the_model_adds --output experiments/what_the_model_adds
+    python -m experiments.what_the_model_adds.table runs/what_the_model_adds
 
 A run's folder is named MODEL_SPARSITY_ARM_SEED, where ARM is what its main search was; its controls are arms by their own
 names. An arm is compared with the reference on the same seeds: the mean difference of report-split KL with its 95% interval by
-Student's t. `results.jsonl` holds every search.
+Student's t. `results.jsonl` keeps every search, those of runs that are no longer there too.
 """
 
 import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from experiments.results import Row, finished_runs, merged, searches
+
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
 
-def read_run(folder: Path) -> list[dict[str, Any]]:
+def read_run(folder: Path) -> list[Row]:
     """One row for every search of a finished run."""
-    report = json.loads((folder / "report.json").read_text())
     model, sparsity, arm, seed = folder.name.rsplit("_", 3)
-    rows = {row["name"]: row for row in report["rows"]}
-    searches = {"main": "winner"} | {name: name for name, row in rows.items() if row["n_tokens"] and name != "winner"}
-    asked = report["language_model"]["searches"]
+    found = searches(folder)
+    uniform_kl = found["uniform"]["report_kl"]
+    asked = json.loads((folder / "report.json").read_text())["language_model"]["searches"]
     return [
         {
             "model": model,
             "sparsity": float(sparsity),
             "arm": arm if search == "main" else search,
             "seed": int(seed),
-            "n_tokens": rows[row]["n_tokens"],
-            "seconds": rows[row]["seconds"],
-            "report_kl": rows[row]["kl"],
-            "perplexity": rows[row]["perplexity"],
-            "uniform_kl": rows["uniform"]["kl"],
+            **row,
+            "uniform_kl": uniform_kl,
             "language_model": {name: asked[search][name] for name in ASKED} if search in asked else {},
         }
-        for search, row in searches.items()
+        for search, row in found.items()
+        if row["n_tokens"]
     ]
 
 
-def paired(rows: list[dict[str, Any]], arm: str, reference: str) -> list[float]:
+def paired(rows: list[Row], arm: str, reference: str) -> list[float]:
     """Per seed that both have, by how much the arm's KL lies above the reference's."""
     theirs = {row["seed"]: row["report_kl"] for row in rows if row["arm"] == reference}
     return [row["report_kl"] - theirs[row["seed"]] for row in rows if row["arm"] == arm and row["seed"] in theirs]
@@ -55,7 +53,7 @@ def interval(differences: list[float]) -> tuple[float, float]:
     return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
 
 
-def to_table(rows: list[dict[str, Any]], reference: str) -> str:
+def to_table(rows: list[Row], reference: str) -> str:
     """Markdown, one line per model, sparsity and arm."""
     columns = [
         "model", "sparsity", "arm", "seeds", "tokens", "report KL, mean ± sd", "perplexity", f"minus `{reference}`, 95% interval",
@@ -78,7 +76,7 @@ def to_table(rows: list[dict[str, Any]], reference: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _told(asked: list[dict[str, Any]]) -> list[str]:
+def _told(asked: list[Row]) -> list[str]:
     """What the language model did in the runs that asked it: all valid of all replies, then means of a run, and winners."""
     if not asked:
         return [""] * 4
@@ -88,7 +86,7 @@ def _told(asked: list[dict[str, Any]]) -> list[str]:
     return [valid, f"{n_tokens:,.0f}", f"{seconds:.1f}", winners]
 
 
-def draw(rows: list[dict[str, Any]], reference: str, path: Path) -> None:
+def draw(rows: list[Row], reference: str, path: Path) -> None:
     """Report-split KL per arm, one panel per model and sparsity, one mark per run."""
     panels = sorted({(row["model"], row["sparsity"]) for row in rows})
     figure = Figure(figsize=(4.0 * len(panels), 3.2), layout="constrained")
@@ -111,7 +109,7 @@ def draw(rows: list[dict[str, Any]], reference: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _mean(rows: list[dict[str, Any]], arm: str, column: str) -> float:
+def _mean(rows: list[Row], arm: str, column: str) -> float:
     return statistics.fmean(row[column] for row in rows if row["arm"] == arm)
 
 
@@ -121,8 +119,8 @@ def main() -> None:
     parser.add_argument("--reference", default="self")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    rows = [row for path in sorted(arguments.runs.glob("*/report.json")) for row in read_run(path.parent)]
-    (arguments.output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = [row for folder in finished_runs(arguments.runs) for row in read_run(folder)]
+    rows = merged(arguments.output / "results.jsonl", read, ("model", "sparsity", "arm", "seed"))
     (arguments.output / "table.md").write_text(to_table(rows, arguments.reference))
     draw(rows, arguments.reference, arguments.output / "kl.png")
 
