@@ -22,6 +22,7 @@ NEEDS = {
     ("language_model", "scripted"): ["language_model.path=calls.jsonl"],
     ("proposer", "stored"): ["proposer.run_folder={finished_run}"],
     ("budget", "latency"): [f"budget.latency_table={Path(__file__).with_name('latency_table.json')}"],
+    ("proposer", "sensitivity"): ["search.n_sensitivity_windows=8"],
     ("data", "files"): ["data.calibration=a.txt", "data.search=b.txt", "data.report=c.txt"],
 }
 
@@ -225,6 +226,24 @@ def test_finer_levels_are_given_per_glob_and_do_not_go_with_a_pattern(composed):
         composed("+search.finer={mlp.*:0}")
     with pytest.raises(ConfigError, match=r"pruner\.pattern=2:4 leaves every unit one level; leave out one of the two"):
         composed("+search.finer={mlp.*:2}", "pruner.pattern=2:4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "who"),
+    [
+        (["proposer=sensitivity"], "the proposer"),
+        (["+proposer@controls.alone=sensitivity"], "alone"),
+        (["+proposer@proposer.arms.sensitivity=sensitivity"], "the proposer"),
+    ],
+)
+def test_who_needs_sensitivities_is_told_the_option_that_measures_them(overrides, who, composed):
+    with pytest.raises(ConfigError, match=rf"which {who} must know, are measured only where search\.n_sensitivity_windows"):
+        composed(*overrides)
+    composed(*overrides, "search.n_sensitivity_windows=8")
+
+
+def test_an_arm_without_a_share_needs_no_sensitivities(composed):
+    composed("+proposer@proposer.arms.sensitivity=sensitivity", "+proposer.shares.sensitivity=0")
 
 
 @pytest.mark.parametrize("name", ["dense", "main", "winner"])

@@ -105,6 +105,12 @@ class RunConfig:
                 f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, "
                 f"but data.n_search is {self.data.n_search}; raise the one or lower the other"
             )
+        hungry = [name for name, method in {"the proposer": self.proposer, **self.controls}.items() if method.needs_sensitivities]
+        if hungry and not self.search.n_sensitivity_windows:
+            raise ConfigError(
+                f"the sensitivities of the units, which {' and '.join(hungry)} must know, are measured only where "
+                f"search.n_sensitivity_windows is above 0; give one of {self.search.ladder.n_windows}, the rungs of search.ladder"
+            )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
 
     @property

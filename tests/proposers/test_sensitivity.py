@@ -62,11 +62,6 @@ def test_one_proposal_per_exponent():
     assert [p.operator for p in Sensitivity([8.0, 2.5]).build(space, 0, None).ask(9)] == ["p=8", "p=2.5"]
 
 
-def test_without_a_measurement_the_option_that_takes_it_is_told():
-    with pytest.raises(ConfigError, match=r"search\.n_sensitivity_windows=8"):
-        ask({})
-
-
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_unit_that_breaks_the_model_counts_as_the_most_sensitive(value):
     (sparsities,) = ask({"a": 1.0, "b": value, "c": 4.0, "d": 1.0})

@@ -155,6 +155,11 @@ class ProposerConfig(ABC):
         """Whether `build` hands the language model on."""
         return False
 
+    @property
+    def needs_sensitivities(self) -> bool:
+        """Whether `build` fails where the units' sensitivities were not measured."""
+        return False
+
     @abstractmethod
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """The proposer at the start of a search.

@@ -65,7 +65,16 @@ class Portfolio(ProposerConfig):
     @property
     def asks_language_model(self) -> bool:
         """Whether an arm does that has a share."""
-        return any(arm.asks_language_model for name, arm in self.arms.items() if self.share(name) > 0)
+        return any(arm.asks_language_model for arm in self.sharing())
+
+    @property
+    def needs_sensitivities(self) -> bool:
+        """Whether an arm does that has a share."""
+        return any(arm.needs_sensitivities for arm in self.sharing())
+
+    def sharing(self) -> list[ProposerConfig]:
+        """The arms that have a share."""
+        return [arm for name, arm in self.arms.items() if self.share(name) > 0]
 
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """Every arm with a seed of its own.

@@ -29,17 +29,13 @@ class Sensitivity(ProposerConfig):
         if not self.exponents or any(p <= 1 for p in self.exponents):
             raise ConfigError(f"the exponents of the sensitivity proposer must exceed 1, got {self.exponents}")
 
-    def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
-        """All its proposals are known at once.
+    @property
+    def needs_sensitivities(self) -> bool:
+        """Always."""
+        return True
 
-        Raises:
-            ConfigError: when no sensitivities were measured.
-        """
-        if not space.sensitivities:
-            raise ConfigError(
-                "the sensitivity proposer needs the sensitivities of the units, which this run does not measure; give "
-                "search.n_sensitivity_windows=8, or another rung of search.ladder.n_windows"
-            )
+    def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
+        """All its proposals are known at once."""
         return FixedProposals("sensitivity", [self._proposal(space, p) for p in self.exponents])
 
     def _proposal(self, space: SearchSpace, exponent: float) -> Proposal:
