@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,3 +266,23 @@ def test_notebooks_read_a_run_and_are_kept_without_outputs(notebook, smoke, monk
     assert not any(cell.get("outputs") for cell in content.cells)
     NotebookClient(content, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
     assert "winner" in str(content.cells[1].outputs)
+
+
+@pytest.mark.parametrize("study", ["equal_budget", "what_the_model_adds"])
+def test_the_table_of_a_study_reads_runs_and_keeps_the_results_of_those_that_are_gone(study, smoke, tmp_path):
+    def tabulate():
+        table = [sys.executable, "-m", f"experiments.{study}.table", tmp_path / "runs", "--output", tmp_path]
+        subprocess.run(table, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=120)
+        return (tmp_path / "results.jsonl").read_text(), (tmp_path / "table.md").read_text()
+
+    run = tmp_path / "runs" / "embedded_0.6_self_0"
+    shutil.copytree(smoke[0], run)
+    results, table = tabulate()
+    kl = {row["name"]: row["kl"] for row in report_of(run)["rows"]}
+    found = {row.get("search", row.get("arm")): row["report_kl"] for row in map(json.loads, results.splitlines())}
+    assert kl["winner"] == found.pop("default" if study == "equal_budget" else "self")
+    assert {name: kl[name] for name in found} == found
+    assert "random" in found
+    assert "| random |" in table
+    shutil.rmtree(run)
+    assert tabulate() == (results, table)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from experiments.results import Row, finished_runs, merged, searches
 
 CELL = ["model", "pruner", "sparsity"]
-SEARCH = [*CELL, "search", "max_windows"]
+SEARCH = [*CELL, "search", "max_tokens"]
 COLUMNS = ["search_kl", "report_kl", "perplexity", "accuracy"]
 OURS, CONTROL = "default", "evopress_scaled"
 OF_OURS = (OURS, "without_language_model")
@@ -31,82 +32,64 @@ def read_run(folder: Path) -> list[Row]:
     config = OmegaConf.load(folder / "config.yaml")
     overrides = json.loads((folder / "environment.json").read_text())["overrides"]
     chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
-    n_tokens_per_window, levels = config.data.n_tokens_per_window, config.search.levels.kind
+    levels = config.search.levels.kind
+    winner = json.loads((folder / "report.json").read_text())["search"]["winner"]
     rows = []
     for search, found in searches(folder).items():
-        n_tokens = found.pop("n_tokens")
         row = {
             "model": Path(config.model.path).name,
             "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else f", {levels.lower()} levels"),
             "sparsity": config.budget.sparsity,
             "search": chosen.get("search", OURS) if search == "main" else search,
-            "max_windows": config.search.max_tokens // n_tokens_per_window if n_tokens else 0,
+            "max_tokens": config.search.max_tokens if found["n_tokens"] else 0,
             "seed": config.seed,
-            "windows": n_tokens / n_tokens_per_window,
             **found,
         }
-        rows.append(row | (_main_search(folder, n_tokens_per_window, config.data.n_search) if search == "main" else {}))
+        rows.append(row | ({"search_kl": winner["score"]} if search == "main" else {}))
     return rows
-
-
-def _main_search(folder: Path, n_tokens_per_window: int, n_search: int) -> Row:
-    """The winner's score on all search windows, and the course: windows spent, and score, of all incumbents scored on all."""
-    course, n_tokens = [], 0
-    for line in (folder / "archive.jsonl").read_text().splitlines():
-        candidate = json.loads(line)
-        if candidate["search"] == "main":
-            n_tokens += candidate["n_tokens"]
-            if candidate["gain"] is not None and candidate["n_windows"] == n_search:
-                course.append([n_tokens / n_tokens_per_window, candidate["score"]])
-    return {"search_kl": json.loads((folder / "report.json").read_text())["search"]["winner"]["score"], "course": course}
 
 
 def searches_table(rows: pd.DataFrame) -> str:
     """Markdown, one line per model, pruner, sparsity, search and budget, the lowest report KL of a cell first."""
     lines = []
     for key, seeds in sorted(rows.groupby(SEARCH), key=lambda item: (*item[0][:3], item[1].report_kl.median())):
-        lines.append([*_cell(key), key[3], _windows(seeds), str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
-    return _markdown([*CELL, "search", "windows", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
+        lines.append([*_cell(key), key[3], _tokens(seeds), str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
+    return _markdown([*CELL, "search", "tokens", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
 
 
 def claims_table(rows: pd.DataFrame) -> str:
     """Markdown, one line per model, pruner and sparsity: ours beside the long control, and beside the best of the others."""
     header = [
-        *CELL, "EvoPress: windows", "search KL", "ours: windows", "search KL", "as low as EvoPress after",
-        "ours with more: windows", "search KL", "report KL of ours", "of the best control at equal tokens",
+        *CELL, "EvoPress: tokens", "search KL", "ours: tokens", "search KL", "seeds below its median",
+        "ours with more: tokens", "search KL", "seeds below", "report KL of ours", "of the best control at equal tokens",
     ]  # fmt: skip
     lines = []
     for key, here in rows.groupby(CELL):
         long, ours = here[here.search == CONTROL], here[here.search == OURS]
         if ours.empty:
             continue
-        least = ours.max_windows.min()
-        short, more = ours[ours.max_windows == least], ours[ours.max_windows > least]
-        rivals = here[~here.search.isin([*OF_OURS, CONTROL]) & here.max_windows.isin([0, least])]
+        least = ours.max_tokens.min()
+        short, more = ours[ours.max_tokens == least], ours[ours.max_tokens > least]
+        rivals = here[~here.search.isin([*OF_OURS, CONTROL]) & here.max_tokens.isin([0, least])]
         best = rivals.groupby("search").report_kl.median().idxmin()
-        lines.append(
-            [
-                *_cell(key), _windows(long), _spread(long.search_kl), _windows(short), _spread(short.search_kl),
-                _reached(short, long.search_kl.median()), _windows(more), _spread(more.search_kl), _spread(short.report_kl),
-                f"{best}: {_spread(rivals[rivals.search == best].report_kl)}",
-            ]
-        )  # fmt: skip
+        compared = [_tokens(long), _spread(long.search_kl)]
+        for ran in (short, more):
+            compared += [_tokens(ran), _spread(ran.search_kl), _below(ran, long.search_kl.median())]
+        of_best = _spread(rivals[rivals.search == best].report_kl)
+        lines.append([*_cell(key), *compared, _spread(short.report_kl), f"{best}: {of_best}"])
     return _markdown(header, lines)
 
 
-def _reached(rows: pd.DataFrame, goal: float) -> str:
-    """Windows after which an incumbent stood at the goal on all search windows, and in how many of the runs one did."""
-    after = [min((n for n, score in course if score <= goal), default=None) for course in rows.course]
-    there = pd.Series([n for n in after if n is not None], dtype=float)
-    return f"{there.median():,.0f}, {len(there)} of {len(after)} seeds" if len(there) else f"never, {len(after)} seeds"
+def _below(rows: pd.DataFrame, goal: float) -> str:
+    return f"{(rows.search_kl <= goal).sum()} of {len(rows)}" if len(rows) else ""
 
 
 def _cell(key: tuple[Any, ...]) -> list[str]:
     return [key[0], key[1], f"{key[2]:.0%}"]
 
 
-def _windows(rows: pd.DataFrame) -> str:
-    return f"{rows.windows.median():,.0f}" if len(rows) else "not run"
+def _tokens(rows: pd.DataFrame) -> str:
+    return f"{rows.n_tokens.median():,.0f}" if len(rows) else "not run"
 
 
 def _spread(values: pd.Series) -> str:
@@ -122,7 +105,7 @@ def _markdown(header: list[str], lines: list[list[str]]) -> str:
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
-    """Report-split KL against windows, a row of panels per model and pruner, a column per sparsity, one mark per run.
+    """Report-split KL against tokens, a row of panels per model and pruner, a column per sparsity, one mark per run.
 
     What lies above uniform's KL is marked at the upper edge.
     """
@@ -134,18 +117,19 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     for row_of_panels, (model, pruner) in zip(figure.subplots(len(lines), len(columns), squeeze=False), lines, strict=True):
         for axes, sparsity in zip(row_of_panels, columns, strict=True):
             here = rows[(rows.model == model) & (rows.pruner == pruner) & (rows.sparsity == sparsity)]
-            highest = 1.1 * here[here.search == "uniform"].report_kl.max() if len(here) else 1.0
-            for i, name in enumerate(names):
-                ran, style = here[here.search == name], {"color": f"C{i % 10}"}
-                if len(ran) and ran.windows.max() == 0:
-                    handles[name] = axes.axhline(ran.report_kl.median(), linestyle=":", **style)
+            uniform = here[here.search == "uniform"]
+            highest = 1.1 * (uniform if len(uniform) else here).report_kl.max() if len(here) else 1.0
+            for name, colour in zip(names, colormaps["tab20"].colors, strict=False):
+                ran, style = here[here.search == name], {"color": colour}
+                if len(ran) and ran.n_tokens.max() == 0:
+                    handles[name] = axes.axhline(min(ran.report_kl.median(), highest), linestyle=":", **style)
                 elif len(ran):
                     marker, heights = markers.get(name, "o"), ran.report_kl.clip(upper=highest)
-                    (handles[name],) = axes.plot(ran.windows, heights, marker, alpha=0.7, **style)
-            axes.set(xscale="log", xlim=(100, 30_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
+                    (handles[name],) = axes.plot(ran.n_tokens, heights, marker, alpha=0.7, **style)
+            axes.set(xscale="log", xlim=(20_000, 7_000_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
             axes.grid(alpha=0.3)
         row_of_panels[0].set_ylabel("report-split KL")
-    figure.supxlabel("windows spent")
+    figure.supxlabel("tokens spent")
     figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=100)
 
