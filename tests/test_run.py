@@ -84,6 +84,12 @@ def test_the_report_meets_its_schema(smoke):
     jsonschema.validate(report_of(smoke[0]), schema)
 
 
+def test_a_run_takes_no_more_memory_than_was_expected_and_more_than_half_of_it(smoke):
+    resources = report_of(smoke[0])["resources"]
+    expected = resources["expected"]["peak_memory_bytes"]
+    assert expected / 2 < resources["measured"]["peak_memory_bytes"] < expected
+
+
 def test_the_report_compares_dense_yardsticks_control_and_winner_at_one_sparsity(smoke):
     rows = {row["name"]: row for row in report_of(smoke[0])["rows"]}
     assert list(rows) == ["dense", "uniform", "owl", "random", "winner"]

@@ -25,6 +25,10 @@ Result = TypeVar("Result")
 AUTO_MODEL: Any = AutoModelForCausalLM  # its annotations know neither `from_config` nor `output_loading_info`
 
 
+MoreBytes = Callable[[Any, int, int], int]
+"""What a caller holds besides the weights, in bytes; by the model's text config, its parameters and the bytes of each."""
+
+
 class DType(str, Enum):
     """The number format that the weights are loaded in."""
 
@@ -128,18 +132,17 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     return LoadedModel(model, tokenizer, units, blocks, device)
 
 
-def preflight_memory(config: ModelConfig, n_copies: int = 0, extra_bytes: float = 0.0) -> Preflight:
+def preflight_memory(config: ModelConfig, more: MoreBytes = lambda *_: 0) -> Preflight:
     """Checks, before any weight is read, that the model fits into the device's free memory.
 
     Args:
         config: the model.
-        n_copies: how often the caller will hold the weights besides the model itself.
-        extra_bytes: what else it will hold per parameter.
+        more: what the caller will hold besides the weights.
 
     Raises:
         ModelError: when it does not fit, or when its configuration cannot be read.
     """
-    return _check_memory(config, load_skeleton(config, *find_source(config)), n_copies, extra_bytes)
+    return _check_memory(config, load_skeleton(config, *find_source(config)), more)
 
 
 def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
@@ -240,8 +243,9 @@ def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> An
     return model
 
 
-def _check_memory(config: ModelConfig, skeleton: Any, n_copies: int = 0, extra_bytes: float = 0.0) -> Preflight:
-    own_dtype = skeleton.config.get_text_config().dtype or torch.float32
-    dtype = own_dtype if config.dtype is DType.AUTO else getattr(torch, config.dtype.value)
+def _check_memory(config: ModelConfig, skeleton: Any, more: MoreBytes = lambda *_: 0) -> Preflight:
+    text_config = skeleton.config.get_text_config()
+    dtype = (text_config.dtype or torch.float32) if config.dtype is DType.AUTO else getattr(torch, config.dtype.value)
     n_parameters = n_parameters_at_once(config.placement, skeleton)
-    return check_memory(config.path, n_parameters, dtype, config.torch_device(), n_copies, extra_bytes)
+    more_bytes = more(text_config, n_parameters, dtype.itemsize)
+    return check_memory(config.path, n_parameters, dtype, config.torch_device(), more_bytes)

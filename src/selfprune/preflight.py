@@ -23,7 +23,7 @@ class Preflight:
 
     Attributes:
         n_parameters: parameters that are held at once, tied ones once.
-        needed_bytes: memory for the weights and for what the caller adds per parameter.
+        needed_bytes: memory for the weights and for what the caller adds.
         available_bytes: free memory of the device; None where the system does not say.
         bytes_per_weight: of one weight, in the number format that it will have.
     """
@@ -34,9 +34,7 @@ class Preflight:
     bytes_per_weight: int
 
 
-def check_memory(
-    path: str, n_parameters: int, dtype: torch.dtype, device: torch.device, n_copies: int, extra_bytes: float
-) -> Preflight:
+def check_memory(path: str, n_parameters: int, dtype: torch.dtype, device: torch.device, more_bytes: int) -> Preflight:
     """Checks that a model fits into the device's free memory.
 
     Args:
@@ -44,14 +42,12 @@ def check_memory(
         n_parameters: how many are held at once.
         dtype: number format that the weights will have.
         device: where they will lie.
-        n_copies: how often the caller will hold the weights besides the model itself.
-        extra_bytes: what else it will hold per parameter.
+        more_bytes: what the caller will hold besides.
 
     Raises:
         ModelError: when it does not fit, or when there is no such device.
     """
-    more = n_copies * dtype.itemsize + extra_bytes
-    needed = round(n_parameters * (dtype.itemsize + more))
+    needed = n_parameters * dtype.itemsize + more_bytes
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(
             f"model.device={device}, but torch sees no GPU here; give model.device=cpu, or install a torch build with CUDA"
@@ -60,9 +56,10 @@ def check_memory(
     if available is not None and needed > available:
         raise ModelError(
             f"model.path={path} does not fit: {n_parameters:,} parameters at {dtype.itemsize} bytes, and "
-            f"{more:g} more each for the run, need {needed / 1e9:.2f} GB, but {device} has "
-            f"{available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with more memory or a smaller model, or "
-            f"prune it from disk, without a search, with `python -m selfprune.prune model.placement=STREAM`"
+            f"{more_bytes / 1e9:.2f} GB more for the run, need {needed / 1e9:.2f} GB, but {device} has "
+            f"{available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with more memory or a smaller model, fewer "
+            f"windows (data.n_search, data.n_report, search.batch_size), or prune it from disk, without a search, with "
+            f"`python -m selfprune.prune model.placement=STREAM`"
         )
     return Preflight(n_parameters, needed, available, dtype.itemsize)
 

@@ -4,14 +4,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.journal import disk_error, write_whole
 from selfprune.lock import hold
 from selfprune.models import preflight_memory
@@ -21,6 +24,8 @@ from selfprune.tracking import Display, describe_environment
 
 RANK_BYTES = 4
 """Memory per weight that the level store holds beside a second copy of the weights."""
+HARNESS_BYTES = 300_000_000
+"""Main memory of lm-eval and the libraries of data that a run adds to those of any command."""
 GRADIENT_BYTES = 4
 """Memory per weight while a pruner gathers gradients."""
 
@@ -64,8 +69,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
             "a search needs the whole model at hand, but model.placement=STREAM leaves it on disk; choose WHOLE or SPREAD, or "
             "prune it without a search: python -m selfprune.prune"
         )
-    extra_bytes = RANK_BYTES + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
-    estimate = preflight_memory(config.model, n_copies=1, extra_bytes=extra_bytes)
+    estimate = preflight_memory(config.model, partial(_held_bytes, config))
     parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     needed, free = estimate.n_parameters * estimate.bytes_per_weight + 50_000_000, shutil.disk_usage(parent).free
     if needed > free:
@@ -77,13 +81,33 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
     # A run that was begun may hold all the replies that it needs.
     if asks and not (folder / "language_model_calls.jsonl").exists():
         config.language_model.check()
+    levels = config.search.levels
+    more = f", at most {levels.bound_gb:.2f} GB more for built levels (search.levels)" if levels.bound_gb else ""
     Display().say(
-        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory, at most "
-        f"{config.search.cache_bound_gb:.2f} GB more for caches (search.prefix_cache_mb and search.levels bound them) and "
+        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory{more} and "
         f"{needed / 1e9:.2f} GB of disk"
     )
-    library_bytes = LIBRARY_BYTES if config.model.torch_device().type == "cpu" else 0
-    return Resources(estimate.needed_bytes + library_bytes, needed, 0.0)
+    library_bytes = LIBRARY_BYTES + HARNESS_BYTES if config.model.torch_device().type == "cpu" else 0
+    return Resources(estimate.needed_bytes + library_bytes + int(levels.bound_gb * 1e9), needed, 0.0)
+
+
+def _held_bytes(config: RunConfig, text_config: Any, n_parameters: int, bytes_per_weight: int) -> int:
+    """Memory of a run besides the weights, built levels apart.
+
+    A copy of the weights and the ranks; what is kept of the texts; the logits of a batch; the hidden states of the calibration
+    windows before and after a block; and those of the search windows before every block, as far as they may be kept.
+    """
+    per_parameter = bytes_per_weight + RANK_BYTES + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
+    data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
+    kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
+    per_position = sum(metric.kept_bytes(n_vocabulary) * n_windows for metric, n_windows in kept)
+    per_position += search.batch_size * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
+    hidden_bytes = text_config.hidden_size * bytes_per_weight
+    per_position += 2 * data.n_calibration * hidden_bytes
+    prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
+    needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
+    needed += min(prefix_bytes, search.prefix_cache_mb * 10**6)
+    return needed
 
 
 @contextmanager

@@ -78,11 +78,6 @@ class SearchConfig:
                 f"search.prefix_cache_mb must not be negative, got {self.prefix_cache_mb}; 0 turns prefix reuse off"
             )
 
-    @property
-    def cache_bound_gb(self) -> float:
-        """Memory that hidden states, levels and statistics may take beside the model, in GB."""
-        return self.prefix_cache_mb / 1000 + self.levels.bound_gb
-
 
 @dataclass(frozen=True)
 class Progress:

@@ -28,6 +28,10 @@ class KLDivergence(WindowMetric):
         if self.n_top < 1:
             raise ConfigError(f"evaluator.n_top must be at least 1, got {self.n_top}; 512 is a good value")
 
+    def kept_bytes(self, vocab_size: int) -> int:
+        """The top K log-probabilities in fp32, and their token ids."""
+        return 8 * min(self.n_top, vocab_size)
+
     def prepare(self, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
         """Top K dense log-probabilities and their token ids [N, T, K]."""
         logprobs_NTV = torch.log_softmax(logits_NTV.float(), dim=-1)

@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from selfprune.evaluators.base import Evaluation
 from selfprune.prefix import PrefixForward
 
+LOGIT_BYTES = 16
+"""Memory for every logit of a batch besides the logits: the same in fp32, their exponentials, and both again for gradients."""
+
 
 class WindowMetric(ABC):
     """A number per window from the logits of a model; a method is one subclass, which is its own config."""
+
+    def kept_bytes(self, vocab_size: int) -> int:
+        """Memory that `prepare` takes for every token."""
+        return 0
 
     @abstractmethod
     def prepare(self, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
