@@ -5,6 +5,7 @@ fit for large vocabularies. The tail is compared as one outcome, so the value is
 when K reaches the vocabulary. Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class KLDivergence(WindowMetric):
         top_NTK = logprobs_NTV.topk(min(self.n_top, logprobs_NTV.shape[-1]), dim=-1)
         return top_NTK.values, top_NTK.indices.to(torch.int32)
 
-    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Σ_K p·log(p/q) + p_tail·log(p_tail/q_tail), mean over the tokens of each window [N]."""
         logp_NTK, ids_NTK = targets
         logits_NTV = logits_NTV.float()

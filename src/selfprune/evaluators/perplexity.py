@@ -3,6 +3,7 @@
 Limits: it rewards confidence in frequent tokens and says nothing about what the dense model knew; search on KL instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,6 +19,6 @@ class Perplexity(WindowMetric):
         """Nothing of the dense model is needed."""
         return ()
 
-    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Nats per token of each window [N]."""
         return mean_per_window(negative_log_likelihood(logits_NTV, batch_NT))

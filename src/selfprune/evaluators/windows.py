@@ -6,10 +6,11 @@ Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from selfprune.evaluators.base import Evaluation
@@ -31,7 +32,7 @@ class WindowMetric(ABC):
         """What must be remembered of the dense model's answer to one batch."""
 
     @abstractmethod
-    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Mean score per token of each window, in nats, lower is better [N]."""
 
 
@@ -85,10 +86,9 @@ class WindowEvaluator:
             for start in range(low, high, batch_size):
                 batch_NT = windows_NT[start : min(start + batch_size, high)].to(device)
                 dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
-                targets = {name: metric.prepare(dense_NTV, batch_NT) for name, metric in metrics.items()}
+                targets = {name: _prepared(metric, dense_NTV, batch_NT) for name, metric in metrics.items()}
                 self._batches.append(_Batch(start, batch_NT, targets))
-                first = next(iter(metrics))
-                self.dense_scores += metrics[first].window_scores(dense_NTV, batch_NT, targets[first]).tolist()
+                self.dense_scores += self._scores(next(iter(metrics)), dense_NTV, self._batches[-1]).tolist()
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.forward.clear()
 
@@ -112,17 +112,31 @@ class WindowEvaluator:
         for index in range(len(self._batches)) if batches is None else batches:
             batch = self._batches[index]
             logits_NTV = self.forward(batch.start, batch.batch_NT, versions)
-            for name, metric in self.metrics.items():
-                scores[name] += metric.window_scores(logits_NTV, batch.batch_NT, batch.targets[name]).tolist()
+            for name in self.metrics:
+                scores[name] += self._scores(name, logits_NTV, batch).tolist()
         first = next(iter(scores.values()))
         seconds = time.perf_counter() - began
         return Evaluation(math.fsum(first) / len(first), scores, len(first) * self.n_tokens_per_window, seconds)
 
     def batch(self, index: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The tokens [N, T] of a batch, and the sum of its windows' scores as a function of logits, for gradients."""
-        batch = self._batches[index]
-        name, metric = next(iter(self.metrics.items()))
-        return batch.batch_NT, lambda logits_NTV: metric.window_scores(logits_NTV, batch.batch_NT, batch.targets[name]).sum()
+        batch, first = self._batches[index], next(iter(self.metrics))
+        return batch.batch_NT, lambda logits_NTV: self._scores(first, logits_NTV, batch).sum()
+
+    def _scores(self, name: str, logits_NTV: Tensor, batch: _Batch) -> Tensor:
+        """Scores of a batch's windows [N], one by one, since what a metric makes of the logits is several times their size."""
+        each = _by_window(logits_NTV, batch.batch_NT, *batch.targets[name])
+        return torch.cat([self.metrics[name].window_scores(logits, tokens, kept) for logits, tokens, *kept in each])
+
+
+def _prepared(metric: WindowMetric, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
+    """What a metric keeps of a batch, taken window by window for the same reason."""
+    kept = [metric.prepare(logits, tokens) for logits, tokens in _by_window(logits_NTV, batch_NT)]
+    return tuple(torch.cat(of_windows) for of_windows in zip(*kept, strict=True))
+
+
+def _by_window(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(whole, 1) for whole in tensors), strict=True)
 
 
 def negative_log_likelihood(logits_NTV: Tensor, batch_NT: Tensor) -> Tensor:
