@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
+
 Row = dict[str, Any]
 
 
@@ -41,6 +43,12 @@ def merged(path: Path, rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
     found = [by_key[which] for which in sorted(by_key, key=lambda which: [str(part) for part in which])]
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     return found
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95% interval by Student's t; of two differences or more."""
+    n = len(differences)
+    return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
 
 
 def _mean_accuracy(tasks: dict[str, dict[str, Any]]) -> float | None:

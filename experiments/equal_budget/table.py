@@ -17,13 +17,14 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from experiments.results import Row, finished_runs, merged, searches
+from experiments.results import Row, finished_runs, interval, merged, searches
 
 CELL = ["model", "pruner", "sparsity"]
 SEARCH = [*CELL, "search", "max_tokens"]
 COLUMNS = ["search_kl", "report_kl", "perplexity", "accuracy"]
 OURS, CONTROL = "default", "evopress_scaled"
-OF_OURS = (OURS, "without_language_model")
+WITHOUT = "without_language_model"
+OF_OURS = (OURS, WITHOUT)
 """Searches of this project; the others are controls."""
 
 
@@ -78,6 +79,20 @@ def claims_table(rows: pd.DataFrame) -> str:
         of_best = _spread(rivals[rivals.search == best].report_kl)
         lines.append([*_cell(key), *compared, _spread(short.report_kl), f"{best}: {of_best}"])
     return _markdown(header, lines)
+
+
+def without_table(rows: pd.DataFrame) -> str:
+    """Markdown, one line per model, pruner, sparsity and budget: report KL of ours less that without the language model."""
+    columns = [*CELL, "max_tokens"]
+    pairs = rows[rows.search == OURS].merge(rows[rows.search == WITHOUT], on=[*columns, "seed"], suffixes=("", "_without"))
+    lines = []
+    for key, seeds in pairs.groupby(columns):
+        differences = seeds.report_kl - seeds.report_kl_without
+        paired = "{:+.4f} ± {:.4f}".format(*interval(list(differences))) if len(seeds) > 1 else f"{differences.iloc[0]:+.4f}"
+        spent = f"{key[3]:,}"
+        means = [f"{seeds[column].mean():.4f}" for column in ("report_kl", "report_kl_without")]
+        lines.append([*_cell(key), spent, str(len(seeds)), *means, paired, f"{(differences == 0).sum()} of {len(seeds)}"])
+    return _markdown([*CELL, "budget", "seeds", OURS, WITHOUT, "difference, 95% interval", "the same winner"], lines)
 
 
 def _below(rows: pd.DataFrame, goal: float) -> str:
@@ -142,7 +157,7 @@ def main() -> None:
     read = [row for folder in finished_runs(arguments.runs) for row in read_run(folder)]
     # Runs that differ in their searches alone have the same closed forms, which are kept once.
     rows = pd.DataFrame(merged(arguments.output / "results.jsonl", read, [*SEARCH, "seed"]))
-    (arguments.output / "table.md").write_text(f"{claims_table(rows)}\n{searches_table(rows)}")
+    (arguments.output / "table.md").write_text(f"{claims_table(rows)}\n{without_table(rows)}\n{searches_table(rows)}")
     draw(rows, arguments.output / "kl.png")
 
 

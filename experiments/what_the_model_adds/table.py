@@ -13,9 +13,8 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
-from experiments.results import Row, finished_runs, merged, searches
+from experiments.results import Row, finished_runs, interval, merged, searches
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
@@ -45,12 +44,6 @@ def paired(rows: list[Row], arm: str, reference: str) -> list[float]:
     """Per seed that both have, by how much the arm's KL lies above the reference's."""
     theirs = {row["seed"]: row["report_kl"] for row in rows if row["arm"] == reference}
     return [row["report_kl"] - theirs[row["seed"]] for row in rows if row["arm"] == arm and row["seed"] in theirs]
-
-
-def interval(differences: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval."""
-    n = len(differences)
-    return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
 
 
 def to_table(rows: list[Row], reference: str) -> str:
