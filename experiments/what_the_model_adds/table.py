@@ -23,7 +23,7 @@ def read_run(folder: Path) -> list[Row]:
     """One row for every search of a finished run."""
     model, sparsity, arm, seed = folder.name.rsplit("_", 3)
     found = searches(folder)
-    uniform_kl = found["uniform"]["report_kl"]
+    uniform_kl = found["uniform"]["report_kl"] if "uniform" in found else None
     asked = json.loads((folder / "report.json").read_text())["language_model"]["searches"]
     return [
         {
@@ -89,7 +89,7 @@ def draw(rows: list[Row], reference: str, path: Path) -> None:
         for place, arm in enumerate(arms):
             values = [row["report_kl"] for row in here if row["arm"] == arm]
             axes.plot(values, [place] * len(values), "o", alpha=0.6, color="C0" if arm == reference else "0.4")
-        axes.axvline(here[0]["uniform_kl"], color="C3", linestyle=":")
+        axes.axvline(next(row["uniform_kl"] for row in here if row["uniform_kl"]), color="C3", linestyle=":")
         axes.set(
             yticks=range(len(arms)),
             yticklabels=arms,

@@ -101,7 +101,7 @@ def test_sampling_leaves_the_global_generator_alone(language_model):
 def test_logprob_is_that_of_the_sampled_tokens_without_a_cache_or_gaps(tiny_model, tokenizer, family):
     model = tiny_model(family, **FAMILIES[family])
     language_model = Sampler(model, tokenizer, temperature=0.7, max_reply_tokens=300)
-    schema, prompt_ids = moves_schema(labels(12), labels(12)), language_model._encode("move some pruning")
+    schema, prompt_ids = moves_schema(labels(12), labels(12)), language_model._encode("move some pruning", 10)
     rows = language_model._sample(prompt_ids, schema, n=4, seed=0, n_max=300)
     assert len({len(row.reply_ids) for row in rows}) > 1
     for row in rows:
@@ -162,7 +162,7 @@ def test_a_long_prompt_is_cut_from_the_left_with_a_warning(tiny_model, tokenizer
     ending = "moves from to"
     assert language_model.complete(ending, DIGIT, n=1, seed=0)[0].n_prompt_tokens < 20
     assert not caplog.records
-    kept_ids = language_model._encode("x" * 200 + ending)
+    kept_ids = language_model._encode("x" * 200 + ending, 10)
     assert len(kept_ids) == 20
     assert tokenizer.decode(kept_ids).endswith(ending)
     assert "cut from the left to the 20" in caplog.text
@@ -175,14 +175,26 @@ def test_prompt_and_reply_stay_within_the_positions_of_a_small_context(tiny_mode
     assert (reply.n_prompt_tokens, reply.n_reply_tokens) == (32, 32)
 
 
+def test_a_choice_keeps_all_of_a_prompt_that_leaves_room_for_the_longest_option(tiny_model, tokenizer, caplog):
+    language_model = SelfLanguageModel(max_reply_tokens=400).build(tiny_model(n_positions=64), tokenizer)
+    options = ["0 q > 3 up 10%", "no"]
+    n_longest = len(tokenizer(options[0], add_special_tokens=False)["input_ids"])
+    fitting = "x" * (64 - n_longest)
+    assert len(tokenizer(fitting)["input_ids"]) == 64 - n_longest
+    assert language_model.score(fitting, options)[0].n_prompt_tokens == 64 - n_longest
+    assert not caplog.records
+    assert language_model.score("x" + fitting, options)[0].n_prompt_tokens == 64 - n_longest
+    assert "cut from the left" in caplog.text
+
+
 def test_a_chat_model_is_asked_in_its_chat_form(tiny_model, tokenizer):
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<end>")
     chat.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
     )
     language_model = SelfLanguageModel(max_reply_tokens=10).build(tiny_model(n_positions=60), chat)
-    assert chat.decode(language_model._encode("hello")) == "<user>hello<model>"
-    long = chat.decode(language_model._encode("y" * 300))
+    assert chat.decode(language_model._encode("hello", 10)) == "<user>hello<model>"
+    long = chat.decode(language_model._encode("y" * 300, 10))
     assert long.startswith("<user>yy")
     assert long.endswith("yy<model>")
 
@@ -224,7 +236,7 @@ def test_scores_are_the_logprobs_of_the_options_computed_without_a_cache(tiny_mo
     options = ["0 q > 3 up 10%", "no", "1 down > 2 k 5%; 0 gate > 1 v 5%"]
     replies = language_model.score("Which is better?\n", options)
     assert [reply.text for reply in replies] == options
-    prompt_ids = language_model._encode("Which is better?\n")
+    prompt_ids = language_model._encode("Which is better?\n", 300)
     assert [reply.n_prompt_tokens for reply in replies] == [len(prompt_ids), 0, 0]
     for reply in replies:
         ids = tokenizer(reply.text, add_special_tokens=False)["input_ids"]

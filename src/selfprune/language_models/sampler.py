@@ -73,7 +73,7 @@ class Sampler:
         Raises:
             LanguageModelError: when the schema cannot be compiled, the prompt is empty or the logits are not finite.
         """
-        prompt_ids = self._encode(prompt)
+        prompt_ids = self._encode(prompt, self._max_reply_tokens)
         n_left = self._max_reply_tokens if self._n_positions is None else self._n_positions - len(prompt_ids)
         rows = self._sample(prompt_ids, schema, n, seed, min(self._max_reply_tokens, n_left))
         texts = [self._vocabulary.decode_bytes(row.reply_ids).decode("utf-8", errors="replace") for row in rows]
@@ -90,10 +90,10 @@ class Sampler:
         Raises:
             LanguageModelError: when the prompt or an option is empty, or the logits are not finite.
         """
-        prompt_ids = self._encode(prompt)
         ids = [[int(i) for i in self._tokenizer(option, add_special_tokens=False)["input_ids"]] for option in options]
         if not all(ids):
             raise LanguageModelError(f"an option must hold at least one token, got {options[ids.index([])]!r}; name it")
+        prompt_ids = self._encode(prompt, max(map(len, ids)))
         batch = CachedBatch(self._model, prompt_ids[:-1], len(options))
         logprobs_NWV = batch.logits([[prompt_ids[-1], *row[:-1]] for row in ids]).float().log_softmax(dim=-1).cpu()
         sums = [float(logprobs_WV[range(len(row)), row].sum()) for logprobs_WV, row in zip(logprobs_NWV, ids, strict=True)]
@@ -101,15 +101,15 @@ class Sampler:
             raise LanguageModelError(f"the logits of {self.name} must be finite, got {min(sums)}; is the model intact?")
         return _replies(len(prompt_ids), list(zip(options, sums, map(len, ids), strict=True)))
 
-    def _encode(self, prompt: str) -> list[int]:
-        """Token ids of the prompt, in the model's chat form if it has one, cut from the left if it is too long."""
+    def _encode(self, prompt: str, n_reply_tokens: int) -> list[int]:
+        """Token ids of the prompt, in the model's chat form if it has one, cut from the left if it leaves too few for a reply."""
         prompt_ids = self._tokenize(prompt)
         if not prompt_ids:
             raise LanguageModelError(f"a prompt must hold at least one token, got {prompt!r}; check the prompt file")
         if self._n_positions is None:
             return prompt_ids
         # Replies are far shorter than their limit, so a small context is not all reserved for them.
-        room = max(self._n_positions - self._max_reply_tokens, self._n_positions // 2)
+        room = max(self._n_positions - n_reply_tokens, self._n_positions // 2)
         if len(prompt_ids) <= room:
             return prompt_ids
         logger.warning(
