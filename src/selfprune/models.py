@@ -17,16 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from selfprune.allocation import Unit
 from selfprune.errors import ConfigError, ModelError
 from selfprune.placement import Placement, loading_options, n_parameters_at_once
-from selfprune.preflight import Preflight, check_by_running, check_entry, check_memory
+from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory
 from selfprune.units import find_blocks, list_units
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 AUTO_MODEL: Any = AutoModelForCausalLM  # its annotations know neither `from_config` nor `output_loading_info`
-
-
-MoreBytes = Callable[[Any, int, int], int]
-"""What a caller holds besides the weights, in bytes; by the model's text config, its parameters and the bytes of each."""
 
 
 class DType(str, Enum):

@@ -4,6 +4,7 @@ Shape suffixes: N sequences, T tokens, V vocabulary.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from selfprune.blocks import check_same_arguments, enter
 from selfprune.errors import ModelError
 
 N_PROBE_TOKENS = 8
+MoreBytes = Callable[[Any, int, int], int]
+"""What a caller holds besides the weights, in bytes; by the model's text config, its parameters and the bytes of each."""
 
 
 @dataclass(frozen=True)
