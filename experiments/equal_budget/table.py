@@ -140,7 +140,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                     handles[name] = axes.axhline(min(ran.report_kl.median(), highest), linestyle=":", **style)
                 elif len(ran):
                     marker, heights = markers.get(name, "o"), ran.report_kl.clip(upper=highest)
-                    (handles[name],) = axes.plot(ran.n_tokens, heights, marker, alpha=0.7, **style)
+                    (handles[name],) = axes.plot(ran.n_tokens, heights, marker, alpha=0.7, zorder=2 + (name == OURS), **style)
             axes.set(xscale="log", xlim=(20_000, 7_000_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
             axes.grid(alpha=0.3)
         row_of_panels[0].set_ylabel("report-split KL")

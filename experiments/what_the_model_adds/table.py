@@ -10,6 +10,7 @@ Student's t. `results.jsonl` keeps every search, those of runs that are no longe
 import argparse
 import json
 import statistics
+from itertools import product
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -80,11 +81,14 @@ def _told(asked: list[Row]) -> list[str]:
 
 
 def draw(rows: list[Row], reference: str, path: Path) -> None:
-    """Report-split KL per arm, one panel per model and sparsity, one mark per run."""
-    panels = sorted({(row["model"], row["sparsity"]) for row in rows})
-    figure = Figure(figsize=(4.0 * len(panels), 3.2), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    """Report-split KL per arm, a row of panels per model and a column per sparsity, one mark per run."""
+    models, sparsities = (sorted({row[name] for row in rows}) for name in ("model", "sparsity"))
+    figure = Figure(figsize=(4.0 * len(sparsities), 3.2 * len(models)), layout="constrained")
+    panels = figure.subplots(len(models), len(sparsities), squeeze=False).flat
+    for axes, panel in zip(panels, product(models, sparsities), strict=True):
         here = [row for row in rows if (row["model"], row["sparsity"]) == panel]
+        if not here:
+            continue
         arms = sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl"))
         for place, arm in enumerate(arms):
             values = [row["report_kl"] for row in here if row["arm"] == arm]
