@@ -96,7 +96,7 @@ def without_table(rows: pd.DataFrame) -> str:
 
 
 def _below(rows: pd.DataFrame, goal: float) -> str:
-    return f"{(rows.search_kl <= goal).sum()} of {len(rows)}" if len(rows) else ""
+    return f"{(rows.search_kl <= goal).sum()} of {len(rows)}" if len(rows) and pd.notna(goal) else ""
 
 
 def _cell(key: tuple[Any, ...]) -> list[str]:
