@@ -57,11 +57,12 @@ def check_memory(path: str, n_parameters: int, dtype: torch.dtype, device: torch
         )
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory_bytes()
     if available is not None and needed > available:
+        besides = f", and {more_bytes / 1e9:.2f} GB more for the run," if more_bytes else ""
+        fewer = " fewer windows (data.n_search, data.n_report, search.batch_size)," if more_bytes else ""
         raise ModelError(
-            f"model.path={path} does not fit: {n_parameters:,} parameters at {dtype.itemsize} bytes, and "
-            f"{more_bytes / 1e9:.2f} GB more for the run, need {needed / 1e9:.2f} GB, but {device} has "
-            f"{available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with more memory or a smaller model, fewer "
-            f"windows (data.n_search, data.n_report, search.batch_size), or prune it from disk, without a search, with "
+            f"model.path={path} does not fit: {n_parameters:,} parameters at {dtype.itemsize} bytes{besides} need "
+            f"{needed / 1e9:.2f} GB, but {device} has {available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with "
+            f"more memory or a smaller model,{fewer} or prune it from disk, without a search, with "
             f"`python -m selfprune.prune model.placement=STREAM`"
         )
     return Preflight(n_parameters, needed, available, dtype.itemsize)
