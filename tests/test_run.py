@@ -116,6 +116,23 @@ def test_every_pruner_goes_through_the_main_job(pruner, tiny_model_folder, tmp_p
     assert 0.5 <= sum(winner.allocation.values()) / sum(unit.n_weights for unit in units) == rows["winner"]["sparsity"]
 
 
+def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path, monkeypatch):
+    small = ["data.n_tokens_per_window=32", "data.n_calibration=4", "search.max_tokens=500", "harness=none", "~yardsticks"]
+    choices = ["pruner=sparsegpt", "model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu"]
+    overrides = [*SMOKE, *small, *choices, "proposer=evolutionary", "~controls.random", "budget.sparsity=0.5"]
+    built = ["search.levels.kind=BUILT", f"search.levels.folder={tmp_path / 'levels'}"]
+    said = []
+    monkeypatch.setattr("selfprune.run_folder.Display.say", lambda _, line: said.append(line))
+    first = run_here(tmp_path / "first", *overrides, *built)
+    assert "built levels may take 6.00 and 50.00 GB more" in said[0]
+    levels = {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("level-*")}
+    second = run_here(tmp_path / "second", *overrides, *built)
+    assert levels
+    assert {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("level-*")} == levels
+    archives = [(folder / "archive.jsonl").read_bytes() for folder in (first, second, run_here(tmp_path / "masks", *overrides))]
+    assert archives[0] == archives[1] != archives[2]
+
+
 def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, tmp_path):
     model = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", "data.n_tokens_per_window=32"]
     small = ["data.n_calibration=4", "search.max_tokens=500", "harness=none", "proposer=self_pruner"]

@@ -11,6 +11,7 @@ from typing import IO, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from selfprune.built_levels import LevelKind
 from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
@@ -82,10 +83,10 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
     if asks and not (folder / "language_model_calls.jsonl").exists():
         config.language_model.check()
     levels = config.search.levels
-    more = f", at most {levels.bound_gb:.2f} GB more for built levels (search.levels)" if levels.bound_gb else ""
+    of_levels = f"; built levels may take {levels.bound_gb:.2f} and {levels.cache_gb:.2f} GB more (search.levels)"
     Display().say(
-        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory{more} and "
-        f"{needed / 1e9:.2f} GB of disk"
+        f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory and "
+        f"{needed / 1e9:.2f} GB of disk{of_levels if levels.kind is LevelKind.BUILT else ''}"
     )
     library_bytes = LIBRARY_BYTES + HARNESS_BYTES if config.model.torch_device().type == "cpu" else 0
     return Resources(estimate.needed_bytes + library_bytes + int(levels.bound_gb * 1e9), needed, 0.0)
