@@ -54,8 +54,9 @@ def searches_table(rows: pd.DataFrame) -> str:
     """Markdown, one line per model, pruner, sparsity, search and budget, the lowest report KL of a cell first."""
     lines = []
     for key, seeds in sorted(rows.groupby(SEARCH), key=lambda item: (*item[0][:3], item[1].report_kl.median())):
-        lines.append([*_cell(key), key[3], _tokens(seeds), str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
-    return _markdown([*CELL, "search", "tokens", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
+        spent = [_tokens(seeds), f"{seeds.seconds.median():,.0f}"]
+        lines.append([*_cell(key), key[3], *spent, str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
+    return _markdown([*CELL, "search", "tokens", "seconds", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
 
 
 def claims_table(rows: pd.DataFrame) -> str:
