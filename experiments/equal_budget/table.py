@@ -24,6 +24,7 @@ SEARCH = [*CELL, "search", "max_tokens"]
 COLUMNS = ["search_kl", "report_kl", "perplexity", "accuracy"]
 OURS, CONTROL = "default", "evopress_scaled"
 WITHOUT = "without_language_model"
+BUILT = ", built levels"
 OF_OURS = (OURS, WITHOUT)
 """Searches of this project; the others are controls."""
 
@@ -39,7 +40,7 @@ def read_run(folder: Path) -> list[Row]:
     for search, found in searches(folder).items():
         row = {
             "model": Path(config.model.path).name,
-            "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else f", {levels.lower()} levels"),
+            "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else BUILT),
             "sparsity": config.budget.sparsity,
             "search": chosen.get("search", OURS) if search == "main" else search,
             "max_tokens": config.search.max_tokens if found["n_tokens"] else 0,
@@ -123,8 +124,9 @@ def _markdown(header: list[str], lines: list[list[str]]) -> str:
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Report-split KL against tokens, a row of panels per model and pruner, a column per sparsity, one mark per run.
 
-    What lies above uniform's KL is marked at the upper edge.
+    What lies above uniform's KL is marked at the upper edge. Built levels stand in the table alone.
     """
+    rows = rows[~rows.pruner.str.endswith(BUILT)]
     lines, columns = list(rows.groupby(CELL[:2]).groups), sorted(rows.sparsity.unique())
     names = sorted(rows.search.unique(), key=lambda name: (name not in OF_OURS, name != CONTROL, name))
     markers = {OURS: "*", CONTROL: "s"}
@@ -133,8 +135,11 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     for row_of_panels, (model, pruner) in zip(figure.subplots(len(lines), len(columns), squeeze=False), lines, strict=True):
         for axes, sparsity in zip(row_of_panels, columns, strict=True):
             here = rows[(rows.model == model) & (rows.pruner == pruner) & (rows.sparsity == sparsity)]
+            if here.empty:
+                axes.set_axis_off()
+                continue
             uniform = here[here.search == "uniform"]
-            highest = 1.1 * (uniform if len(uniform) else here).report_kl.max() if len(here) else 1.0
+            highest = 1.1 * (uniform if len(uniform) else here).report_kl.max()
             for name, colour in zip(names, colormaps["tab20"].colors, strict=False):
                 ran, style = here[here.search == name], {"color": colour}
                 if len(ran) and ran.n_tokens.max() == 0:
@@ -144,8 +149,8 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                     (handles[name],) = axes.plot(ran.n_tokens, heights, marker, alpha=0.7, zorder=2 + (name == OURS), **style)
             axes.set(xscale="log", xlim=(20_000, 7_000_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
             axes.grid(alpha=0.3)
-        row_of_panels[0].set_ylabel("report-split KL")
     figure.supxlabel("tokens spent")
+    figure.supylabel("report-split KL")
     figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=100)
 
