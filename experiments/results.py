@@ -3,9 +3,10 @@
 Run folders stay where they were made; `results.jsonl` of a study keeps one line per search.
 """
 
+import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,28 @@ from scipy.stats import t as student
 Row = dict[str, Any]
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    """The run folders below a folder that hold a report."""
-    return [path.parent for path in sorted(folder.glob("*/report.json"))]
+def read_study(
+    parser: argparse.ArgumentParser, output: Path, read_run: Callable[[Path], list[Row]], key: Sequence[str]
+) -> tuple[argparse.Namespace, list[Row]]:
+    """The command line of a table, and every result of its study: those of the runs that it names, and those read before.
+
+    Args:
+        parser: knows the table's own options.
+        output: the study's folder.
+        read_run: the rows of a finished run.
+        key: the columns that tell results apart.
+
+    Raises:
+        SystemExit: with code 2 when a folder is missing, or when there is no result at all.
+    """
+    parser.add_argument("runs", type=_folder, help="folder of run folders")
+    parser.add_argument("--output", type=_folder, default=output, help="folder of results.jsonl, the table and the picture")
+    arguments = parser.parse_args()
+    read = [row for report in sorted(arguments.runs.glob("*/report.json")) for row in read_run(report.parent)]
+    rows = _merged(arguments.output / "results.jsonl", read, key)
+    if not rows:
+        parser.error(f"no folder in {arguments.runs} holds a report.json, and no result was read before; name a folder of runs")
+    return arguments, rows
 
 
 def searches(folder: Path) -> dict[str, Row]:
@@ -36,19 +56,27 @@ def searches(folder: Path) -> dict[str, Row]:
     }
 
 
-def merged(path: Path, rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
-    """The rows of a file and these, of which later ones take the place of those with the same key; the file holds them after."""
-    known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    by_key = {tuple(row[name] for name in key): row for row in [*known, *rows]}
-    found = [by_key[which] for which in sorted(by_key, key=lambda which: [str(part) for part in which])]
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    return found
-
-
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95% interval by Student's t; of two differences or more."""
     n = len(differences)
     return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
+
+
+def _merged(path: Path, rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
+    """The rows of a file and these, of which later ones take the place of those with the same key; the file holds them after."""
+    known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    by_key = {tuple(row[name] for name in key): row for row in [*known, *rows]}
+    found = [by_key[which] for which in sorted(by_key, key=lambda which: [str(part) for part in which])]
+    if found:
+        path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return found
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}; name one that exists")
+    return path
 
 
 def _mean_accuracy(tasks: dict[str, dict[str, Any]]) -> float | None:

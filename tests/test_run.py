@@ -309,3 +309,12 @@ def test_the_table_of_a_study_reads_runs_and_keeps_the_results_of_those_that_are
     assert "| random |" in table
     shutil.rmtree(run)
     assert tabulate() == (results, table)
+
+
+def test_the_table_of_a_study_without_runs_says_so(tmp_path):
+    table = [sys.executable, "-m", "experiments.equal_budget.table"]
+    for folder, reason in ((tmp_path / "none", "there is no folder"), (tmp_path, "holds a report.json, and no result was read")):
+        told = subprocess.run([*table, folder, "--output", tmp_path], cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert told.returncode == 2
+        assert reason in told.stderr
+        assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from experiments.results import Row, finished_runs, interval, merged, searches
+from experiments.results import Row, interval, read_study, searches
 
 CELL = ["model", "pruner", "sparsity"]
 SEARCH = [*CELL, "search", "max_tokens"]
@@ -157,12 +157,9 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
-    read = [row for folder in finished_runs(arguments.runs) for row in read_run(folder)]
     # Runs that differ in their searches alone have the same closed forms, which are kept once.
-    rows = pd.DataFrame(merged(arguments.output / "results.jsonl", read, [*SEARCH, "seed"]))
+    arguments, read = read_study(parser, Path(__file__).parent, read_run, [*SEARCH, "seed"])
+    rows = pd.DataFrame(read)
     (arguments.output / "table.md").write_text(f"{claims_table(rows)}\n{without_table(rows)}\n{searches_table(rows)}")
     draw(rows, arguments.output / "kl.png")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.results import Row, finished_runs, interval, merged, searches
+from experiments.results import Row, interval, read_study, searches
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
@@ -112,12 +112,8 @@ def _mean(rows: list[Row], arm: str, column: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--reference", default="self")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
-    read = [row for folder in finished_runs(arguments.runs) for row in read_run(folder)]
-    rows = merged(arguments.output / "results.jsonl", read, ("model", "sparsity", "arm", "seed"))
+    parser.add_argument("--reference", default="self", help="the arm that others are compared with")
+    arguments, rows = read_study(parser, Path(__file__).parent, read_run, ["model", "sparsity", "arm", "seed"])
     (arguments.output / "table.md").write_text(to_table(rows, arguments.reference))
     draw(rows, arguments.reference, arguments.output / "kl.png")
 
