@@ -16,14 +16,14 @@ Row = dict[str, Any]
 
 
 def read_study(
-    parser: argparse.ArgumentParser, output: Path, read_run: Callable[[Path], list[Row]], key: Sequence[str]
+    parser: argparse.ArgumentParser, output: Path, read_run: Callable[[Path, Row], list[Row]], key: Sequence[str]
 ) -> tuple[argparse.Namespace, list[Row]]:
     """The command line of a table, and every result of its study: those of the runs that it names, and those read before.
 
     Args:
         parser: knows the table's own options.
         output: the study's folder.
-        read_run: the rows of a finished run.
+        read_run: the rows of a finished run, of its folder and what its `report.json` holds.
         key: the columns that tell results apart.
 
     Raises:
@@ -32,16 +32,16 @@ def read_study(
     parser.add_argument("runs", type=_folder, help="folder of run folders")
     parser.add_argument("--output", type=_folder, default=output, help="folder of results.jsonl, the table and the picture")
     arguments = parser.parse_args()
-    read = [row for report in sorted(arguments.runs.glob("*/report.json")) for row in read_run(report.parent)]
+    reports = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.runs.glob("*/report.json"))}
+    read = [row for folder, report in reports.items() for row in read_run(folder, report)]
     rows = _merged(arguments.output / "results.jsonl", read, key)
     if not rows:
         parser.error(f"no folder in {arguments.runs} holds a report.json, and no result was read before; name a folder of runs")
     return arguments, rows
 
 
-def searches(folder: Path) -> dict[str, Row]:
+def searches(report: Row) -> dict[str, Row]:
     """Search -> its row of the report; the main one is called `main`, and closed forms count as searches that spend nothing."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     names = {"winner": "main"}
     return {
         names.get(row["name"], row["name"]): {

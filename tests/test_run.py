@@ -49,6 +49,12 @@ def run_here(folder, *overrides):
         return run_composed(compose("config", overrides=[*overrides, f"run_folder={folder}"]), list(overrides), None)
 
 
+def tiny(tiny_model_folder):
+    """The smoke run in a second, at 50%, of a model with random weights."""
+    model = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", "data.n_tokens_per_window=32"]
+    return [*SMOKE, *model, "data.n_calibration=4", "search.max_tokens=500", "harness=none", "budget.sparsity=0.5"]
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """The finished smoke run, which the tests only read."""
@@ -103,10 +109,7 @@ def test_the_report_compares_dense_yardsticks_control_and_winner_at_one_sparsity
 
 @pytest.mark.parametrize("pruner", find_methods("pruner"))
 def test_every_pruner_goes_through_the_main_job(pruner, tiny_model_folder, tmp_path):
-    small = ["data.n_tokens_per_window=32", "data.n_calibration=4", "search.max_tokens=500", "harness=none"]
-    choices = [f"pruner={pruner}", "model=local", f"model.path={tiny_model_folder('llama')}"]
-    overrides = [*SMOKE, *small, *choices, "model.device=cpu", "proposer=evolutionary", "budget.sparsity=0.5"]
-    folder = run_here(tmp_path / "run", *overrides)
+    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), f"pruner={pruner}", "proposer=evolutionary")
     rows = {row["name"]: row for row in report_of(folder)["rows"]}
     assert rows["dense"]["kl"] == pytest.approx(0, abs=1e-5)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
@@ -117,9 +120,8 @@ def test_every_pruner_goes_through_the_main_job(pruner, tiny_model_folder, tmp_p
 
 
 def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path, monkeypatch):
-    small = ["data.n_tokens_per_window=32", "data.n_calibration=4", "search.max_tokens=500", "harness=none", "~yardsticks"]
-    choices = ["pruner=sparsegpt", "model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu"]
-    overrides = [*SMOKE, *small, *choices, "proposer=evolutionary", "~controls.random", "budget.sparsity=0.5"]
+    choices = ["pruner=sparsegpt", "proposer=evolutionary", "~controls.random", "~yardsticks"]
+    overrides = [*tiny(tiny_model_folder), *choices]
     built = ["search.levels.kind=BUILT", f"search.levels.folder={tmp_path / 'levels'}"]
     said = []
     monkeypatch.setattr("selfprune.run_folder.Display.say", lambda _, line: said.append(line))
@@ -134,9 +136,8 @@ def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path,
 
 
 def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, tmp_path):
-    model = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", "data.n_tokens_per_window=32"]
-    small = ["data.n_calibration=4", "search.max_tokens=500", "harness=none", "proposer=self_pruner"]
-    folder = run_here(tmp_path / "run", *SMOKE, *model, *small, "proposer@controls.random=self_pruner", "budget.sparsity=0.5")
+    arms = ["proposer=self_pruner", "proposer@controls.random=self_pruner"]
+    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), *arms)
     firsts = {}
     for candidate in read_archive(folder / "archive.jsonl"):
         if candidate.proposal.proposer == "self_pruner":

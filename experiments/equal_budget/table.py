@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from experiments.results import Row, interval, read_study, searches
+from selfprune.markdown import table_lines
 
 CELL = ["model", "pruner", "sparsity"]
 SEARCH = [*CELL, "search", "max_tokens"]
@@ -29,15 +30,14 @@ OF_OURS = (OURS, WITHOUT)
 """Searches of this project; the others are controls."""
 
 
-def read_run(folder: Path) -> list[Row]:
+def read_run(folder: Path, report: Row) -> list[Row]:
     """One row for the main search of a finished run, each of its controls and each of its closed forms."""
     config = OmegaConf.load(folder / "config.yaml")
     overrides = json.loads((folder / "environment.json").read_text())["overrides"]
     chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
     levels = config.search.levels.kind
-    winner = json.loads((folder / "report.json").read_text())["search"]["winner"]
     rows = []
-    for search, found in searches(folder).items():
+    for search, found in searches(report).items():
         row = {
             "model": Path(config.model.path).name,
             "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else BUILT),
@@ -47,20 +47,20 @@ def read_run(folder: Path) -> list[Row]:
             "seed": config.seed,
             **found,
         }
-        rows.append(row | ({"search_kl": winner["score"]} if search == "main" else {}))
+        rows.append(row | ({"search_kl": report["search"]["winner"]["score"]} if search == "main" else {}))
     return rows
 
 
-def searches_table(rows: pd.DataFrame) -> str:
+def searches_table(rows: pd.DataFrame) -> list[str]:
     """Markdown, one line per model, pruner, sparsity, search and budget, the lowest report KL of a cell first."""
     lines = []
     for key, seeds in sorted(rows.groupby(SEARCH), key=lambda item: (*item[0][:3], item[1].report_kl.median())):
         spent = [_tokens(seeds), f"{seeds.seconds.median():,.0f}"]
         lines.append([*_cell(key), key[3], *spent, str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
-    return _markdown([*CELL, "search", "tokens", "seconds", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
+    return table_lines([*CELL, "search", "tokens", "seconds", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
 
 
-def claims_table(rows: pd.DataFrame) -> str:
+def claims_table(rows: pd.DataFrame) -> list[str]:
     """Markdown, one line per model, pruner and sparsity: ours beside the long control, and beside the best of the others."""
     header = [
         *CELL, "EvoPress: tokens", "search KL", "ours: tokens", "search KL", "seeds below its median",
@@ -80,10 +80,10 @@ def claims_table(rows: pd.DataFrame) -> str:
             compared += [_tokens(ran), _spread(ran.search_kl), _below(ran, long.search_kl.median())]
         of_best = _spread(rivals[rivals.search == best].report_kl)
         lines.append([*_cell(key), *compared, _spread(short.report_kl), f"{best}: {of_best}"])
-    return _markdown(header, lines)
+    return table_lines(header, lines)
 
 
-def without_table(rows: pd.DataFrame) -> str:
+def without_table(rows: pd.DataFrame) -> list[str]:
     """Markdown, one line per model, pruner, sparsity and budget: report KL of ours less that without the language model."""
     columns = [*CELL, "max_tokens"]
     pairs = rows[rows.search == OURS].merge(rows[rows.search == WITHOUT], on=[*columns, "seed"], suffixes=("", "_without"))
@@ -94,7 +94,7 @@ def without_table(rows: pd.DataFrame) -> str:
         spent = f"{key[3]:,}"
         means = [f"{seeds[column].mean():.4f}" for column in ("report_kl", "report_kl_without")]
         lines.append([*_cell(key), spent, str(len(seeds)), *means, paired, f"{(differences == 0).sum()} of {len(seeds)}"])
-    return _markdown([*CELL, "budget", "seeds", OURS, WITHOUT, "difference, 95% interval", "the same winner"], lines)
+    return table_lines([*CELL, "budget", "seeds", OURS, WITHOUT, "difference, 95% interval", "the same winner"], lines)
 
 
 def _below(rows: pd.DataFrame, goal: float) -> str:
@@ -115,10 +115,6 @@ def _spread(values: pd.Series) -> str:
         return "–"
     middle = f"{known.median():.4g}"
     return middle if len(known) == 1 else f"{middle} ({known.min():.4g}–{known.max():.4g})"
-
-
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *lines))
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
@@ -160,7 +156,8 @@ def main() -> None:
     # Runs that differ in their searches alone have the same closed forms, which are kept once.
     arguments, read = read_study(parser, Path(__file__).parent, read_run, [*SEARCH, "seed"])
     rows = pd.DataFrame(read)
-    (arguments.output / "table.md").write_text(f"{claims_table(rows)}\n{without_table(rows)}\n{searches_table(rows)}")
+    lines = [*claims_table(rows), "", *without_table(rows), "", *searches_table(rows), ""]
+    (arguments.output / "table.md").write_text("\n".join(lines))
     draw(rows, arguments.output / "kl.png")
 
 

@@ -8,7 +8,6 @@ Student's t. `results.jsonl` keeps every search, those of runs that are no longe
 """
 
 import argparse
-import json
 import statistics
 from itertools import product
 from pathlib import Path
@@ -16,16 +15,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.results import Row, interval, read_study, searches
+from selfprune.markdown import table_lines
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
 
-def read_run(folder: Path) -> list[Row]:
+def read_run(folder: Path, report: Row) -> list[Row]:
     """One row for every search of a finished run."""
     model, sparsity, arm, seed = folder.name.rsplit("_", 3)
-    found = searches(folder)
+    found = searches(report)
     uniform_kl = found["uniform"]["report_kl"] if "uniform" in found else None
-    asked = json.loads((folder / "report.json").read_text())["language_model"]["searches"]
+    asked = report["language_model"]["searches"]
     return [
         {
             "model": model,
@@ -53,7 +53,7 @@ def to_table(rows: list[Row], reference: str) -> str:
         "model", "sparsity", "arm", "seeds", "tokens", "report KL, mean ± sd", "perplexity", f"minus `{reference}`, 95% interval",
         "valid replies", "its tokens", "its seconds", "its winners",
     ]  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = []
     for model, sparsity in sorted({(row["model"], row["sparsity"]) for row in rows}):
         here = [row for row in rows if (row["model"], row["sparsity"]) == (model, sparsity)]
         for arm in sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl")):
@@ -61,13 +61,12 @@ def to_table(rows: list[Row], reference: str) -> str:
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             differences = [] if arm == reference else paired(here, arm, reference)
             difference = "{:+.4f} ± {:.4f}".format(*interval(differences)) if len(differences) > 1 else ""
-            cells = [
+            lines.append([
                 model, f"{sparsity:.0%}", arm, str(len(values)), f"{_mean(here, arm, 'n_tokens'):,.0f}",
                 f"{statistics.fmean(values):.4f}{spread}", f"{_mean(here, arm, 'perplexity'):.2f}", difference,
                 *_told([row["language_model"] for row in here if row["arm"] == arm and row["language_model"]]),
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            ])  # fmt: skip
+    return "\n".join([*table_lines(columns, lines), ""])
 
 
 def _told(asked: list[Row]) -> list[str]:
@@ -88,6 +87,7 @@ def draw(rows: list[Row], reference: str, path: Path) -> None:
     for axes, panel in zip(panels, product(models, sparsities), strict=True):
         here = [row for row in rows if (row["model"], row["sparsity"]) == panel]
         if not here:
+            axes.set_axis_off()
             continue
         arms = sorted({row["arm"] for row in here}, key=lambda arm: _mean(here, arm, "report_kl"))
         for place, arm in enumerate(arms):
