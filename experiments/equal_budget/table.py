@@ -124,7 +124,10 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     """
     rows = rows[~rows.pruner.str.endswith(BUILT)]
     lines, columns = list(rows.groupby(CELL[:2]).groups), sorted(rows.sparsity.unique())
-    names = sorted(rows.search.unique(), key=lambda name: (name not in OF_OURS, name != CONTROL, name))
+    is_closed = rows.groupby("search").n_tokens.max() == 0
+    names = sorted(is_closed.index[~is_closed], key=lambda name: (name not in OF_OURS, name != CONTROL, name))
+    colours = dict(zip(names, colormaps["tab10"].colors, strict=False))
+    dashes = dict(zip(is_closed.index[is_closed], ["--", ":", "-.", (0, (8, 2))], strict=False))
     markers = {OURS: "*", CONTROL: "s"}
     figure = Figure(figsize=(4.0 * len(columns) + 1.8, 3.1 * len(lines)), layout="constrained")
     handles: dict[str, Any] = {}
@@ -136,18 +139,20 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                 continue
             uniform = here[here.search == "uniform"]
             highest = 1.1 * (uniform if len(uniform) else here).report_kl.max()
-            for name, colour in zip(names, colormaps["tab20"].colors, strict=False):
-                ran, style = here[here.search == name], {"color": colour}
-                if len(ran) and ran.n_tokens.max() == 0:
-                    handles[name] = axes.axhline(min(ran.report_kl.median(), highest), linestyle=":", **style)
-                elif len(ran):
-                    marker, heights = markers.get(name, "o"), ran.report_kl.clip(upper=highest)
-                    (handles[name],) = axes.plot(ran.n_tokens, heights, marker, alpha=0.7, zorder=2 + (name == OURS), **style)
+            for name, ran in here.groupby("search"):
+                if is_closed[name]:
+                    height = min(ran.report_kl.median(), highest)
+                    handles[name] = axes.axhline(height, color="black", linestyle=dashes[name], linewidth=1)
+                else:
+                    style = {"marker": markers.get(name, "o"), "color": colours[name], "zorder": 3 + (name == OURS)}
+                    heights = ran.report_kl.clip(upper=highest)
+                    (handles[name],) = axes.plot(ran.n_tokens, heights, linestyle="", alpha=0.7, clip_on=False, **style)
             axes.set(xscale="log", xlim=(20_000, 7_000_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
             axes.grid(alpha=0.3)
     figure.supxlabel("tokens spent")
     figure.supylabel("report-split KL")
-    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper")
+    order = [name for name in (*names, *dashes) if name in handles]
+    figure.legend([handles[name] for name in order], order, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=100)
 
 
