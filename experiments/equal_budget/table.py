@@ -147,7 +147,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                     style = {"marker": markers.get(name, "o"), "color": colours[name], "zorder": 3 + (name == OURS)}
                     heights = ran.report_kl.clip(upper=highest)
                     (handles[name],) = axes.plot(ran.n_tokens, heights, linestyle="", alpha=0.7, clip_on=False, **style)
-            axes.set(xscale="log", xlim=(20_000, 7_000_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
+            axes.set(xscale="log", xlim=(10_000, 7_000_000), ylim=(0, highest), title=f"{model}, {pruner}, {sparsity:.0%}")
             axes.grid(alpha=0.3)
     figure.supxlabel("tokens spent")
     figure.supylabel("report-split KL")
