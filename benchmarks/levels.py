@@ -94,10 +94,10 @@ def measure(arguments: argparse.Namespace) -> None:
             ranks |= rank_units(loaded, units, pruner, gathered)
             statistics.keep(gathered)
         n_before = folder_bytes(Path(name))
-        built = BuiltLevels(loaded, grid, ranks, pruner, statistics, memory_bytes=0)
+        built = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=0)
         rows = {"built": seconds_of_loads(built, levels), "disk": seconds_of_loads(built, levels)}
         n_level_bytes = (folder_bytes(Path(name)) - n_before) / len(levels)
-        remembering = BuiltLevels(loaded, grid, ranks, pruner, statistics, memory_bytes=int(UNBOUNDED_GB * 1e9))
+        remembering = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=int(UNBOUNDED_GB * 1e9))
         seconds_of_loads(remembering, levels)
         rows |= {"memory": seconds_of_loads(remembering, levels)}
         remembering.restore()
@@ -122,7 +122,7 @@ def print_table(
     console = Console(width=120)
     console.print(table)
     console.print(
-        f"Once for all levels: ranks {4 * n_weights:,} bytes for either; statistics {n_statistics_bytes:,} bytes in memory for "
+        f"Once for all levels: ranks {4 * n_weights:,} bytes for masks; statistics {n_statistics_bytes:,} bytes in memory for "
         f"built ones, {n_statistics_bytes / (4 * n_weights):.2f} times the ranks."
     )
 

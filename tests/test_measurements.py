@@ -6,8 +6,7 @@ import torch
 
 from selfprune import measurements
 from selfprune.calibration import calibrate, calibrate_blocks
-from selfprune.level_store import rank_units
-from selfprune.measurements import needed_measurements, rank_and_measure
+from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import ModelConfig, load_model
 from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
 from selfprune.proposers.base import Measurement
@@ -58,6 +57,10 @@ def load(tiny_model_folder):
     return lambda family="llama": load_model(ModelConfig(str(tiny_model_folder(family)), device="cpu"))
 
 
+def measure(*arguments):
+    return measure_blocks(*arguments, on_block=lambda units, statistics: None)
+
+
 @pytest.fixture
 def walks(monkeypatch):
     """The pruners whose statistics were gathered."""
@@ -74,7 +77,7 @@ def walks(monkeypatch):
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(pruner, load):
     loaded = load()
-    _, measured = rank_and_measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2, ALL)
+    measured = measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2, ALL)
     statistics = calibrate(loaded, WINDOWS_NT, Wanda(), 2)
     assert list(measured) == ALL
     for block in range(2):
@@ -89,16 +92,6 @@ def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(prune
     assert measured[OutlierRatio(2.0)][0] > measured[OutlierRatio(5.0)][0]
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
-def test_the_ranks_are_the_pruners_own(pruner, load):
-    loaded = load()
-    ranks, measured = rank_and_measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2)
-    expected = rank_units(loaded, loaded.units, PRUNERS[pruner], calibrate(loaded, WINDOWS_NT, PRUNERS[pruner], 2))
-    assert measured == {}
-    assert ranks.keys() == expected.keys()
-    assert all(torch.equal(ranks[name], expected[name]) for name in ranks)
-
-
 @pytest.mark.parametrize(
     ("pruner", "needed", "expected"),
     [
@@ -111,7 +104,7 @@ def test_the_ranks_are_the_pruners_own(pruner, load):
     ],
 )
 def test_the_blocks_are_walked_again_only_for_inputs_that_the_pruner_does_not_gather(pruner, needed, expected, load, walks):
-    rank_and_measure(load(), WINDOWS_NT, PRUNERS[pruner], 2, needed)
+    measure(load(), WINDOWS_NT, PRUNERS[pruner], 2, needed)
     assert walks == expected
 
 
@@ -119,7 +112,7 @@ def test_the_blocks_are_walked_again_only_for_inputs_that_the_pruner_does_not_ga
 def test_the_experts_of_a_unit_are_shown_one_by_one(pruner, load):
     loaded = load("mixtral")
     shapes, alone = Shapes(([], [])), WeightsAlone(([], []))
-    rank_and_measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2, [shapes, alone])
+    measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2, [shapes, alone])
     for block, (weights, metrics) in enumerate(zip(*shapes.seen, strict=True)):
         assert weights == metrics
         units = [unit for unit in loaded.units if unit.block == block]
@@ -129,10 +122,15 @@ def test_the_experts_of_a_unit_are_shown_one_by_one(pruner, load):
     assert alone.seen == (shapes.seen[0], [[], []])
 
 
-def test_the_statistics_of_every_block_are_handed_on_once_and_only_the_pruners(load):
+def test_the_units_and_statistics_of_every_block_are_handed_on_once_and_only_the_pruners(load):
     loaded, seen = load(), []
-    rank_and_measure(loaded, WINDOWS_NT, Magnitude(), 2, [MedianMetric()], lambda statistics: seen.append(set(statistics)))
-    assert seen == [{unit.name for unit in loaded.units if unit.block == block} for block in range(2)]
+
+    def note(units, statistics):
+        seen.append((units, set(statistics)))
+
+    measure_blocks(loaded, WINDOWS_NT, Magnitude(), 2, [MedianMetric()], note)
+    blocks = [[unit for unit in loaded.units if unit.block == block] for block in range(2)]
+    assert seen == [(units, {unit.name for unit in units}) for units in blocks]
 
 
 def test_each_measurement_is_needed_once_wherever_its_closed_form_stands():

@@ -564,7 +564,7 @@ def test_a_score_that_is_not_finite_fails_and_is_never_best(value, make_racer, p
     store, _ = bench
     name = "model.layers.1.mlp.down_proj"
     # The first weight to go is broken: only whoever leaves this unit dense still has it.
-    first_OI = store.order(name) == 0
+    first_OI = store._ranks[name] == 0
     kept = store.dense(name)[first_OI]
     field = [*proposals, Proposal(proposals[1].allocation | {name: 0}, "test")]
     racer = make_racer()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from selfprune.allocation import LevelGrid
+from selfprune.built_levels import BuiltLevels, LevelsConfig, open_statistics
 from selfprune.calibration import calibrate
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
@@ -17,6 +18,7 @@ from selfprune.journal import Journal
 from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel
 from selfprune.pruners.magnitude import Magnitude
+from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.scoring import Scorer
 from selfprune.swap_gradients import FORWARD_PASSES, SwapGradients
 from selfprune.units import find_blocks, list_units, weight_view
@@ -26,15 +28,18 @@ WINDOWS_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Genera
 BATCH_SIZES = [2, 1, 2, 2]
 
 
-def make_bench(model):
+def make_masks(loaded, grid):
+    return LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, WINDOWS_NT, Magnitude(), 4)))
+
+
+def make_bench(model, make_store=make_masks):
     """A level store and an evaluator, whose batches hold two windows, one, two and two."""
     # At random weights the blocks add little to the hidden states, and logits are nearly flat.
     for unit in list_units(model):
         weight_view(model, unit).mul_(8)
     model.get_output_embeddings().weight.mul_(10)
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
-    grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    store = LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, WINDOWS_NT, Magnitude(), 4)))
+    store = make_store(loaded, LevelGrid.with_constant_step(loaded.units, 0.05))
     return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, WINDOWS_NT, 2, boundaries=[3])
 
 
@@ -120,6 +125,22 @@ def test_values_equal_central_differences_of_the_score(family, make_tiny_model, 
     sparser = moved(grid, allocation, 1)
     assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0, 1])))
     assert set(values.restoring) == set(values.removing) == set(allocation)
+
+
+def test_values_of_built_levels_count_the_weights_that_stay(make_tiny_model, tmp_path):
+    def make_built(loaded, grid):
+        statistics = calibrate(loaded, WINDOWS_NT, SparseGPT(), 4)
+        kept = open_statistics(loaded, grid, SparseGPT(), WINDOWS_NT, 4, LevelsConfig(), tmp_path)
+        kept.keep(statistics)
+        return BuiltLevels(loaded, grid, SparseGPT(), kept, memory_bytes=10**9)
+
+    store, evaluator = make_bench(make_tiny_model("llama").double(), make_built)
+    oracle, grid = SwapGradients(Scorer(store, evaluator, Journal(tmp_path / "evaluations.jsonl"))), store.grid
+    allocation = at(grid, 0.5)
+    denser, sparser = moved(grid, allocation, -1), moved(grid, allocation, 1)
+    values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
+    assert_are_falls(values.restoring, slopes(store, allocation, denser, windows_of([0, 1])))
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0, 1])))
 
 
 def test_a_bracket_of_several_levels_is_cut_at_the_ends_of_the_grid_and_counted_per_level(bench, make_oracle):

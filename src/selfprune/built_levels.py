@@ -76,23 +76,21 @@ class LevelsConfig:
 class BuiltLevels(LevelStore):
     """The dense weights, and levels that are built when asked for; level 0 is always the dense weight.
 
-    Memory beyond the model: one copy of the units' weights, four bytes a weight for the order in which they go, the two bounds
-    of the config, and while a level is built one more copy of its unit's statistics.
+    Memory beyond the model: one copy of the units' weights, the two bounds of the config, and while a level is built one more
+    copy of its unit's statistics.
 
     Args:
         loaded: the dense model.
         grid: units and their levels.
-        ranks: unit name -> the order in which its weights go.
         pruner: makes the levels.
         statistics: of every unit, gathered on the dense model; levels are kept in their cache.
         memory_bytes: bound on the levels that are also kept in memory.
 
     Example:
         >>> statistics = open_statistics(loaded, grid, pruner, windows_NT, batch_size, LevelsConfig(LevelKind.BUILT), folder)
-        >>> for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
-        ...     ranks |= rank_units(loaded, units, pruner, gathered)
+        >>> for _, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
         ...     statistics.keep(gathered)
-        >>> store = BuiltLevels(loaded, grid, ranks, pruner, statistics, memory_bytes=10**9)
+        >>> store = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=10**9)
         >>> store.load(allocation)
 
     Attributes:
@@ -103,12 +101,11 @@ class BuiltLevels(LevelStore):
         self,
         loaded: LoadedModel,
         grid: LevelGrid,
-        ranks: dict[str, Tensor],
         pruner: Pruner,
         statistics: KeptStatistics,
         memory_bytes: int,
     ) -> None:
-        super().__init__(loaded, grid, ranks)
+        super().__init__(loaded, grid, ranks={})
         self.n_built = 0
         self._pruner, self._statistics, self._cache = pruner, statistics, statistics.cache
         self._recent = _RecentTensors(memory_bytes)
@@ -136,6 +133,11 @@ class BuiltLevels(LevelStore):
                 self._cache.write(name, [weight_OI])
         self._recent.put(name, weight_OI)
         return weight_OI
+
+    def change_along(self, gradient_OI: Tensor, unit: Unit, level: int, denser: int) -> float:
+        """As for masks, but the weights that stay change as well."""
+        here_OI, there_OI = (self.weight_at(unit, at).to(gradient_OI.device).float() for at in (level, denser))
+        return float((gradient_OI.float() * (there_OI - here_OI)).sum())
 
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)

@@ -38,7 +38,7 @@ class LevelStore:
     def __init__(self, loaded: LoadedModel, grid: LevelGrid, ranks: dict[str, Tensor]) -> None:
         self.loaded = loaded
         self.grid = grid
-        self.allocation: Allocation = dict.fromkeys(ranks, 0)
+        self.allocation: Allocation = {unit.name: 0 for unit in grid.units}
         self._ranks = ranks
         self._dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in grid.units}
 
@@ -68,16 +68,18 @@ class LevelStore:
         """A unit's weight at a level [O, I], whatever the model holds now. Not to be changed."""
         return torch.where(self._ranks[unit.name] >= level, self._dense[unit.name], 0)
 
-    def order(self, unit: str) -> Tensor:
-        """The order in which the weights of a unit go, by the pruner's scores on the dense weight. Not to be changed.
+    def change_along(self, gradient_OI: Tensor, unit: Unit, level: int, denser: int) -> float:
+        """The sum of a gradient times the change of a unit's weight from one level to a denser one, in fp32.
 
         Args:
-            unit: its name.
-
-        Returns:
-            ranks 0..O*I-1 as int32 [O, I]; the lowest go first.
+            gradient_OI: of the score by the unit's weight, where the unit is at `level`.
+            unit: the unit.
+            level: where it is.
+            denser: where it would go, below `level`.
         """
-        return self._ranks[unit]
+        ranks_OI = self._ranks[unit.name]
+        returns_OI = (ranks_OI >= denser) & (ranks_OI < level)
+        return float(torch.dot(gradient_OI[returns_OI].float(), self._dense[unit.name][returns_OI].float()))
 
     def dense(self, unit: str) -> Tensor:
         """The dense weight of a unit [O, I], whatever the model holds now. Not to be changed.

@@ -1,4 +1,4 @@
-"""What closed forms need to know about the blocks, measured in the calibration walk that ranks the weights.
+"""What closed forms need to know about the blocks, measured in the walk that calibrates the pruner.
 
 Shape suffixes: N sequences, T tokens, O out, I in.
 """
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from selfprune.allocation import Unit
 from selfprune.calibration import calibrate_blocks
-from selfprune.level_store import rank_units
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import ClosedForm, Measurement, ProposerConfig
 from selfprune.proposers.portfolio import Portfolio
@@ -34,15 +33,15 @@ def needed_measurements(proposers: Iterable[ProposerConfig]) -> list[Measurement
     return list(needed)
 
 
-def rank_and_measure(
+def measure_blocks(
     loaded: LoadedModel,
     windows_NT: Tensor,
     pruner: Pruner,
     batch_size: int,
-    measurements: Iterable[Measurement] = (),
-    on_block: Callable[[dict[str, Statistics]], None] = lambda statistics: None,
-) -> tuple[dict[str, Tensor], Measured]:
-    """The ranks of every unit's weights, and the measurements, of the model as it stands.
+    measurements: Iterable[Measurement],
+    on_block: Callable[[list[Unit], dict[str, Statistics]], None],
+) -> Measured:
+    """The measurements of the model as it stands, in one walk over its blocks with the pruner's statistics.
 
     One block's statistics are held at a time. The blocks are walked a second time only for measurements that look at inputs
     which the pruner does not gather.
@@ -50,29 +49,21 @@ def rank_and_measure(
     Args:
         loaded: the dense model.
         windows_NT: calibration windows.
-        pruner: decides the order in which weights go.
+        pruner: whose statistics are gathered.
         batch_size: windows per forward pass.
         measurements: what is measured.
-        on_block: called with the pruner's statistics of every block, unit name -> statistics, before they are forgotten.
-
-    Returns:
-        unit name -> ranks [O, I], and the measurements.
-
-    Raises:
-        PruningError: when a unit's scores are not finite; the message names the unit.
+        on_block: called with every block's units and their statistics by name, before these are forgotten.
     """
-    ranks: dict[str, Tensor] = {}
     measured: Measured = {measurement: {} for measurement in measurements}
     for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
-        ranks |= rank_units(loaded, units, pruner, statistics)
+        on_block(units, statistics)
         has_means = all(hasattr(gathered, "means") for gathered in statistics.values())
         _measure(loaded, units, statistics, {m: measured[m] for m in measured if has_means or not m.needs_inputs})
-        on_block(statistics)
     left = {measurement: of_blocks for measurement, of_blocks in measured.items() if not of_blocks}
     if left:
         for units, statistics in calibrate_blocks(loaded, windows_NT, Wanda(), batch_size):
             _measure(loaded, units, statistics, left)
-    return ranks, measured
+    return measured
 
 
 def _measure(

@@ -1,7 +1,7 @@
 """Bracketed swap gradients: what every unit's next levels are worth, from two backward passes.
 
-With G the gradient of the score by the weights of the sparse model and ΔW the weights that return when a unit goes some levels
-down, Σ G·ΔW is the change of the score to first order. For removals the same estimate at the present model is wrong, because
+With G the gradient of the score by the weights of the sparse model and ΔW their change when a unit goes some levels down, Σ G·ΔW
+is the change of the score to first order. For removals the same estimate at the present model is wrong, because
 removed weights carry curvature; so they are valued as restorations, at the model in which every unit lost as many levels more.
 
 Shape suffixes: O out, I in.
@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from selfprune.allocation import Allocation, Unit
@@ -83,10 +82,9 @@ class SwapGradients:
         def add(unit: Unit, gradient_OI: Tensor) -> None:
             if unit.name not in falls:
                 return
-            order_OI, low, high = store.order(unit.name), denser[unit.name], allocation[unit.name]
-            returns_OI = (order_OI >= low) & (order_OI < high)
-            change = torch.dot(gradient_OI[returns_OI].float(), store.dense(unit.name)[returns_OI].float())
-            falls[unit.name] -= float(change) / n_windows * grid.step[unit.name] / (high - low)
+            low, high = denser[unit.name], allocation[unit.name]
+            change = store.change_along(gradient_OI, unit, high, low)
+            falls[unit.name] -= change / n_windows * grid.step[unit.name] / (high - low)
 
         for batch in batches:
             tokens_NT, loss = self.scorer.evaluator.batch(batch)

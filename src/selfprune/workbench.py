@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfprune.allocation import Allocation, LevelGrid
+from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.archive import Archive
 from selfprune.budget import Measure
 from selfprune.built_levels import BuiltLevels, LevelKind, open_statistics
@@ -21,11 +21,12 @@ from selfprune.journal import Journal
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
-from selfprune.level_store import LevelStore
-from selfprune.measurements import needed_measurements, rank_and_measure
+from selfprune.level_store import LevelStore, rank_units
+from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import LoadedModel, load_model, max_positions
 from selfprune.objective import Aspects
 from selfprune.proposers.base import Measurement, SearchSpace
+from selfprune.pruners.statistics import Statistics
 from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import generate_tokens
@@ -148,13 +149,20 @@ def _open_store(
     """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
     levels, batch_size = config.search.levels, config.search.batch_size
     needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
-    measure = partial(rank_and_measure, loaded, splits.calibration_NT, config.pruner, batch_size, needed)
+    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, batch_size, needed)
     if levels.kind is LevelKind.MASKS:
-        ranks, measured = measure(lambda statistics: None)
+        ranks: dict[str, Tensor] = {}
+        measured = measure(lambda units, statistics: ranks.update(rank_units(loaded, units, config.pruner, statistics)))
         return LevelStore(loaded, grid, ranks), measured
     kept = open_statistics(loaded, grid, config.pruner, splits.calibration_NT, batch_size, levels, folder)
-    ranks, measured = measure(kept.keep)
-    return BuiltLevels(loaded, grid, ranks, config.pruner, kept, int(levels.memory_gb * 1e9)), measured
+
+    def keep(units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
+        # Ranks are not needed, but to rank finds scores that are not finite, and leaves SparseGPT's factor to be kept.
+        rank_units(loaded, units, config.pruner, statistics)
+        kept.keep(statistics)
+
+    measured = measure(keep)
+    return BuiltLevels(loaded, grid, config.pruner, kept, int(levels.memory_gb * 1e9)), measured
 
 
 def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> WindowEvaluator:

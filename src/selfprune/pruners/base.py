@@ -46,6 +46,7 @@ class Pruner(ABC):
     Attributes:
         pattern: `N:M` keeps N of every M consecutive input columns (as in 2:4) before any group gives up more; empty for none.
         needs_gradients: whether its statistics are fed by a backward pass instead of the units' inputs.
+        updates_weights: whether it changes the weights that stay.
 
     Example:
         >>> pruner = Wanda()
@@ -56,6 +57,7 @@ class Pruner(ABC):
 
     pattern: str = ""
     needs_gradients: ClassVar[bool] = False
+    updates_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.pattern:

@@ -7,6 +7,7 @@ Shape suffixes: O out, I in, B columns of a block, S columns of a strip.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class SparseGPT(Pruner):
     block_width: int = 128
     percent_damping: float = 0.01
     reference_threshold: bool = False
+    updates_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
