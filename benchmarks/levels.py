@@ -20,10 +20,11 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfprune.allocation import Allocation, LevelGrid
-from selfprune.built_levels import BuiltLevels, LevelKind, LevelsConfig, open_statistics
+from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate_blocks
 from selfprune.config import find_methods
 from selfprune.level_store import LevelStore, rank_units
+from selfprune.levels_config import LevelKind, LevelsConfig
 from selfprune.models import LoadedModel
 from selfprune.resources import folder_bytes
 from selfprune.units import find_blocks, list_units

@@ -5,18 +5,21 @@ Shape suffixes: O out, I in, N sequences, T tokens.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from selfprune import built_levels, lock, tensor_cache
+from selfprune import lock, tensor_cache
 from selfprune.allocation import LevelGrid
-from selfprune.built_levels import BuiltLevels, LevelKind, LevelsConfig, open_statistics
+from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate, calibrate_blocks
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
 from selfprune.level_store import rank_units
+from selfprune.levels_config import LevelKind, LevelsConfig
 from selfprune.models import DType, ModelConfig, load_model
 from selfprune.pruners.admm import ADMM
 from selfprune.pruners.alps import ALPS
@@ -342,6 +345,19 @@ def test_a_bound_too_small_for_one_level_is_refused_with_one_that_serves(build, 
     assert n_bytes(folder) <= least * 1e9
 
 
+def test_a_disk_that_is_nearly_full_keeps_room_for_the_pruned_model(build, folder, monkeypatch):
+    n_model_bytes = sum(parameter.nbytes for parameter in build().loaded.model.parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=n_model_bytes + 40_000 - n_bytes(folder)))
+    store = build(memory_gb=0, cache_gb=1)
+    for fraction in (0.3, 0.6, 0.8):
+        store.load(at_fraction(store, fraction))
+    assert 30_000 < n_bytes(folder) <= 40_000
+    shutil.rmtree(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=n_model_bytes))
+    with pytest.raises(ConfigError, match=r"has no room for a single level: .* with what is free on the disk of"):
+        build(memory_gb=0, cache_gb=1)
+
+
 def test_statistics_that_fit_nowhere_are_refused(build):
     with pytest.raises(ConfigError, match=r"neither search\.levels\.statistics_gb=0 nor search\.levels\.cache_gb=2e-05 has room"):
         build("llama", ADMM(), cache_gb=2e-5, **ON_DISK)
@@ -384,4 +400,4 @@ def test_no_two_processes_use_a_folder_at_once(build, folder):
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
 def test_bounds_must_be_numbers(name, value):
     with pytest.raises(ConfigError, match=rf"search\.levels\.{name} must be a number of GB, 0 or more, got {value}"):
-        built_levels.LevelsConfig(**{name: value})
+        LevelsConfig(**{name: value})

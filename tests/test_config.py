@@ -12,6 +12,7 @@ from selfprune.candidate import Candidate, Proposal, State
 from selfprune.conf_path import conf_folder
 from selfprune.config import METHODS, PruneConfig, RunConfig, find_methods, register_schemas, to_config
 from selfprune.errors import ConfigError
+from selfprune.levels_config import LevelKind
 from selfprune.placement import Placement
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in conf_folder().iterdir() if group.is_dir()}
@@ -226,6 +227,21 @@ def test_finer_levels_are_given_per_glob_and_do_not_go_with_a_pattern(composed):
         composed("+search.finer={mlp.*:0}")
     with pytest.raises(ConfigError, match=r"pruner\.pattern=2:4 leaves every unit one level; leave out one of the two"):
         composed("+search.finer={mlp.*:2}", "pruner.pattern=2:4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ([], LevelKind.MASKS),
+        (["pruner=dsnot"], LevelKind.MASKS),
+        (["pruner=sparsegpt"], LevelKind.BUILT),
+        (["pruner=alps"], LevelKind.MASKS),
+        (["pruner=sparsegpt", "search.levels.kind=MASKS"], LevelKind.MASKS),
+        (["pruner=alps", "search.levels.kind=BUILT"], LevelKind.BUILT),
+    ],
+)
+def test_levels_are_built_for_sparsegpt_unless_another_kind_is_asked_for(overrides, kind, composed):
+    assert composed(*overrides).search.levels.kind is kind
 
 
 @pytest.mark.parametrize(

@@ -117,21 +117,24 @@ def test_every_pruner_goes_through_the_main_job(pruner, tiny_model_folder, tmp_p
     winner = next(c for c in read_archive(folder / "archive.jsonl") if c.id == report_of(folder)["search"]["winner"]["id"])
     assert {unit.name: int((weight_view(model, unit) == 0).sum()) for unit in units} == winner.allocation
     assert 0.5 <= sum(winner.allocation.values()) / sum(unit.n_weights for unit in units) == rows["winner"]["sparsity"]
+    assert not (folder / "levels").exists()
 
 
 def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path, monkeypatch):
     choices = ["pruner=sparsegpt", "proposer=evolutionary", "~controls.random", "~yardsticks"]
     overrides = [*tiny(tiny_model_folder), *choices]
-    built = ["search.levels.kind=BUILT", f"search.levels.folder={tmp_path / 'levels'}"]
+    built, masks = f"search.levels.folder={tmp_path / 'levels'}", "search.levels.kind=MASKS"
     said = []
     monkeypatch.setattr("selfprune.run_folder.Display.say", lambda _, line: said.append(line))
-    first = run_here(tmp_path / "first", *overrides, *built)
+    first = run_here(tmp_path / "first", *overrides, built)
     assert "built levels may take 6.00 and 50.00 GB more" in said[0]
     levels = {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("level-*")}
-    second = run_here(tmp_path / "second", *overrides, *built)
+    second = run_here(tmp_path / "second", *overrides, built)
     assert levels
     assert {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("level-*")} == levels
-    archives = [(folder / "archive.jsonl").read_bytes() for folder in (first, second, run_here(tmp_path / "masks", *overrides))]
+    archives = [
+        (folder / "archive.jsonl").read_bytes() for folder in (first, second, run_here(tmp_path / "masks", *overrides, masks))
+    ]
     assert archives[0] == archives[1] != archives[2]
 
 

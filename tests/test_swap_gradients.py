@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from selfprune.allocation import LevelGrid
-from selfprune.built_levels import BuiltLevels, LevelsConfig, open_statistics
+from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.level_store import LevelStore, rank_units
+from selfprune.levels_config import LevelsConfig
 from selfprune.models import LoadedModel
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.pruners.sparsegpt import SparseGPT

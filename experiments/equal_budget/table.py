@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from experiments.results import Row, interval, read_study, searches
+from selfprune.config import find_methods
 from selfprune.markdown import table_lines
 
 CELL = ["model", "pruner", "sparsity"]
@@ -25,7 +26,8 @@ SEARCH = [*CELL, "search", "max_tokens"]
 COLUMNS = ["search_kl", "report_kl", "perplexity", "accuracy"]
 OURS, CONTROL = "default", "evopress_scaled"
 WITHOUT = "without_language_model"
-BUILT = ", built levels"
+KINDS = {"AUTO": "", "MASKS": ", masks", "BUILT": ", built levels"}
+"""What is added to a pruner's name where its levels are not of its own kind."""
 OF_OURS = (OURS, WITHOUT)
 """Searches of this project; the others are controls."""
 
@@ -35,12 +37,13 @@ def read_run(folder: Path, report: Row) -> list[Row]:
     config = OmegaConf.load(folder / "config.yaml")
     overrides = json.loads((folder / "environment.json").read_text())["overrides"]
     chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
-    levels = config.search.levels.kind
+    pruner, kind = chosen.get("pruner", "wanda"), config.search.levels.kind
+    own = "BUILT" if find_methods("pruner")[pruner].builds_levels else "MASKS"
     rows = []
     for search, found in searches(report).items():
         row = {
             "model": Path(config.model.path).name,
-            "pruner": chosen.get("pruner", "wanda") + ("" if levels == "MASKS" else BUILT),
+            "pruner": pruner if kind == own else pruner + KINDS[kind],
             "sparsity": config.budget.sparsity,
             "search": chosen.get("search", OURS) if search == "main" else search,
             "max_tokens": config.search.max_tokens if found["n_tokens"] else 0,
@@ -120,9 +123,9 @@ def _spread(values: pd.Series) -> str:
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Report-split KL against tokens, a row of panels per model and pruner, a column per sparsity, one mark per run.
 
-    What lies above uniform's KL is marked at the upper edge. Built levels stand in the table alone.
+    What lies above uniform's KL is marked at the upper edge. Levels of a kind that is not the default stand in the table alone.
     """
-    rows = rows[~rows.pruner.str.endswith(BUILT)]
+    rows = rows[~rows.pruner.str.endswith(tuple(filter(None, KINDS.values())))]
     lines, columns = list(rows.groupby(CELL[:2]).groups), sorted(rows.sparsity.unique())
     is_closed = rows.groupby("search").n_tokens.max() == 0
     names = sorted(is_closed.index[~is_closed], key=lambda name: (name not in OF_OURS, name != CONTROL, name))

@@ -5,8 +5,7 @@ level is built from statistics of the dense model, once it is needed, and stays 
 
 Limits: the first use of a level costs a solve, and all statistics must be kept (`kept_statistics` says how many bytes). As in
 the paper, each unit is solved on the inputs of the dense model, not of the pruned units before it; the winner is pruned afresh.
-Gradients value the step between two levels by the weights between the pruner's masks, as if the rest stayed; with the default
-search, masks alone have ended lower, sooner and without disk (experiments/equal_budget).
+A gradient between two levels reads both anew for every batch of windows.
 
 Shape suffixes: N sequences, T tokens, O out, I in.
 """
@@ -16,8 +15,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +27,12 @@ from selfprune.allocation import LevelGrid, Unit
 from selfprune.errors import ConfigError, PruningError
 from selfprune.kept_statistics import KeptStatistics
 from selfprune.level_store import LevelStore
+from selfprune.levels_config import LevelsConfig
 from selfprune.models import LoadedModel
 from selfprune.pruners.base import Pruner
+from selfprune.resources import folder_bytes, free_bytes
 from selfprune.tensor_cache import TensorCache, file_bytes
 from selfprune.units import weight_view
-
-
-class LevelKind(str, Enum):
-    """What a search takes for a unit at a level."""
-
-    MASKS = "MASKS"
-    BUILT = "BUILT"
-
-
-@dataclass
-class LevelsConfig:
-    """How a search gets a unit's weights at a level.
-
-    Attributes:
-        kind: MASKS of the pruner's scores on the dense weights, or weights BUILT by the pruner itself, with its update.
-        folder: where BUILT levels are kept, to be used again by runs with the same model, calibration text, pruner and grid;
-            by default `levels` in the run folder. Runs at the same time need folders of their own.
-        cache_gb: bound on that folder, in GB; the least recently used levels go first.
-        memory_gb: bound on the levels that are also kept in memory, in GB.
-        statistics_gb: bound on the statistics that are kept in memory, in GB; the rest goes into the folder.
-    """
-
-    kind: LevelKind = LevelKind.MASKS
-    folder: str = ""
-    cache_gb: float = 50.0
-    memory_gb: float = 2.0
-    statistics_gb: float = 4.0
-
-    def __post_init__(self) -> None:
-        for name in ("cache_gb", "memory_gb", "statistics_gb"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"search.levels.{name} must be a number of GB, 0 or more, got {value}")
-
-    @property
-    def bound_gb(self) -> float:
-        """Memory that levels and statistics may take, in GB; masks need none."""
-        return self.memory_gb + self.statistics_gb if self.kind is LevelKind.BUILT else 0.0
 
 
 class BuiltLevels(LevelStore):
@@ -191,7 +153,8 @@ def open_statistics(
         ConfigError: when the folder cannot be used, or its bound has no room for one level of the largest unit.
         SelfpruneError: when the disk is full.
     """
-    max_bytes = int(config.cache_gb * 1e9)
+    cache_folder = config.path(folder)
+    max_bytes = min(int(config.cache_gb * 1e9), _room(loaded, cache_folder))
     sizes = {unit.name: file_bytes([weight_view(loaded.model, unit)]) for unit in grid.units}
     largest = max(sizes, key=lambda name: sizes[name])
     origin = _origin(loaded, grid, pruner, windows_NT, batch_size)
@@ -199,11 +162,19 @@ def open_statistics(
     if needed > max_bytes:
         raise ConfigError(
             f"search.levels.cache_gb={config.cache_gb:g} has no room for a single level: the largest unit, {largest}, needs "
-            f"{needed:,} bytes, and the bound is {max_bytes:,}; give at least {math.ceil(needed / 1e4) / 1e5:g}, better room for "
-            "all the levels that a search goes to and fro between, or take search.levels.kind=MASKS"
+            f"{needed:,} bytes, and the bound, with what is free on the disk of {cache_folder}, comes to {max_bytes:,}; give at "
+            f"least {math.ceil(needed / 1e4) / 1e5:g}, better room for all the levels that a search goes to and fro between, or "
+            "take search.levels.kind=MASKS"
         )
-    cache = TensorCache(Path(config.folder).expanduser() if config.folder else folder / "levels", max_bytes, origin)
+    cache = TensorCache(cache_folder, max_bytes, origin)
     return KeptStatistics(cache, int(config.statistics_gb * 1e9), sizes[largest])
+
+
+def _room(loaded: LoadedModel, cache_folder: Path) -> int:
+    """Bytes that levels may take of a disk: what they have and nine tenths of what is free beside the pruned model."""
+    n_model_bytes = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    n_own_bytes = folder_bytes(cache_folder) if cache_folder.is_dir() else 0
+    return n_own_bytes + max(0, int(0.9 * (free_bytes(cache_folder) - n_model_bytes)))
 
 
 def _origin(loaded: LoadedModel, grid: LevelGrid, pruner: Pruner, windows_NT: Tensor, batch_size: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness import HarnessConfig
 from selfprune.evaluators.windows import WindowMetric
 from selfprune.language_models.base import LanguageModelConfig
+from selfprune.levels_config import LevelKind
 from selfprune.models import ModelConfig
 from selfprune.objective import Objective
 from selfprune.proposers.base import ClosedForm, ProposerConfig
@@ -112,6 +113,8 @@ class RunConfig:
                 f"search.n_sensitivity_windows is above 0; give one of {self.search.ladder.n_windows}, the rungs of search.ladder"
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
+        if self.search.levels.kind is LevelKind.AUTO:
+            self.search.levels.kind = LevelKind.BUILT if self.pruner.builds_levels else LevelKind.MASKS
 
     @property
     def n_search_windows(self) -> int:

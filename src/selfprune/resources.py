@@ -1,5 +1,6 @@
 """What a run takes of the machine: expected before it begins, measured when it ends."""
 
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -59,6 +60,11 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk of a file or folder, which need not exist yet."""
+    return shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32) -> float:

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -113,6 +114,8 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
     )
     report = write_report(folder, results, bench.harness.versions)
+    if not config.search.levels.folder:
+        shutil.rmtree(config.search.levels.path(folder), ignore_errors=True)
     print_table(report, folder)
     return folder
 

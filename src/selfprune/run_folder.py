@@ -1,7 +1,6 @@
 """The run folder: who owns it, whether the run fits, and how a broken run is taken up again."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,20 +10,20 @@ from typing import IO, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from selfprune.built_levels import LevelKind
 from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.journal import disk_error, write_whole
+from selfprune.levels_config import LevelKind
 from selfprune.lock import hold
 from selfprune.models import preflight_memory
 from selfprune.placement import Placement
-from selfprune.resources import LIBRARY_BYTES, Resources
+from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
 from selfprune.tracking import Display, describe_environment
 
 RANK_BYTES = 4
-"""Memory per weight that the level store holds beside a second copy of the weights."""
+"""Memory per weight that a store of masks holds beside a second copy of the weights."""
 HARNESS_BYTES = 300_000_000
 """Main memory of lm-eval and the libraries of data that a run adds to those of any command."""
 GRADIENT_BYTES = 4
@@ -71,8 +70,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
             "prune it without a search: python -m selfprune.prune"
         )
     estimate = preflight_memory(config.model, partial(_held_bytes, config))
-    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    needed, free = estimate.n_parameters * estimate.bytes_per_weight + 50_000_000, shutil.disk_usage(parent).free
+    needed, free = estimate.n_parameters * estimate.bytes_per_weight + 50_000_000, free_bytes(folder)
     if needed > free:
         raise SelfpruneError(
             f"the run would write about {needed / 1e9:.2f} GB into {folder}, but the disk has {free / 1e9:.2f} GB free; "
@@ -95,10 +93,11 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
 def _held_bytes(config: RunConfig, text_config: Any, n_parameters: int, bytes_per_weight: int) -> int:
     """Memory of a run besides the weights, built levels apart.
 
-    A copy of the weights and the ranks; what is kept of the texts; the logits of a batch; the hidden states of the calibration
-    windows before and after a block; and those of the search windows before every block, as far as they may be kept.
+    A copy of the weights and, for masks, the ranks; what is kept of the texts; the logits of a batch; the hidden states of the
+    calibration windows before and after a block; and those of the search windows before every block, as far as they may be kept.
     """
-    per_parameter = bytes_per_weight + RANK_BYTES + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
+    per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
+    per_parameter += RANK_BYTES if config.search.levels.kind is LevelKind.MASKS else 0
     data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
     kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
     per_position = sum(metric.kept_bytes(n_vocabulary) * n_windows for metric, n_windows in kept)

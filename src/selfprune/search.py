@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from selfprune.archive import Archive
-from selfprune.built_levels import LevelsConfig
 from selfprune.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
 from selfprune.ladder import Ladder
+from selfprune.levels_config import LevelsConfig
 from selfprune.proposers.base import Proposer
 from selfprune.racing import Racer
 

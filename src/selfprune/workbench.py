@@ -12,7 +12,7 @@ from torch import Tensor
 from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.archive import Archive
 from selfprune.budget import Measure
-from selfprune.built_levels import BuiltLevels, LevelKind, open_statistics
+from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.config import RunConfig
 from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
@@ -22,6 +22,7 @@ from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
 from selfprune.level_store import LevelStore, rank_units
+from selfprune.levels_config import LevelKind
 from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import LoadedModel, load_model, max_positions
 from selfprune.objective import Aspects

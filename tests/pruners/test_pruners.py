@@ -128,13 +128,6 @@ class TestEveryPruner:
             assert torch.equal(new_OI == 0, removed_OI)
             assert n_pruned > 0 or torch.equal(new_OI, weight_OI)
 
-    def test_it_says_whether_it_changes_what_stays(self, pruner):
-        weight_OI = normal(N_OUT, N_IN)
-        statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1))
-        for n_pruned in levels(pruner, 144)[1:]:
-            removed_OI, new_OI = outcome(pruner, weight_OI, statistics, n_pruned)
-            assert bool((new_OI != weight_OI)[~removed_OI].any()) == (pruner.updates_weights and n_pruned < N_ALL)
-
     def test_the_ranks_are_a_permutation(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         ranks_OI = pruner.ranks(weight_OI, gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1)))

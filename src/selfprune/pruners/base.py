@@ -46,7 +46,8 @@ class Pruner(ABC):
     Attributes:
         pattern: `N:M` keeps N of every M consecutive input columns (as in 2:4) before any group gives up more; empty for none.
         needs_gradients: whether its statistics are fed by a backward pass instead of the units' inputs.
-        updates_weights: whether it changes the weights that stay.
+        builds_levels: whether a search compares the weights that it makes, unless told otherwise; worth it where they differ much
+            from the masks of its scores, and cost little beside a score (experiments/equal_budget).
 
     Example:
         >>> pruner = Wanda()
@@ -57,7 +58,7 @@ class Pruner(ABC):
 
     pattern: str = ""
     needs_gradients: ClassVar[bool] = False
-    updates_weights: ClassVar[bool] = False
+    builds_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.pattern:

@@ -10,7 +10,6 @@ import logging
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -82,7 +81,6 @@ class ScaledLayerPruner(Pruner):
     scope: Scope = Scope.MATRIX
     percent_damping: float = 0.1
     rho: float = 1.0
-    updates_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

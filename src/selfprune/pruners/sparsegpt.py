@@ -37,7 +37,7 @@ class SparseGPT(Pruner):
     block_width: int = 128
     percent_damping: float = 0.01
     reference_threshold: bool = False
-    updates_weights: ClassVar[bool] = True
+    builds_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

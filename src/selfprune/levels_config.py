@@ -1,0 +1,57 @@
+"""How a search gets a unit's weights at a level: `level_store` has the masks, `built_levels` what the pruner builds."""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from selfprune.errors import ConfigError
+
+
+class LevelKind(str, Enum):
+    """What a search takes for a unit at a level: see `LevelsConfig`. AUTO is decided with the pruner, when a run is composed."""
+
+    AUTO = "AUTO"
+    MASKS = "MASKS"
+    BUILT = "BUILT"
+
+    def __str__(self) -> str:
+        """For names of run folders."""
+        return self.value
+
+
+@dataclass
+class LevelsConfig:
+    """How a search gets a unit's weights at a level.
+
+    Attributes:
+        kind: MASKS of the pruner's scores on the dense weights; weights BUILT by the pruner itself, with its update; or AUTO,
+            which builds for pruners that are better searched so (`Pruner.builds_levels`).
+        folder: where BUILT levels are kept, to be used again by runs with the same model, calibration text, pruner and grid;
+            by default `levels` in the run folder, until the run is finished. Runs at the same time need folders of their own.
+        cache_gb: bound on that folder, in GB; the least recently used levels go first. Of a disk with less than that free it
+            takes no more than leaves room for the pruned model.
+        memory_gb: bound on the levels that are also kept in memory, in GB.
+        statistics_gb: bound on the statistics that are kept in memory, in GB; the rest goes into the folder.
+    """
+
+    kind: LevelKind = LevelKind.AUTO
+    folder: str = ""
+    cache_gb: float = 50.0
+    memory_gb: float = 2.0
+    statistics_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("cache_gb", "memory_gb", "statistics_gb"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"search.levels.{name} must be a number of GB, 0 or more, got {value}")
+
+    def path(self, run_folder: Path) -> Path:
+        """Where a run keeps BUILT levels."""
+        return Path(self.folder).expanduser() if self.folder else run_folder / "levels"
+
+    @property
+    def bound_gb(self) -> float:
+        """Memory that levels and statistics may take, in GB; masks need none."""
+        return self.memory_gb + self.statistics_gb if self.kind is LevelKind.BUILT else 0.0
