@@ -5,7 +5,7 @@ level is built from statistics of the dense model, once it is needed, and stays 
 
 Limits: the first use of a level costs a solve, and all statistics must be kept (`kept_statistics` says how many bytes). As in
 the paper, each unit is solved on the inputs of the dense model, not of the pruned units before it; the winner is pruned afresh.
-A gradient between two levels reads both anew for every batch of windows.
+Gradients read the level below of every unit anew for every batch of windows.
 
 Shape suffixes: N sequences, T tokens, O out, I in.
 """
@@ -96,10 +96,10 @@ class BuiltLevels(LevelStore):
         self._recent.put(name, weight_OI)
         return weight_OI
 
-    def change_along(self, gradient_OI: Tensor, unit: Unit, level: int, denser: int) -> float:
+    def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
         """As for masks, but the weights that stay change as well."""
-        here_OI, there_OI = (self.weight_at(unit, at).to(gradient_OI.device).float() for at in (level, denser))
-        return float((gradient_OI.float() * (there_OI - here_OI)).sum())
+        change_OI = self.weight_at(unit, denser).to(gradient_OI.device).float() - weight_view(self.loaded.model, unit).float()
+        return float((gradient_OI.float() * change_OI).sum())
 
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)

@@ -68,17 +68,16 @@ class LevelStore:
         """A unit's weight at a level [O, I], whatever the model holds now. Not to be changed."""
         return torch.where(self._ranks[unit.name] >= level, self._dense[unit.name], 0)
 
-    def change_along(self, gradient_OI: Tensor, unit: Unit, level: int, denser: int) -> float:
-        """The sum of a gradient times the change of a unit's weight from one level to a denser one, in fp32.
+    def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
+        """The sum of a gradient times the change of a unit's weight from what the model holds to a lower level, in fp32.
 
         Args:
-            gradient_OI: of the score by the unit's weight, where the unit is at `level`.
+            gradient_OI: of the score by the unit's weight.
             unit: the unit.
-            level: where it is.
-            denser: where it would go, below `level`.
+            denser: the lower level.
         """
         ranks_OI = self._ranks[unit.name]
-        returns_OI = (ranks_OI >= denser) & (ranks_OI < level)
+        returns_OI = (ranks_OI >= denser) & (ranks_OI < self.allocation[unit.name])
         return float(torch.dot(gradient_OI[returns_OI].float(), self._dense[unit.name][returns_OI].float()))
 
     def dense(self, unit: str) -> Tensor:

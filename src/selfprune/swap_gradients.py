@@ -83,7 +83,7 @@ class SwapGradients:
             if unit.name not in falls:
                 return
             low, high = denser[unit.name], allocation[unit.name]
-            change = store.change_along(gradient_OI, unit, high, low)
+            change = store.change_along(gradient_OI, unit, low)
             falls[unit.name] -= change / n_windows * grid.step[unit.name] / (high - low)
 
         for batch in batches:
