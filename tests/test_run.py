@@ -21,6 +21,7 @@ from selfprune.archive import read_archive
 from selfprune.candidate import State
 from selfprune.conf_path import conf_folder
 from selfprune.config import find_methods, register_schemas
+from selfprune.errors import ConfigError
 from selfprune.run import run_composed
 from selfprune.units import list_units, weight_view
 
@@ -136,6 +137,12 @@ def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path,
         (folder / "archive.jsonl").read_bytes() for folder in (first, second, run_here(tmp_path / "masks", *overrides, masks))
     ]
     assert archives[0] == archives[1] != archives[2]
+
+
+def test_levels_without_room_are_refused_before_a_run_folder_stays(tiny_model_folder, tmp_path):
+    with pytest.raises(ConfigError, match="has no room for a single level"):
+        run_here(tmp_path / "runs/run", *tiny(tiny_model_folder), "pruner=sparsegpt", "search.levels.cache_gb=1e-6")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, tmp_path):

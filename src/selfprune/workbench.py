@@ -18,6 +18,7 @@ from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
+from selfprune.kept_statistics import KeptStatistics
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
@@ -94,9 +95,10 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         grid = _make_grid(config, loaded)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         splits = _draw_splits(config, loaded, harness, kinds)
+        kept = _open_statistics(config, loaded, grid, splits, folder)
         journal.once({"splits": splits.hashes}, dict)
     with display.stage("calibrating"):
-        store, measured = _open_store(config, loaded, grid, splits, folder)
+        store, measured = _open_store(config, loaded, grid, splits, kept)
         evaluator = _make_evaluator(config, loaded, splits)
     n_rows = 2 + len(config.yardsticks) + len(config.controls)
     n_tokens = (1 + len(config.controls)) * config.search.max_tokens + n_rows * splits.report_NT.numel()
@@ -144,18 +146,26 @@ def _make_grid(config: RunConfig, loaded: LoadedModel) -> LevelGrid:
     return LevelGrid.with_constant_step(loaded.units, search.level_fraction, search.max_sparsity, search.finer)
 
 
-def _open_store(
+def _open_statistics(
     config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, folder: Path
+) -> KeptStatistics | None:
+    """Where built levels and what they are built from will lie; None for masks."""
+    levels = config.search.levels
+    if levels.kind is LevelKind.MASKS:
+        return None
+    return open_statistics(loaded, grid, config.pruner, splits.calibration_NT, config.search.batch_size, levels, folder)
+
+
+def _open_store(
+    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, kept: KeptStatistics | None
 ) -> tuple[LevelStore, dict[Measurement, dict[int, float]]]:
     """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
-    levels, batch_size = config.search.levels, config.search.batch_size
     needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
-    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, batch_size, needed)
-    if levels.kind is LevelKind.MASKS:
+    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, config.search.batch_size, needed)
+    if kept is None:
         ranks: dict[str, Tensor] = {}
         measured = measure(lambda units, statistics: ranks.update(rank_units(loaded, units, config.pruner, statistics)))
         return LevelStore(loaded, grid, ranks), measured
-    kept = open_statistics(loaded, grid, config.pruner, splits.calibration_NT, batch_size, levels, folder)
 
     def keep(units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
         # Ranks are not needed, but to rank finds scores that are not finite, and leaves SparseGPT's factor to be kept.
@@ -163,7 +173,7 @@ def _open_store(
         kept.keep(statistics)
 
     measured = measure(keep)
-    return BuiltLevels(loaded, grid, config.pruner, kept, int(levels.memory_gb * 1e9)), measured
+    return BuiltLevels(loaded, grid, config.pruner, kept, int(config.search.levels.memory_gb * 1e9)), measured
 
 
 def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> WindowEvaluator:
