@@ -18,7 +18,7 @@ from selfprune.allocation import LevelGrid
 from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate, calibrate_blocks
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
-from selfprune.level_store import rank_units
+from selfprune.level_store import LevelStore, rank_units
 from selfprune.levels_config import LevelKind, LevelsConfig
 from selfprune.models import DType, ModelConfig, load_model
 from selfprune.pruners.admm import ADMM
@@ -134,11 +134,21 @@ def test_pruners_that_do_not_update_can_be_built_too(pruner, bounds, build):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_dense_weights_are_there_at_any_level(family, build):
-    store = build(family)
-    dense = weights(store)
-    store.load(at_fraction(store, 0.5))
-    assert_same_bits({name: store.dense(name) for name in dense}, dense)
+@pytest.mark.parametrize("pruner", [SparseGPT(), ADMM()], ids=lambda pruner: type(pruner).__name__)
+def test_both_stores_give_the_dense_weights_at_any_time_and_masks_go_by_the_pruners_order(family, pruner, build):
+    built = build(family, pruner)
+    loaded, dense = built.loaded, weights(built)
+    statistics = calibrate(loaded, WINDOWS_NT, pruner, batch_size=4)
+    expected = {unit.name: pruner.ranks(dense[unit.name], statistics[unit.name]) for unit in built.grid.units}
+    masked = LevelStore(loaded, built.grid, rank_units(loaded, built.grid.units, pruner, statistics))
+    for store in (built, masked):
+        store.load(at_fraction(store, 0.5))
+        for name in expected:
+            assert torch.equal(store.dense(name), dense[name])
+        store.restore()
+    masked.load(at_fraction(masked, 0.5))
+    for name, ranks_OI in expected.items():
+        assert torch.equal(weights(masked)[name], dense[name].where(ranks_OI >= masked.allocation[name], 0))
 
 
 def test_16_bit_weights_keep_their_dtype(build, tiny_model_folder, tmp_path):

@@ -6,6 +6,7 @@ import torch
 
 from selfprune import measurements
 from selfprune.calibration import calibrate, calibrate_blocks
+from selfprune.level_store import rank_units
 from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import ModelConfig, load_model
 from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
@@ -90,6 +91,21 @@ def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(prune
         exponents = [tail_exponent(weight_view(loaded.model, unit), TailStart.PEAK) for unit in units]
         assert measured[TailExponent(TailStart.PEAK)][block] == pytest.approx(sum(exponents) / len(exponents))
     assert measured[OutlierRatio(2.0)][0] > measured[OutlierRatio(5.0)][0]
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_ranks_taken_on_the_walk_are_the_pruners_own(pruner, load):
+    loaded, ranks = load(), {}
+    method = PRUNERS[pruner]
+
+    def rank(units, statistics):
+        ranks.update(rank_units(loaded, units, method, statistics))
+
+    measured = measure_blocks(loaded, WINDOWS_NT, method, 2, [], rank)
+    expected = rank_units(loaded, loaded.units, method, calibrate(loaded, WINDOWS_NT, method, 2))
+    assert measured == {}
+    assert ranks.keys() == expected.keys()
+    assert all(torch.equal(ranks[name], expected[name]) for name in ranks)
 
 
 @pytest.mark.parametrize(
