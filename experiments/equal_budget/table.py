@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from experiments.results import Row, interval, read_study, searches
 from selfprune.config import find_methods
+from selfprune.levels_config import LevelKind
 from selfprune.markdown import table_lines
 
 CELL = ["model", "pruner", "sparsity"]
@@ -38,7 +39,7 @@ def read_run(folder: Path, report: Row) -> list[Row]:
     overrides = json.loads((folder / "environment.json").read_text())["overrides"]
     chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
     pruner, kind = chosen.get("pruner", "wanda"), config.search.levels.kind
-    own = "BUILT" if find_methods("pruner")[pruner].builds_levels else "MASKS"
+    own = LevelKind.of(find_methods("pruner")[pruner])
     rows = []
     for search, found in searches(report).items():
         row = {

@@ -50,7 +50,8 @@ class BuiltLevels(LevelStore):
 
     Example:
         >>> statistics = open_statistics(loaded, grid, pruner, windows_NT, batch_size, LevelsConfig(LevelKind.BUILT), folder)
-        >>> for _, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        >>> for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        ...     rank_units(loaded, units, pruner, gathered)  # or else SparseGPT factorises anew for every level
         ...     statistics.keep(gathered)
         >>> store = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=10**9)
         >>> store.load(allocation)

@@ -114,7 +114,7 @@ class RunConfig:
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
         if self.search.levels.kind is LevelKind.AUTO:
-            self.search.levels.kind = LevelKind.BUILT if self.pruner.builds_levels else LevelKind.MASKS
+            self.search.levels.kind = LevelKind.of(self.pruner)
 
     @property
     def n_search_windows(self) -> int:

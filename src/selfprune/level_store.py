@@ -1,6 +1,6 @@
 """Yields a unit's weights at any level of a search: ranks are kept, not weights per level.
 
-Pruners that update weights are thus searched by the masks of their own scores, without the update: the levels nest, and a level
+A pruner that updates weights can so be searched by the masks of its own scores, without the update: the levels nest, and a level
 costs no solve. `built_levels` has the update, at the price of a solve per level. The winner is pruned by the method itself.
 
 Shape suffixes: O out, I in.

@@ -6,10 +6,11 @@ from enum import Enum
 from pathlib import Path
 
 from selfprune.errors import ConfigError
+from selfprune.pruners.base import Pruner
 
 
 class LevelKind(str, Enum):
-    """What a search takes for a unit at a level: see `LevelsConfig`. AUTO is decided with the pruner, when a run is composed."""
+    """What a search takes for a unit at a level: see `LevelsConfig`. `of` decides AUTO, when a run is composed."""
 
     AUTO = "AUTO"
     MASKS = "MASKS"
@@ -18,6 +19,11 @@ class LevelKind(str, Enum):
     def __str__(self) -> str:
         """For names of run folders."""
         return self.value
+
+    @classmethod
+    def of(cls, pruner: Pruner | type[Pruner]) -> "LevelKind":
+        """What AUTO stands for with a pruner."""
+        return cls.BUILT if pruner.builds_levels else cls.MASKS
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from selfprune.journal import write_whole
 from selfprune.models import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.placement import Placement
 from selfprune.pruners.statistics import InputGram
-from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, matmul_flops_per_second, peak_memory_bytes
+from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, matmul_flops_per_second, peak_memory_bytes
 from selfprune.self_generated import generate_tokens
 from selfprune.shards import Shards
 from selfprune.tracking import Display, describe_environment
@@ -159,7 +158,7 @@ def _shape(loaded: LoadedModel, unit: Unit) -> tuple[int, int]:
 
 
 def _check_disk(missing_bytes: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if missing_bytes > free:
         raise SelfpruneError(
             f"the pruned model takes about {missing_bytes / 1e9:.2f} GB more in {folder.parent}, but the disk has "

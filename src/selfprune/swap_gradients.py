@@ -1,8 +1,8 @@
 """Bracketed swap gradients: what every unit's next levels are worth, from two backward passes.
 
 With G the gradient of the score by the weights of the sparse model and ΔW their change when a unit goes some levels down, Σ G·ΔW
-is the change of the score to first order. For removals the same estimate at the present model is wrong, because
-removed weights carry curvature; so they are valued as restorations, at the model in which every unit lost as many levels more.
+is the change of the score to first order. For removals the same estimate at the present model is wrong, because removed weights
+carry curvature; so they are valued as restorations, at the model in which every unit lost as many levels more.
 
 Shape suffixes: O out, I in.
 """
