@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import torch
+from random_llama import random_llama, synchronise
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.built_levels import BuiltLevels, open_statistics
@@ -25,26 +25,10 @@ from selfprune.calibration import calibrate_blocks
 from selfprune.config import find_methods
 from selfprune.level_store import LevelStore, rank_units
 from selfprune.levels_config import LevelKind, LevelsConfig
-from selfprune.models import LoadedModel
 from selfprune.resources import folder_bytes
-from selfprune.units import find_blocks, list_units
 
 VOCAB_SIZE = 512
 UNBOUNDED_GB = 1e6
-
-
-def random_llama(width: int, n_blocks: int, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """A Llama of random weights, whose MLP is 8/3 as wide as its hidden state, rounded up to 64."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=width,
-        intermediate_size=-(-8 * width // 3 // 64) * 64,
-        num_hidden_layers=n_blocks,
-        num_attention_heads=max(1, width // 64),
-    )
-    model = LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
-    return LoadedModel(model, None, list_units(model), find_blocks(model)[1], device)
 
 
 def seconds_of_loads(store: LevelStore, levels: list[Allocation]) -> float:
@@ -58,12 +42,6 @@ def seconds_of_loads(store: LevelStore, levels: list[Allocation]) -> float:
         synchronise(store.loaded.device)
         total += time.perf_counter() - start
     return total / len(levels)
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits for a GPU to finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:
@@ -82,7 +60,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Measures both stores and prints their table."""
     device = torch.device(arguments.device)
-    loaded = random_llama(arguments.width, arguments.n_blocks, getattr(torch, arguments.dtype), device)
+    loaded = random_llama(arguments.width, arguments.n_blocks, VOCAB_SIZE, getattr(torch, arguments.dtype), device)
     windows_NT = torch.randint(VOCAB_SIZE, (arguments.n_sequences, arguments.n_tokens), device=device)
     pruner = find_methods("pruner")[arguments.pruner]()
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)

@@ -1,12 +1,12 @@
 """Times a race of EvoPress' mutations: with prefix reuse, without it, and in a plain loop that loads levels from files.
 
     python benchmarks/search.py
-    python benchmarks/search.py --width 4096 --n-blocks 32 --n-tokens 2048 --n-windows 1 --device cuda --dtype bfloat16
+    python benchmarks/search.py --width 4096 --n-blocks 32 --vocabulary 32000 --n-windows 1 --n-tokens 2048 --dtype bfloat16
 
-All three, in one run, score the same children of one parent on the same windows. The plain loop is how the published
-implementation works: one file per unit and level, a file is read whenever a unit's level changes, every child runs through the
-whole model, and the dense model's logits are kept whole. `ideal` is what prefix reuse could reach: every block of the tree
-of these children's prefixes once, and embedding, head and score once per child.
+All three, in one run, score the same children of one parent on the same windows, and begin with the model at the parent's levels.
+The plain loop is how the published implementation works: one file per unit and level, a file is read whenever a unit's level
+changes, every child runs through the whole model, and the dense model's logits are kept whole. `ideal` is what prefix reuse could
+reach: every block of the tree of these children's prefixes once, and embedding, head and score once per child.
 
 Shape suffixes: N windows, T tokens, V vocabulary.
 """
@@ -18,69 +18,55 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from random_llama import random_llama, synchronise
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
+from selfprune.ladder import Ladder
 from selfprune.level_store import LevelStore, rank_units
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.evopress import EvoPress
 from selfprune.pruners.magnitude import Magnitude
-from selfprune.racing import Ladder, Racer
+from selfprune.racing import Racer
 from selfprune.resources import peak_memory_bytes
 from selfprune.scoring import Scorer, block_versions
-from selfprune.units import find_blocks, list_units, weight_view
+from selfprune.units import weight_view
 
 SPARSITY = 0.7
-
-
-def random_llama(arguments: argparse.Namespace) -> LoadedModel:
-    """A Llama of random weights in the proportions of Llama-2."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=arguments.width,
-        intermediate_size=-(-8 * arguments.width // 3 // 64) * 64,
-        num_hidden_layers=arguments.n_blocks,
-        num_attention_heads=max(1, arguments.width // 64),
-    )
-    with torch.device(arguments.device):
-        model = LlamaForCausalLM(config).to(getattr(torch, arguments.dtype)).eval().requires_grad_(False)
-    return LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device(arguments.device))
 
 
 class PlainLoop:
     """EvoPress' search step without any sharing: files of levels, whole passes, whole logits."""
 
-    def __init__(self, loaded: LoadedModel, store: LevelStore, windows_NT: Tensor, folder: Path) -> None:
-        self.loaded, self.store, self.folder = loaded, store, folder
-        self.windows_NT = windows_NT.to(loaded.device)
+    def __init__(self, store: LevelStore, windows_NT: Tensor, parent: Allocation, folder: Path) -> None:
+        self.store, self.parent, self.folder = store, parent, folder
+        self.model = store.loaded.model
+        self.windows_NT = windows_NT.to(store.loaded.device)
         store.restore()
-        self.dense_NTV = loaded.model(input_ids=self.windows_NT, use_cache=False).logits
-        self.levels: Allocation = dict(store.allocation)
+        self.dense_NTV = self.model(input_ids=self.windows_NT, use_cache=False).logits
+        store.load(parent)
+        self.levels = dict(parent)
 
     def write(self, children: list[Allocation]) -> None:
-        """Writes the file of every level that the children use, before the clock starts."""
-        for child in children:
-            for name, level in child.items():
-                path = self._path(name, level)
-                if not path.exists():
-                    kept_OI = self.store.order(name) >= level
-                    torch.save(torch.where(kept_OI, self.store.dense(name), 0).cpu(), path)
+        """Writes the file of every level that is read between the children, before the clock starts."""
+        for unit in self.store.grid.units:
+            levels = {child[unit.name] for child in children} | {self.parent[unit.name]}
+            for level in levels if len(levels) > 1 else ():
+                torch.save(self.store.weight_at(unit, level).cpu(), self._path(unit.name, level))
 
     def score(self, child: Allocation) -> Tensor:
         """KL per window [N]."""
         for unit in self.store.grid.units:
             if child[unit.name] != self.levels[unit.name]:
-                weight_view(self.loaded.model, unit).copy_(torch.load(self._path(unit.name, child[unit.name])))
+                weight_view(self.model, unit).copy_(torch.load(self._path(unit.name, child[unit.name])))
         self.levels = dict(child)
-        logits_NTV = self.loaded.model(input_ids=self.windows_NT, use_cache=False).logits
+        logits_NTV = self.model(input_ids=self.windows_NT, use_cache=False).logits
         logp_NTV, logq_NTV = self.dense_NTV.float().log_softmax(-1), logits_NTV.float().log_softmax(-1)
         return (logp_NTV.exp() * (logp_NTV - logq_NTV)).sum(-1).mean(-1)
 
@@ -94,53 +80,52 @@ def n_tree_nodes(children: list[Allocation], grid: LevelGrid) -> int:
     return len({path[: depth + 1] for path in versions for depth in range(len(path))})
 
 
-def timed(work: Callable[[], object], device: str) -> float:
+def timed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call."""
+    synchronise(device)
     start = time.perf_counter()
     work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return time.perf_counter() - start
 
 
 @torch.no_grad()
 def measure(arguments: argparse.Namespace) -> None:
-    loaded = random_llama(arguments)
+    device = torch.device(arguments.device)
+    loaded = random_llama(arguments.width, arguments.n_blocks, arguments.vocabulary, getattr(torch, arguments.dtype), device)
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
     ranks = {}
     for unit in loaded.units:
-        weight_OI = weight_view(loaded.model, unit)
-        ranks |= rank_units(loaded, [unit], Magnitude(), {unit.name: Magnitude().statistics(1, weight_OI.shape[1], 1)})
+        n_in = weight_view(loaded.model, unit).shape[1]
+        ranks |= rank_units(loaded, [unit], Magnitude(), {unit.name: Magnitude().statistics(1, n_in, 1)})
     store = LevelStore(loaded, grid, ranks)
     windows_NT = torch.randint(arguments.vocabulary, (arguments.n_windows, arguments.n_tokens))
     space = SearchSpace(grid, round(SPARSITY * grid.n_weights()))
-    evopress = EvoPress().build(space, 0, None)
-    proposals = evopress.ask(arguments.n_children)
+    proposals = EvoPress().build(space, 0, None).ask(arguments.n_children)
     children = [proposal.allocation for proposal in proposals]
+    parent = children[0]
 
     def race(prefix_bytes: int, folder: Path) -> tuple[float, WindowEvaluator]:
         store.restore()
         evaluator = WindowEvaluator(
             {"kl": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, arguments.n_windows, [], prefix_bytes
         )
-        racer = Racer(
-            "main", Scorer(store, evaluator, Journal(folder / f"{prefix_bytes}.jsonl")), Ladder([arguments.n_windows], []), 0
-        )
-        evaluator.evaluate(["warm"] * len(loaded.blocks))
-        evaluator.forward.clear()
+        store.load(parent)
+        scorer = Scorer(store, evaluator, Journal(folder / f"{prefix_bytes}.jsonl"))
+        racer = Racer("main", scorer, Ladder([arguments.n_windows], []), 0)
         evaluator.forward.n_blocks_run = evaluator.forward.n_blocks_asked = 0
-        return timed(lambda: racer.race(0, proposals), arguments.device), evaluator
+        return timed(lambda: racer.race(0, proposals), device), evaluator
 
     rows: list[tuple[str, float, str]] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         with_reuse, evaluator = race(arguments.prefix_mb * 10**6, Path(name))
         run, asked = evaluator.forward.n_blocks_run, evaluator.forward.n_blocks_asked
         without, _ = race(0, Path(name))
-        plain = PlainLoop(loaded, store, windows_NT, Path(name))
+        plain = PlainLoop(store, windows_NT, parent, Path(name))
         plain.write(children)
-        plain_seconds = timed(lambda: [plain.score(child) for child in children], arguments.device)
+        plain_seconds = timed(lambda: [plain.score(child) for child in children], device)
     nodes = n_tree_nodes(children, grid)
-    block_seconds = seconds_of_a_block(loaded, windows_NT, arguments.device)
+    block_seconds = seconds_of_a_block(loaded, windows_NT)
     saved = (len(children) * len(loaded.blocks) - nodes) * block_seconds
     rows = [
         (
@@ -165,13 +150,12 @@ def measure(arguments: argparse.Namespace) -> None:
     )
 
 
-def seconds_of_a_block(loaded: LoadedModel, windows_NT: Tensor, device: str) -> float:
+def seconds_of_a_block(loaded: LoadedModel, windows_NT: Tensor) -> float:
     """Seconds of one decoder block on the windows: those of all blocks, timed inside a whole pass, over their number."""
     marks: list[float] = []
 
     def mark(*_: object) -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronise(loaded.device)
         marks.append(time.perf_counter())
 
     hooks = [loaded.blocks[0].register_forward_pre_hook(mark), loaded.blocks[-1].register_forward_hook(mark)]

@@ -1,0 +1,50 @@
+"""The benchmarks run to their tables, on models so small that the figures mean nothing."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LLAMA = "--width 64 --n-blocks 4 --vocabulary 64 --n-tokens 16"
+
+
+@pytest.fixture
+def output_of(monkeypatch, capsys):
+    """What a benchmark prints: `output_of("search", "--width 64")`."""
+
+    def call(name: str, options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *options.split()])
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_a_race_with_prefix_reuse_runs_every_block_of_the_tree_once(output_of, tmp_path):
+    said = output_of("search", f"{LLAMA} --n-children 8 --n-windows 2 --folder {tmp_path}")
+    n_run, n_asked, n_nodes = map(int, re.search(r"(\d+) blocks run of (\d+), the tree has (\d+)", said).groups())
+    assert 4 < n_run == n_nodes < n_asked == 8 * 4
+    assert [row for row in ("with prefix reuse", "without", "ideal", "plain loop") if row not in said] == []
+
+
+def test_levels_take_the_bytes_of_their_weights_where_they_are_built(output_of):
+    said = output_of("levels", "--width 64 --n-blocks 1 --n-levels 2 --n-sequences 4 --n-tokens 16")
+    per_weight = dict(re.findall(r"│\s+(masks|built|disk|memory) │.*│\s+([\d.]+) │", said))
+    assert per_weight["masks"] == "0.00"
+    assert 4 <= float(per_weight["built"]) == float(per_weight["disk"]) == float(per_weight["memory"]) < 5
+
+
+def test_whole_models_are_pruned_by_every_method_that_is_asked_for(output_of):
+    said = output_of("one_shot", f"{LLAMA} --n-sequences 4 --methods wanda sparsegpt")
+    assert re.search(r"│\s+wanda │\s+[\d.]+ │", said)
+    assert re.search(r"│\s+sparsegpt │\s+[\d.]+ │", said)
+
+
+@pytest.mark.slow
+def test_the_published_loop_and_ours_prune_one_layer_alike(output_of):
+    said = output_of("pruning", "--shapes 64x128 --methods wanda --n-sequences 2 --n-tokens 32 --repeat 1")
+    assert "masks 0e+00 apart" in said
