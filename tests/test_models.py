@@ -121,8 +121,8 @@ def test_a_model_that_is_not_whole_on_its_device_gives_the_same_logits(
     assert not loaded.model.training
     assert loaded.units == list_units(make_tiny_model(family))
     with torch.no_grad():
-        logits_NTV = loaded.model(input_ids=TOKENS_NT).logits
-    torch.testing.assert_close(logits_NTV, make_tiny_model(family)(input_ids=TOKENS_NT).logits)
+        logits_NTV = loaded.model(input_ids=TOKENS_NT.to(loaded.device)).logits
+    torch.testing.assert_close(logits_NTV.cpu(), make_tiny_model(family)(input_ids=TOKENS_NT).logits)
     assert no_network == []
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.allocation import Unit
 from selfprune.errors import ConfigError, ModelError
-from selfprune.placement import Placement, loading_options, n_parameters_at_once
+from selfprune.placement import Placement, entry_device, loading_options, n_parameters_at_once
 from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory
 from selfprune.units import find_blocks, list_units
 
@@ -118,7 +118,7 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     tokenizer = _attempt(config, "reading the tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
     options |= loading_options(config.placement, skeleton, config.torch_device(), scratch)
     model = _attempt(config, "reading the weights", lambda: _load_weights(config, path, options))
-    device = config.torch_device()
+    device = entry_device(config.placement, model, config.torch_device())
     if config.placement is Placement.WHOLE:
         model = _attempt(config, f"moving to {device}", lambda: model.to(device))
     model.eval().requires_grad_(False)

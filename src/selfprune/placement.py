@@ -36,6 +36,12 @@ def loading_options(placement: Placement, skeleton: Any, device: torch.device, s
     return {"device_map": devices, "offload_folder": str(scratch) if scratch else None}
 
 
+def entry_device(placement: Placement, model: Any, device: torch.device) -> torch.device:
+    """Where tokens enter a loaded model: under SPREAD, which asks nobody, the device that accelerate gave to the embedding."""
+    embedding_device: torch.device = model.get_input_embeddings().weight.device
+    return device if placement is not Placement.SPREAD or embedding_device.type == "meta" else embedding_device
+
+
 def _streaming_map(skeleton: Any, device: torch.device) -> dict[str, Any]:
     """Blocks on disk, everything else on the device."""
     path, blocks = find_blocks(skeleton)
