@@ -10,11 +10,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from selfprune.embedded.corpus import write_corpus
 
 # A shell that starts a job in the background lets it ignore Ctrl-C; the tests that send one would wait for nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Bars of fixtures would stand in what a test captures.
+disable_progress_bar()
 
 # The models are so small that more threads only wait for each other, the more so when tests run side by side.
 torch.set_num_threads(1)
