@@ -70,8 +70,8 @@ def measure(arguments: argparse.Namespace) -> None:
         config = LevelsConfig(LevelKind.BUILT, cache_gb=UNBOUNDED_GB)
         statistics, ranks = open_statistics(loaded, grid, pruner, windows_NT, 4, config, Path(name)), {}
         for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
-            ranks |= rank_units(loaded, units, pruner, gathered)
             statistics.keep(gathered)
+            ranks |= rank_units(loaded, units, pruner, gathered)
         n_before = folder_bytes(Path(name))
         built = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=0)
         rows = {"built": seconds_of_loads(built, levels), "disk": seconds_of_loads(built, levels)}

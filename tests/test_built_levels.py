@@ -24,6 +24,7 @@ from selfprune.models import DType, ModelConfig, load_model
 from selfprune.pruners.admm import ADMM
 from selfprune.pruners.alps import ALPS
 from selfprune.pruners.dsnot import DSnoT
+from selfprune.pruners.hessian_factor import HessianFactor
 from selfprune.pruners.obd import OBD
 from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.pruners.wanda import Wanda
@@ -50,8 +51,7 @@ def build(tiny_model_folder, tmp_path):
             grid = LevelGrid.with_single_level(loaded.units, pruner.level_fraction())
         config = LevelsConfig(LevelKind.BUILT, **bounds)
         statistics = open_statistics(loaded, grid, pruner, windows_NT, 4, config, tmp_path)
-        for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
-            rank_units(loaded, units, pruner, gathered)
+        for _, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
             statistics.keep(gathered)
         return BuiltLevels(loaded, grid, pruner, statistics, int(config.memory_gb * 1e9))
 
@@ -86,6 +86,31 @@ def n_bytes(folder):
 
 def levels_on_disk(folder):
     return sorted(path.name for path in folder.glob("level-*"))
+
+
+@pytest.mark.parametrize("bounds", [{}, ON_DISK], ids=["in memory", "on disk"])
+def test_a_hessian_is_factorised_once_for_all_levels_and_all_units_that_share_it(bounds, build, monkeypatch):
+    factorise, widths = HessianFactor._damp_and_factorise_in_place, []
+
+    def counting(self, gram_II, diagonal_I):
+        widths.append(len(gram_II))
+        factorise(self, gram_II, diagonal_I)
+
+    monkeypatch.setattr(HessianFactor, "_damp_and_factorise_in_place", counting)
+    store = build("llama", SparseGPT(), **bounds)
+    for fraction in (0.7, 0.3):
+        store.load(at_fraction(store, fraction))
+    # two blocks with four inputs each: of queries, keys and values, of the output, of gate and up, and of down
+    assert sorted(widths) == [32] * 6 + [48] * 2
+
+
+def test_statistics_that_are_not_finite_are_told_with_their_unit_before_they_are_kept(build):
+    store = build("llama", SparseGPT())
+    name = store.grid.units[3].name
+    broken = SparseGPT().statistics(1, 32, 1)
+    broken.update(torch.full((1, 4, 32), torch.nan))
+    with pytest.raises(PruningError, match=rf"^{name}: .*calibration inputs hold NaN or infinity"):
+        store._statistics.keep({name: broken})
 
 
 @pytest.mark.parametrize("bounds", [{}, ON_DISK], ids=["in memory", "on disk"])

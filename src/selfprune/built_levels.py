@@ -50,8 +50,7 @@ class BuiltLevels(LevelStore):
 
     Example:
         >>> statistics = open_statistics(loaded, grid, pruner, windows_NT, batch_size, LevelsConfig(LevelKind.BUILT), folder)
-        >>> for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
-        ...     rank_units(loaded, units, pruner, gathered)  # or else SparseGPT factorises anew for every level
+        >>> for _, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
         ...     statistics.keep(gathered)
         >>> store = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=10**9)
         >>> store.load(allocation)
@@ -168,7 +167,7 @@ def open_statistics(
             "take search.levels.kind=MASKS"
         )
     cache = TensorCache(cache_folder, max_bytes, origin)
-    return KeptStatistics(cache, int(config.statistics_gb * 1e9), sizes[largest])
+    return KeptStatistics(cache, int(config.statistics_gb * 1e9), sizes[largest], pruner.prepare)
 
 
 def _room(loaded: LoadedModel, cache_folder: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.errors import ConfigError, PruningError, SelfpruneError
 from selfprune.pruners.statistics import Statistics
 from selfprune.tensor_cache import TensorCache, file_bytes
 
@@ -46,9 +46,10 @@ class KeptStatistics:
         cache: takes what memory may not.
         max_bytes: bound on what is kept in memory.
         largest_level_bytes: room that must be left in the cache.
+        prepare: the pruner's, done before they are kept, so that no level repeats it.
 
     Example:
-        >>> kept = KeptStatistics(cache, max_bytes=10**9, largest_level_bytes=10**8)
+        >>> kept = KeptStatistics(cache, max_bytes=10**9, largest_level_bytes=10**8, prepare=pruner.prepare)
         >>> for _, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
         ...     kept.keep(statistics)
         >>> pruner.prune(weight_OI, kept.of("model.layers.0.mlp.up_proj"), n_pruned)
@@ -58,11 +59,14 @@ class KeptStatistics:
         n_memory_bytes: what is kept in memory.
     """
 
-    def __init__(self, cache: TensorCache, max_bytes: int, largest_level_bytes: int) -> None:
+    def __init__(
+        self, cache: TensorCache, max_bytes: int, largest_level_bytes: int, prepare: Callable[[Statistics], None]
+    ) -> None:
         self.cache = cache
         self.n_memory_bytes = 0
         self._max_bytes = max_bytes
         self._largest_level_bytes = largest_level_bytes
+        self._prepare = prepare
         self._kept: dict[str, _Kept] = {}
 
     def keep(self, statistics: dict[str, Statistics]) -> None:
@@ -70,6 +74,7 @@ class KeptStatistics:
 
         Raises:
             ConfigError: when neither memory nor disk may hold them.
+            PruningError: when they are not finite; the message names the unit.
             SelfpruneError: when the disk is full.
         """
         kept_of: dict[int, _Kept] = {}
@@ -101,6 +106,10 @@ class KeptStatistics:
         return _mapped(kept.emptied, put_back)
 
     def _keep(self, unit: str, gathered: Statistics) -> _Kept:
+        try:
+            self._prepare(gathered)
+        except PruningError as error:
+            raise PruningError(f"{unit}: {error}") from error
         tensors: list[Tensor] = []
 
         def take_out(value: Any) -> Any:

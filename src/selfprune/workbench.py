@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfprune.allocation import Allocation, LevelGrid, Unit
+from selfprune.allocation import Allocation, LevelGrid
 from selfprune.archive import Archive
 from selfprune.budget import Measure
 from selfprune.built_levels import BuiltLevels, open_statistics
@@ -28,7 +28,6 @@ from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import LoadedModel, load_model, max_positions
 from selfprune.objective import Aspects
 from selfprune.proposers.base import Measurement, SearchSpace
-from selfprune.pruners.statistics import Statistics
 from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import generate_tokens
@@ -167,12 +166,7 @@ def _open_store(
         measured = measure(lambda units, statistics: ranks.update(rank_units(loaded, units, config.pruner, statistics)))
         return LevelStore(loaded, grid, ranks), measured
 
-    def keep(units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
-        # Ranks are not needed, but to rank finds scores that are not finite, and leaves SparseGPT's factor to be kept.
-        rank_units(loaded, units, config.pruner, statistics)
-        kept.keep(statistics)
-
-    measured = measure(keep)
+    measured = measure(lambda _, statistics: kept.keep(statistics))
     return BuiltLevels(loaded, grid, config.pruner, kept, int(config.search.levels.memory_gb * 1e9)), measured
 
 

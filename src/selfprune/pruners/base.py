@@ -74,6 +74,13 @@ class Pruner(ABC):
             n_sequences: calibration sequences that will come in all.
         """
 
+    def prepare(self, statistics: Statistics) -> None:  # noqa: B027
+        """Works out, once and in place, what every pruning with complete statistics needs of them; nothing by default.
+
+        Raises:
+            PruningError: when they are not finite.
+        """
+
     @abstractmethod
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The importance of each weight [O, I] in fp32 without any update of others; the lowest go first."""

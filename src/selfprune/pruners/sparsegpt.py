@@ -52,6 +52,11 @@ class SparseGPT(Pruner):
         """The Hessian."""
         return HessianFactor(n_row_groups, n_in, n_sequences, self.percent_damping)
 
+    def prepare(self, statistics: Statistics) -> None:
+        """The factor of the Hessian takes its place."""
+        assert isinstance(statistics, HessianFactor)
+        statistics.factorise()
+
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The error w² / [H⁻¹]_jj that removing one weight alone leaves behind [O, I] (eq. 2)."""
         assert isinstance(statistics, HessianFactor)
@@ -71,7 +76,7 @@ class SparseGPT(Pruner):
         assert isinstance(statistics, HessianFactor)
         check_level(weight_OI, self.pattern, n_pruned)
         # before anything else is allocated, because it needs room to work
-        statistics.factorise()
+        self.prepare(statistics)
         if not torch.isfinite(torch.stack(weight_OI.aminmax())).all():
             raise PruningError("the scores of a unit are not finite: its weights hold NaN or infinity; check the checkpoint")
         mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
