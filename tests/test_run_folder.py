@@ -2,11 +2,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from selfprune import lock
+from selfprune.allocation import LevelGrid
+from selfprune.conf_path import conf_folder
+from selfprune.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError, SelfpruneError
-from selfprune.run_folder import opened, recompose
+from selfprune.models import ModelConfig, load_model
+from selfprune.run_folder import opened, preflight, recompose
+from selfprune.units import n_parameters
 
 CONFIG = OmegaConf.create({"seed": 1, "run_folder": "", "resume": ""})
 
@@ -44,6 +51,32 @@ def test_a_mistake_takes_a_new_folder_away_and_leaves_an_older_one(tmp_path):
     with pytest.raises(SelfpruneError, match="a mistake"), opened(tmp_path / "older", CONFIG, []):
         raise SelfpruneError("a mistake")
     assert sorted(path.name for path in (tmp_path / "older").iterdir()) == ["config.yaml", "environment.json"]
+
+
+def test_built_levels_are_expected_to_take_their_bounds_or_all_of_them_where_that_is_less(tiny_model_folder, tmp_path):
+    register_schemas()
+    folder = tiny_model_folder("llama")
+
+    def expected(*overrides):
+        given = ["model=local", f"model.path={folder}", "model.device=cpu", *overrides]
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            found = preflight(to_config(compose("config", overrides=given), RunConfig), tmp_path)
+        return torch.tensor([found.peak_memory_bytes, found.disk_bytes])
+
+    loaded = load_model(ModelConfig(str(folder), device="cpu"))
+    units = loaded.units
+    grid = LevelGrid.with_constant_step(units, 0.05)
+    of_levels = sum(4 * unit.n_weights * grid.n_levels[unit.name] for unit in units)
+    # per block six units of width 32 and one of 48
+    of_statistics = 2 * 4 * (6 * 32**2 + 48**2)
+    masks = expected("pruner=sparsegpt", "search.levels.kind=MASKS")
+    ranks = torch.tensor([4 * n_parameters(loaded.model), 0])
+    built = ["pruner=sparsegpt"]
+    assert (expected(*built) - masks + ranks).tolist() == [of_levels + of_statistics] * 2
+    bounds = ["search.levels.memory_gb=0.0001", "search.levels.statistics_gb=0.00001", "search.levels.cache_gb=0.0002"]
+    assert (expected(*built, *bounds) - masks + ranks).tolist() == [110_000, 200_000]
+    elsewhere = expected(*built, f"search.levels.folder={tmp_path / 'levels'}") - masks + ranks
+    assert elsewhere.tolist() == [of_levels + of_statistics, 0]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"versions": {}}'])

@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from selfprune import evaluators, language_models, proposers, pruners
+from selfprune.allocation import LevelGrid, Unit
 from selfprune.budget import Budget
 from selfprune.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
@@ -115,6 +116,13 @@ class RunConfig:
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
         if self.search.levels.kind is LevelKind.AUTO:
             self.search.levels.kind = LevelKind.of(self.pruner)
+
+    def grid(self, units: tuple[Unit, ...]) -> LevelGrid:
+        """The levels that the units of a model may have: one under a pattern, else those of the search."""
+        fraction = self.pruner.level_fraction()
+        if fraction is not None:
+            return LevelGrid.with_single_level(units, fraction)
+        return LevelGrid.with_constant_step(units, self.search.level_fraction, self.search.max_sparsity, self.search.finer)
 
     @property
     def n_search_windows(self) -> int:

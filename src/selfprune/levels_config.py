@@ -56,8 +56,3 @@ class LevelsConfig:
     def path(self, run_folder: Path) -> Path:
         """Where a run keeps BUILT levels."""
         return Path(self.folder).expanduser() if self.folder else run_folder / "levels"
-
-    @property
-    def bound_gb(self) -> float:
-        """Memory that levels and statistics may take, in GB; masks need none."""
-        return self.memory_gb + self.statistics_gb if self.kind is LevelKind.BUILT else 0.0

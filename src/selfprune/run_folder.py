@@ -17,10 +17,11 @@ from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.journal import disk_error, write_whole
 from selfprune.levels_config import LevelKind
 from selfprune.lock import hold
-from selfprune.models import preflight_memory
+from selfprune.models import find_source, load_skeleton, preflight_memory
 from selfprune.placement import Placement
 from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
 from selfprune.tracking import Display, describe_environment
+from selfprune.units import list_units, n_row_groups, weight_view
 
 RANK_BYTES = 4
 """Memory per weight that a store of masks holds beside a second copy of the weights."""
@@ -80,14 +81,31 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
     # A run that was begun may hold all the replies that it needs.
     if asks and not (folder / "language_model_calls.jsonl").exists():
         config.language_model.check()
-    levels = config.search.levels
-    of_levels = f"; built levels may take {levels.bound_gb:.2f} and {levels.cache_gb:.2f} GB more (search.levels)"
-    Display().say(
+    needs = (
         f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory and "
-        f"{needed / 1e9:.2f} GB of disk{of_levels if levels.kind is LevelKind.BUILT else ''}"
+        f"{needed / 1e9:.2f} GB of disk"
     )
-    library_bytes = LIBRARY_BYTES + HARNESS_BYTES if config.model.torch_device().type == "cpu" else 0
-    return Resources(estimate.needed_bytes + library_bytes + int(levels.bound_gb * 1e9), needed, 0.0)
+    in_memory, on_disk = 0, 0
+    if config.search.levels.kind is LevelKind.BUILT:
+        in_memory, on_disk = _bytes_of_levels(config, estimate.bytes_per_weight)
+        needs += f"; built levels may take {in_memory / 1e9:.2f} and {on_disk / 1e9:.2f} GB more (search.levels)"
+    Display().say(needs)
+    # what is measured on a GPU is the GPU's memory, and levels lie in main memory
+    main_bytes = LIBRARY_BYTES + HARNESS_BYTES + in_memory if config.model.torch_device().type == "cpu" else 0
+    # nor does the run count what it leaves in a folder that was given
+    return Resources(estimate.needed_bytes + main_bytes, needed + (0 if config.search.levels.folder else on_disk), 0.0)
+
+
+def _bytes_of_levels(config: RunConfig, bytes_per_weight: int) -> tuple[int, int]:
+    """Main memory and disk that built levels and their statistics may take: the bounds, or all of them where that is less."""
+    skeleton = load_skeleton(config.model, *find_source(config.model))
+    units, levels = list_units(skeleton), config.search.levels
+    n_levels = config.grid(units).n_levels
+    of_levels = sum(n_levels[unit.name] * unit.n_weights * bytes_per_weight for unit in units)
+    # no statistics are larger than the Gram matrices of the inputs, which several units may share
+    of_statistics = sum(4 * n_row_groups(skeleton, unit) * weight_view(skeleton, unit).shape[1] ** 2 for unit in units)
+    in_memory = min(int(levels.memory_gb * 1e9), of_levels) + min(int(levels.statistics_gb * 1e9), of_statistics)
+    return in_memory, min(int(levels.cache_gb * 1e9), of_levels + of_statistics)
 
 
 def _held_bytes(config: RunConfig, text_config: Any, n_parameters: int, bytes_per_weight: int) -> int:

@@ -91,7 +91,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model)
         # What the model cannot do is said before anything is recorded.
-        grid = _make_grid(config, loaded)
+        grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         splits = _draw_splits(config, loaded, harness, kinds)
         kept = _open_statistics(config, loaded, grid, splits, folder)
@@ -136,13 +136,6 @@ def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds
 
     splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
     return mix_search_windows(splits, kinds, loaded, harness, config.seed)
-
-
-def _make_grid(config: RunConfig, loaded: LoadedModel) -> LevelGrid:
-    fraction, search = config.pruner.level_fraction(), config.search
-    if fraction is not None:
-        return LevelGrid.with_single_level(loaded.units, fraction)
-    return LevelGrid.with_constant_step(loaded.units, search.level_fraction, search.max_sparsity, search.finer)
 
 
 def _open_statistics(
