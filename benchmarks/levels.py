@@ -23,7 +23,7 @@ from selfprune.allocation import Allocation, LevelGrid
 from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate_blocks
 from selfprune.config import find_methods
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.levels_config import LevelKind, LevelsConfig
 from selfprune.resources import folder_bytes
 
@@ -65,13 +65,16 @@ def measure(arguments: argparse.Namespace) -> None:
     pruner = find_methods("pruner")[arguments.pruner]()
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
     fractions = [0.4 + 0.4 * i / arguments.n_levels for i in range(arguments.n_levels)]
-    levels = [{unit.name: int(fraction * unit.n_items) for unit in grid.units} for fraction in fractions]
+    levels = [
+        {unit.name: round(fraction * grid.n_levels[unit.name]) * grid.step[unit.name] for unit in grid.units}
+        for fraction in fractions
+    ]
     with tempfile.TemporaryDirectory() as name:
         config = LevelsConfig(LevelKind.BUILT, cache_gb=UNBOUNDED_GB)
-        statistics, ranks = open_statistics(loaded, grid, pruner, windows_NT, 4, config, Path(name)), {}
+        statistics, numbers = open_statistics(loaded, grid, pruner, windows_NT, 4, config, Path(name)), {}
         for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
             statistics.keep(gathered)
-            ranks |= rank_units(loaded, units, pruner, gathered)
+            numbers |= first_levels(loaded, grid, units, pruner, gathered)
         n_before = folder_bytes(Path(name))
         built = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=0)
         rows = {"built": seconds_of_loads(built, levels), "disk": seconds_of_loads(built, levels)}
@@ -80,12 +83,18 @@ def measure(arguments: argparse.Namespace) -> None:
         seconds_of_loads(remembering, levels)
         rows |= {"memory": seconds_of_loads(remembering, levels)}
         remembering.restore()
-        rows = {"masks": seconds_of_loads(LevelStore(loaded, grid, ranks), levels)} | rows
-    print_table(arguments, rows, n_level_bytes, sum(unit.n_weights for unit in grid.units), statistics.n_memory_bytes)
+        rows = {"masks": seconds_of_loads(LevelStore(loaded, grid, numbers), levels)} | rows
+    n_mask_bytes = sum(of_unit_OI.nbytes for of_unit_OI in numbers.values())
+    print_table(arguments, rows, n_level_bytes, grid.n_weights(), n_mask_bytes, statistics.n_memory_bytes)
 
 
 def print_table(
-    arguments: argparse.Namespace, rows: dict[str, float], n_level_bytes: float, n_weights: int, n_statistics_bytes: int
+    arguments: argparse.Namespace,
+    rows: dict[str, float],
+    n_level_bytes: float,
+    n_weights: int,
+    n_mask_bytes: int,
+    n_statistics_bytes: int,
 ) -> None:
     """Seconds and bytes per level and their ratios, then what is kept once for all levels."""
     table = Table(
@@ -101,8 +110,8 @@ def print_table(
     console = Console(width=120)
     console.print(table)
     console.print(
-        f"Once for all levels: ranks {4 * n_weights:,} bytes for masks; statistics {n_statistics_bytes:,} bytes in memory for "
-        f"built ones, {n_statistics_bytes / (4 * n_weights):.2f} times the ranks."
+        f"Once for all levels: {n_mask_bytes:,} bytes for masks; statistics {n_statistics_bytes:,} bytes in memory for built "
+        f"ones, {n_statistics_bytes / n_mask_bytes:.2f} times as much."
     )
 
 

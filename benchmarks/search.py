@@ -28,7 +28,7 @@ from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.ladder import Ladder
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.evopress import EvoPress
@@ -94,11 +94,11 @@ def measure(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     loaded = random_llama(arguments.width, arguments.n_blocks, arguments.vocabulary, getattr(torch, arguments.dtype), device)
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    ranks = {}
+    numbers = {}
     for unit in loaded.units:
         n_in = weight_view(loaded.model, unit).shape[1]
-        ranks |= rank_units(loaded, [unit], Magnitude(), {unit.name: Magnitude().statistics(1, n_in, 1)})
-    store = LevelStore(loaded, grid, ranks)
+        numbers |= first_levels(loaded, grid, [unit], Magnitude(), {unit.name: Magnitude().statistics(1, n_in, 1)})
+    store = LevelStore(loaded, grid, numbers)
     windows_NT = torch.randint(arguments.vocabulary, (arguments.n_windows, arguments.n_tokens))
     space = SearchSpace(grid, round(SPARSITY * grid.n_weights()))
     proposals = EvoPress().build(space, 0, None).ask(arguments.n_children)

@@ -18,7 +18,7 @@ from selfprune.allocation import LevelGrid
 from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate, calibrate_blocks
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.levels_config import LevelKind, LevelsConfig
 from selfprune.models import DType, ModelConfig, load_model
 from selfprune.pruners.admm import ADMM
@@ -165,7 +165,7 @@ def test_both_stores_give_the_dense_weights_at_any_time_and_masks_go_by_the_prun
     loaded, dense = built.loaded, weights(built)
     statistics = calibrate(loaded, WINDOWS_NT, pruner, batch_size=4)
     expected = {unit.name: pruner.ranks(dense[unit.name], statistics[unit.name]) for unit in built.grid.units}
-    masked = LevelStore(loaded, built.grid, rank_units(loaded, built.grid.units, pruner, statistics))
+    masked = LevelStore(loaded, built.grid, first_levels(loaded, built.grid, built.grid.units, pruner, statistics))
     for store in (built, masked):
         store.load(at_fraction(store, 0.5))
         for name in expected:

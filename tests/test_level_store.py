@@ -3,8 +3,8 @@ import torch
 
 from selfprune.allocation import LevelGrid
 from selfprune.calibration import calibrate, prune_in_place
-from selfprune.errors import PruningError
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.errors import AllocationError, PruningError
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.models import DType, ModelConfig, load_model
 from selfprune.pruners.base import Scope
 from selfprune.pruners.magnitude import Magnitude
@@ -14,11 +14,11 @@ from selfprune.units import weight_view
 WINDOWS_NT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
-def build(folder, pruner, dtype=DType.FLOAT32):
+def build(folder, pruner, dtype=DType.FLOAT32, fraction=0.01, max_sparsity=1.0):
     loaded = load_model(ModelConfig(str(folder), dtype, device="cpu"))
     statistics = calibrate(loaded, WINDOWS_NT, pruner, batch_size=4)
-    grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.01)
-    return LevelStore(loaded, grid, rank_units(loaded, grid.units, pruner, statistics)), statistics
+    grid = LevelGrid.with_constant_step(loaded.units, fraction, max_sparsity)
+    return LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, pruner, statistics)), statistics
 
 
 def weights(store):
@@ -26,7 +26,8 @@ def weights(store):
 
 
 def at_fraction(store, fraction):
-    return {unit.name: int(fraction * unit.n_items) for unit in store.grid.units}
+    step = store.grid.step
+    return {unit.name: int(fraction * unit.n_items) // step[unit.name] * step[unit.name] for unit in store.grid.units}
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), Wanda(scope=Scope.MATRIX), Wanda(pattern="2:4"), Magnitude()], ids=str)
@@ -74,8 +75,9 @@ def test_only_units_whose_level_changed_are_touched(family, tiny_model_folder):
     marks = {unit.name: weight_view(store.loaded.model, unit) for unit in store.grid.units}
     for mark_OI in marks.values():
         mark_OI.fill_(1234.0)
-    assert store.load(allocation | dict.fromkeys(changed, 3)) == changed
-    assert store.allocation == allocation | dict.fromkeys(changed, 3)
+    others = allocation | {name: 3 * store.grid.step[name] for name in changed}
+    assert store.load(others) == changed
+    assert store.allocation == others
     for name, weight_OI in marks.items():
         assert bool((weight_OI == 1234.0).all()) is (name not in changed)
 
@@ -102,10 +104,29 @@ def test_restoring_after_a_real_pruning_gives_the_dense_weights_bit_by_bit(famil
     assert set(store.allocation.values()) == {0}
 
 
+@pytest.mark.parametrize(("fraction", "dtype"), [(0.05, torch.uint8), (0.002, torch.int16)])
+def test_a_weight_keeps_the_number_of_its_level_in_as_few_bytes_as_the_levels_need(fraction, dtype, tiny_model_folder):
+    store, statistics = build(tiny_model_folder("llama"), Wanda(), fraction=fraction, max_sparsity=0.8)
+    unit = next(unit for unit in store.grid.units if unit.kind == "mlp.up_proj")
+    number_OI = store._first_levels[unit.name]
+    n_levels, step = store.grid.n_levels[unit.name], store.grid.step[unit.name]
+    assert number_OI.dtype is dtype
+    assert number_OI.min() == 1
+    assert number_OI.max() == n_levels + 1
+    ranks_OI = Wanda().ranks(store.dense(unit.name), statistics[unit.name])
+    for level in range(0, n_levels * step + 1, step):
+        assert torch.equal(store.weight_at(unit, level) != 0, ranks_OI >= level)
+    for level in {-step, 1, step + 1, (n_levels + 1) * step} - {step, 2 * step}:
+        with pytest.raises(
+            AllocationError, match=rf"^{unit.name} has a level every {step} weights up to .*, and none at {level};"
+        ):
+            store.weight_at(unit, level)
+
+
 def test_weights_that_are_not_finite_name_the_unit(tiny_model_folder):
     loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
     statistics = calibrate(loaded, WINDOWS_NT, Magnitude(), batch_size=4)
     weight_view(loaded.model, loaded.units[4])[2, 2] = torch.inf
     grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.1)
     with pytest.raises(PruningError, match=rf"^{loaded.units[4].name}: the scores of a unit are not finite"):
-        LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), statistics))
+        LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from selfprune import measurements
+from selfprune.allocation import LevelGrid
 from selfprune.calibration import calibrate, calibrate_blocks
-from selfprune.level_store import rank_units
+from selfprune.level_store import first_levels
 from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import ModelConfig, load_model
 from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
@@ -94,18 +95,19 @@ def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(prune
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
-def test_ranks_taken_on_the_walk_are_the_pruners_own(pruner, load):
-    loaded, ranks = load(), {}
+def test_levels_noted_on_the_walk_are_those_of_the_pruners_own_order(pruner, load):
+    loaded, numbers = load(), {}
+    grid = LevelGrid.with_constant_step(loaded.units, 0.01)
     method = PRUNERS[pruner]
 
     def rank(units, statistics):
-        ranks.update(rank_units(loaded, units, method, statistics))
+        numbers.update(first_levels(loaded, grid, units, method, statistics))
 
     measured = measure_blocks(loaded, WINDOWS_NT, method, 2, [], rank)
-    expected = rank_units(loaded, loaded.units, method, calibrate(loaded, WINDOWS_NT, method, 2))
+    expected = first_levels(loaded, grid, grid.units, method, calibrate(loaded, WINDOWS_NT, method, 2))
     assert measured == {}
-    assert ranks.keys() == expected.keys()
-    assert all(torch.equal(ranks[name], expected[name]) for name in ranks)
+    assert numbers.keys() == expected.keys()
+    assert all(torch.equal(numbers[name], expected[name]) for name in numbers)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.ladder import Ladder
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.models import LoadedModel
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.racing import Racer, paired_z
@@ -467,7 +467,8 @@ def make_bench(model, n_windows, boundaries, *prefix_bytes):
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (n_windows, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    store = LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4)))
+    statistics = calibrate(loaded, windows_NT, Magnitude(), 4)
+    store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
     metrics = {"score": KLDivergence()}
@@ -563,8 +564,8 @@ def test_whoever_is_clearly_worse_is_stopped_whatever_the_rank(make_racer, propo
 def test_a_score_that_is_not_finite_fails_and_is_never_best(value, make_racer, proposals, bench):
     store, _ = bench
     name = "model.layers.1.mlp.down_proj"
-    # The first weight to go is broken: only whoever leaves this unit dense still has it.
-    first_OI = store._ranks[name] == 0
+    # The first weights to go are broken: only whoever leaves this unit dense still has it.
+    first_OI = store._first_levels[name] == 1
     kept = store.dense(name)[first_OI]
     field = [*proposals, Proposal(proposals[1].allocation | {name: 0}, "test")]
     racer = make_racer()

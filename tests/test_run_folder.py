@@ -13,7 +13,6 @@ from selfprune.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.models import ModelConfig, load_model
 from selfprune.run_folder import opened, preflight, recompose
-from selfprune.units import n_parameters
 
 CONFIG = OmegaConf.create({"seed": 1, "run_folder": "", "resume": ""})
 
@@ -63,19 +62,19 @@ def test_built_levels_are_expected_to_take_their_bounds_or_all_of_them_where_tha
             found = preflight(to_config(compose("config", overrides=given), RunConfig), tmp_path)
         return torch.tensor([found.peak_memory_bytes, found.disk_bytes])
 
-    loaded = load_model(ModelConfig(str(folder), device="cpu"))
-    units = loaded.units
+    units = load_model(ModelConfig(str(folder), device="cpu")).units
     grid = LevelGrid.with_constant_step(units, 0.05)
     of_levels = sum(4 * unit.n_weights * grid.n_levels[unit.name] for unit in units)
     # per block six units of width 32 and one of 48
     of_statistics = 2 * 4 * (6 * 32**2 + 48**2)
     masks = expected("pruner=sparsegpt", "search.levels.kind=MASKS")
-    ranks = torch.tensor([4 * n_parameters(loaded.model), 0])
+    # twenty levels of the smallest units and thirty of the MLP's: a byte a weight
+    numbers = torch.tensor([sum(unit.n_weights for unit in units), 0])
     built = ["pruner=sparsegpt"]
-    assert (expected(*built) - masks + ranks).tolist() == [of_levels + of_statistics] * 2
+    assert (expected(*built) - masks + numbers).tolist() == [of_levels + of_statistics] * 2
     bounds = ["search.levels.memory_gb=0.0001", "search.levels.statistics_gb=0.00001", "search.levels.cache_gb=0.0002"]
-    assert (expected(*built, *bounds) - masks + ranks).tolist() == [110_000, 200_000]
-    elsewhere = expected(*built, f"search.levels.folder={tmp_path / 'levels'}") - masks + ranks
+    assert (expected(*built, *bounds) - masks + numbers).tolist() == [110_000, 200_000]
+    elsewhere = expected(*built, f"search.levels.folder={tmp_path / 'levels'}") - masks + numbers
     assert elsewhere.tolist() == [of_levels + of_statistics, 0]
 
 

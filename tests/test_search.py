@@ -16,7 +16,7 @@ from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.ladder import Ladder
 from selfprune.language_models.scripted import ScriptedLanguageModel
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import FixedProposals, ProposerConfig, SearchSpace
 from selfprune.proposers.evolutionary import Evolutionary
@@ -47,7 +47,8 @@ def bench(make_tiny_model):
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    store = LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, windows_NT, Magnitude(), 4)))
+    statistics = calibrate(loaded, windows_NT, Magnitude(), 4)
+    store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
     return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 1, [], 10**6)

@@ -15,7 +15,7 @@ from selfprune.calibration import calibrate
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.levels_config import LevelsConfig
 from selfprune.models import LoadedModel
 from selfprune.pruners.magnitude import Magnitude
@@ -30,7 +30,8 @@ BATCH_SIZES = [2, 1, 2, 2]
 
 
 def make_masks(loaded, grid):
-    return LevelStore(loaded, grid, rank_units(loaded, grid.units, Magnitude(), calibrate(loaded, WINDOWS_NT, Magnitude(), 4)))
+    statistics = calibrate(loaded, WINDOWS_NT, Magnitude(), 4)
+    return LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
 
 
 def make_bench(model, make_store=make_masks):

@@ -67,7 +67,7 @@ class BuiltLevels(LevelStore):
         statistics: KeptStatistics,
         memory_bytes: int,
     ) -> None:
-        super().__init__(loaded, grid, ranks={})
+        super().__init__(loaded, grid, first_levels={})
         self.n_built = 0
         self._pruner, self._statistics, self._cache = pruner, statistics, statistics.cache
         self._recent = _RecentTensors(memory_bytes)

@@ -1,4 +1,4 @@
-"""Yields a unit's weights at any level of a search: ranks are kept, not weights per level.
+"""Yields a unit's weights at any level of a search: of every weight the level at which it goes is kept, not weights per level.
 
 A pruner that updates weights can so be searched by the masks of its own scores, without the update: the levels nest, and a level
 costs no solve. `built_levels` has the update, at the price of a solve per level. The winner is pruned by the method itself.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfprune.allocation import Allocation, LevelGrid, Unit
-from selfprune.errors import PruningError
+from selfprune.errors import AllocationError, PruningError
 from selfprune.models import LoadedModel
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.statistics import Statistics
@@ -22,10 +22,15 @@ from selfprune.units import weight_view
 class LevelStore:
     """The dense weights and, for every weight, the level at which it goes.
 
-    Memory beyond the model: one copy of the units' weights and four bytes a weight. Nothing is written to disk.
+    Memory beyond the model: one copy of the units' weights, and one or two bytes a weight. Nothing is written to disk.
+
+    Args:
+        loaded: the dense model.
+        grid: units and their levels.
+        first_levels: unit name -> numbers of levels [O, I], from `first_levels`.
 
     Example:
-        >>> store = LevelStore(loaded, grid, rank_units(loaded, grid.units, pruner, statistics))
+        >>> store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, pruner, statistics))
         >>> store.load(allocation)      # the model now is pruned so
         >>> store.restore()             # and dense again
 
@@ -35,11 +40,11 @@ class LevelStore:
         allocation: what the model holds now.
     """
 
-    def __init__(self, loaded: LoadedModel, grid: LevelGrid, ranks: dict[str, Tensor]) -> None:
+    def __init__(self, loaded: LoadedModel, grid: LevelGrid, first_levels: dict[str, Tensor]) -> None:
         self.loaded = loaded
         self.grid = grid
         self.allocation: Allocation = {unit.name: 0 for unit in grid.units}
-        self._ranks = ranks
+        self._first_levels = first_levels
         self._dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in grid.units}
 
     @torch.no_grad()
@@ -65,8 +70,12 @@ class LevelStore:
         self.allocation = dict.fromkeys(self.allocation, 0)
 
     def weight_at(self, unit: Unit, level: int) -> Tensor:
-        """A unit's weight at a level [O, I], whatever the model holds now. Not to be changed."""
-        return torch.where(self._ranks[unit.name] >= level, self._dense[unit.name], 0)
+        """A unit's weight at a level [O, I], whatever the model holds now. Not to be changed.
+
+        Raises:
+            AllocationError: when it is no level of the grid.
+        """
+        return torch.where(self._first_levels[unit.name] > self._number(unit, level), self._dense[unit.name], 0)
 
     def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
         """The sum of a gradient times the change of a unit's weight from what the model holds to a lower level, in fp32.
@@ -76,8 +85,8 @@ class LevelStore:
             unit: the unit.
             denser: the lower level.
         """
-        ranks_OI = self._ranks[unit.name]
-        returns_OI = (ranks_OI >= denser) & (ranks_OI < self.allocation[unit.name])
+        first_OI = self._first_levels[unit.name]
+        returns_OI = (first_OI > self._number(unit, denser)) & (first_OI <= self._number(unit, self.allocation[unit.name]))
         return float(torch.dot(gradient_OI[returns_OI].float(), self._dense[unit.name][returns_OI].float()))
 
     def dense(self, unit: str) -> Tensor:
@@ -88,20 +97,44 @@ class LevelStore:
         """
         return self._dense[unit]
 
+    def _number(self, unit: Unit, level: int) -> int:
+        """Steps from dense to a level."""
+        number, rest = divmod(level, self.grid.step[unit.name])
+        if rest or not 0 <= number <= self.grid.n_levels[unit.name]:
+            raise AllocationError(
+                f"{unit.name} has a level every {self.grid.step[unit.name]} weights up to {self.grid.max_level(unit)}, and none "
+                f"at {level}; take an allocation on the grid of this search"
+            )
+        return number
+
 
 @torch.no_grad()
-def rank_units(
-    loaded: LoadedModel, units: Sequence[Unit], pruner: Pruner, statistics: dict[str, Statistics]
+def first_levels(
+    loaded: LoadedModel, grid: LevelGrid, units: Sequence[Unit], pruner: Pruner, statistics: dict[str, Statistics]
 ) -> dict[str, Tensor]:
-    """Unit name -> the order in which its weights go.
+    """Unit name -> for every weight [O, I] the number of the first level that removes it, one above the last where none does.
+
+    Args:
+        loaded: the dense model.
+        grid: its levels.
+        units: those that are looked at.
+        pruner: in whose order the weights go.
+        statistics: unit name -> complete statistics.
 
     Raises:
         PruningError: when a unit's scores are not finite; the message names the unit.
     """
-    ranks = {}
+    numbers = {}
     for unit in units:
         try:
-            ranks[unit.name] = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
+            ranks_OI = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
         except PruningError as error:
             raise PruningError(f"{unit.name}: {error}") from error
-    return ranks
+        n_levels = grid.n_levels[unit.name]
+        numbers[unit.name] = (ranks_OI // grid.step[unit.name] + 1).clamp_(max=n_levels + 1).to(number_dtype(n_levels))
+    return numbers
+
+
+def number_dtype(n_levels: int) -> torch.dtype:
+    """The shortest integers that tell the levels of a unit apart."""
+    return next(dtype for dtype in (torch.uint8, torch.int16, torch.int32) if n_levels < torch.iinfo(dtype).max)

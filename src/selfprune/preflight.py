@@ -17,7 +17,7 @@ from selfprune.errors import ModelError
 
 N_PROBE_TOKENS = 8
 MoreBytes = Callable[[Any, int, int], int]
-"""What a caller holds besides the weights, in bytes; by the model's text config, its parameters and the bytes of each."""
+"""What a caller holds besides the weights, in bytes; by the model without weights, its parameters and the bytes of each."""
 
 
 @dataclass(frozen=True)

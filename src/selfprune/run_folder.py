@@ -15,6 +15,7 @@ from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.journal import disk_error, write_whole
+from selfprune.level_store import number_dtype
 from selfprune.levels_config import LevelKind
 from selfprune.lock import hold
 from selfprune.models import find_source, load_skeleton, preflight_memory
@@ -23,8 +24,6 @@ from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
 from selfprune.tracking import Display, describe_environment
 from selfprune.units import list_units, n_row_groups, weight_view
 
-RANK_BYTES = 4
-"""Memory per weight that a store of masks holds beside a second copy of the weights."""
 HARNESS_BYTES = 300_000_000
 """Main memory of lm-eval and the libraries of data that a run adds to those of any command."""
 GRADIENT_BYTES = 4
@@ -108,14 +107,15 @@ def _bytes_of_levels(config: RunConfig, bytes_per_weight: int) -> tuple[int, int
     return in_memory, min(int(levels.cache_gb * 1e9), of_levels + of_statistics)
 
 
-def _held_bytes(config: RunConfig, text_config: Any, n_parameters: int, bytes_per_weight: int) -> int:
+def _held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int) -> int:
     """Memory of a run besides the weights, built levels apart.
 
-    A copy of the weights and, for masks, the ranks; what is kept of the texts; the logits of a batch; the hidden states of the
-    calibration windows before and after a block; and those of the search windows before every block, as far as they may be kept.
+    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of a batch; the
+    hidden states of the calibration windows before and after a block; and those of the search windows before every block, as far
+    as they may be kept.
     """
     per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
-    per_parameter += RANK_BYTES if config.search.levels.kind is LevelKind.MASKS else 0
+    text_config = skeleton.config.get_text_config()
     data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
     kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
     per_position = sum(metric.kept_bytes(n_vocabulary) * n_windows for metric, n_windows in kept)
@@ -124,6 +124,10 @@ def _held_bytes(config: RunConfig, text_config: Any, n_parameters: int, bytes_pe
     per_position += 2 * data.n_calibration * hidden_bytes
     prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
     needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
+    if search.levels.kind is LevelKind.MASKS:
+        units = list_units(skeleton)
+        n_levels = config.grid(units).n_levels
+        needed += sum(unit.n_weights * number_dtype(n_levels[unit.name]).itemsize for unit in units)
     needed += min(prefix_bytes, search.prefix_cache_mb * 10**6)
     return needed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfprune.allocation import Allocation, LevelGrid
+from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.archive import Archive
 from selfprune.budget import Measure
 from selfprune.built_levels import BuiltLevels, open_statistics
@@ -22,12 +22,13 @@ from selfprune.kept_statistics import KeptStatistics
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
-from selfprune.level_store import LevelStore, rank_units
+from selfprune.level_store import LevelStore, first_levels
 from selfprune.levels_config import LevelKind
 from selfprune.measurements import measure_blocks, needed_measurements
 from selfprune.models import LoadedModel, load_model, max_positions
 from selfprune.objective import Aspects
 from selfprune.proposers.base import Measurement, SearchSpace
+from selfprune.pruners.statistics import Statistics
 from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import generate_tokens
@@ -155,9 +156,13 @@ def _open_store(
     needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
     measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, config.search.batch_size, needed)
     if kept is None:
-        ranks: dict[str, Tensor] = {}
-        measured = measure(lambda units, statistics: ranks.update(rank_units(loaded, units, config.pruner, statistics)))
-        return LevelStore(loaded, grid, ranks), measured
+        numbers: dict[str, Tensor] = {}
+
+        def note(units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
+            numbers.update(first_levels(loaded, grid, units, config.pruner, statistics))
+
+        measured = measure(note)
+        return LevelStore(loaded, grid, numbers), measured
 
     measured = measure(lambda _, statistics: kept.keep(statistics))
     return BuiltLevels(loaded, grid, config.pruner, kept, int(config.search.levels.memory_gb * 1e9)), measured
