@@ -74,6 +74,8 @@ def test_built_levels_are_expected_to_take_their_bounds_or_all_of_them_where_tha
     assert (expected(*built) - masks + numbers).tolist() == [of_levels + of_statistics] * 2
     bounds = ["search.levels.memory_gb=0.0001", "search.levels.statistics_gb=0.00001", "search.levels.cache_gb=0.0002"]
     assert (expected(*built, *bounds) - masks + numbers).tolist() == [110_000, 200_000]
+    spread = [expected("model.placement=SPREAD", f"search.levels.kind={kind}", *built) for kind in ("BUILT", "MASKS")]
+    assert (spread[0] - spread[1]).tolist() == [of_levels + of_statistics] * 2
     elsewhere = expected(*built, f"search.levels.folder={tmp_path / 'levels'}") - masks + numbers
     assert elsewhere.tolist() == [of_levels + of_statistics, 0]
 

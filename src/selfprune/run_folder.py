@@ -124,7 +124,8 @@ def _held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_w
     per_position += 2 * data.n_calibration * hidden_bytes
     prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
     needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
-    if search.levels.kind is LevelKind.MASKS:
+    # under SPREAD they lie beside the weights, of which nobody knows where either
+    if search.levels.kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
         units = list_units(skeleton)
         n_levels = config.grid(units).n_levels
         needed += sum(unit.n_weights * number_dtype(n_levels[unit.name]).itemsize for unit in units)
