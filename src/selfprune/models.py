@@ -244,4 +244,4 @@ def _check_memory(config: ModelConfig, skeleton: Any, more: MoreBytes = lambda *
     dtype = (text_config.dtype or torch.float32) if config.dtype is DType.AUTO else getattr(torch, config.dtype.value)
     n_parameters = n_parameters_at_once(config.placement, skeleton)
     more_bytes = more(skeleton, n_parameters, dtype.itemsize)
-    return check_memory(config.path, n_parameters, dtype, config.torch_device(), more_bytes)
+    return check_memory(config.path, skeleton, n_parameters, dtype, config.torch_device(), more_bytes)

@@ -29,19 +29,24 @@ class Preflight:
         needed_bytes: memory for the weights and for what the caller adds.
         available_bytes: free memory of the device; None where the system does not say.
         bytes_per_weight: of one weight, in the number format that it will have.
+        skeleton: the model without its weights.
     """
 
     n_parameters: int
     needed_bytes: int
     available_bytes: int | None
     bytes_per_weight: int
+    skeleton: Any
 
 
-def check_memory(path: str, n_parameters: int, dtype: torch.dtype, device: torch.device, more_bytes: int) -> Preflight:
+def check_memory(
+    path: str, skeleton: Any, n_parameters: int, dtype: torch.dtype, device: torch.device, more_bytes: int
+) -> Preflight:
     """Checks that a model fits into the device's free memory.
 
     Args:
         path: the model as the user named it.
+        skeleton: the model without its weights.
         n_parameters: how many are held at once.
         dtype: number format that the weights will have.
         device: where they will lie.
@@ -65,7 +70,7 @@ def check_memory(path: str, n_parameters: int, dtype: torch.dtype, device: torch
             f"more memory or a smaller model,{fewer} or prune it from disk, without a search, with "
             f"`python -m selfprune.prune model.placement=STREAM`"
         )
-    return Preflight(n_parameters, needed, available, dtype.itemsize)
+    return Preflight(n_parameters, needed, available, dtype.itemsize, skeleton)
 
 
 def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:

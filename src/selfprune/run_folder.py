@@ -18,7 +18,7 @@ from selfprune.journal import disk_error, write_whole
 from selfprune.level_store import number_dtype
 from selfprune.levels_config import LevelKind
 from selfprune.lock import hold
-from selfprune.models import find_source, load_skeleton, preflight_memory
+from selfprune.models import preflight_memory
 from selfprune.placement import Placement
 from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
 from selfprune.tracking import Display, describe_environment
@@ -86,7 +86,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
     )
     in_memory, on_disk = 0, 0
     if config.search.levels.kind is LevelKind.BUILT:
-        in_memory, on_disk = _bytes_of_levels(config, estimate.bytes_per_weight)
+        in_memory, on_disk = _bytes_of_levels(config, estimate.skeleton, estimate.bytes_per_weight)
         needs += f"; built levels may take {in_memory / 1e9:.2f} and {on_disk / 1e9:.2f} GB more (search.levels)"
     Display().say(needs)
     # what is measured on a GPU is the GPU's memory, and levels lie in main memory
@@ -95,9 +95,8 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
     return Resources(estimate.needed_bytes + main_bytes, needed + (0 if config.search.levels.folder else on_disk), 0.0)
 
 
-def _bytes_of_levels(config: RunConfig, bytes_per_weight: int) -> tuple[int, int]:
+def _bytes_of_levels(config: RunConfig, skeleton: Any, bytes_per_weight: int) -> tuple[int, int]:
     """Main memory and disk that built levels and their statistics may take: the bounds, or all of them where that is less."""
-    skeleton = load_skeleton(config.model, *find_source(config.model))
     units, levels = list_units(skeleton), config.search.levels
     n_levels = config.grid(units).n_levels
     of_levels = sum(n_levels[unit.name] * unit.n_weights * bytes_per_weight for unit in units)
