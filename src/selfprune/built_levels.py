@@ -24,7 +24,7 @@ from torch import Tensor
 
 from selfprune import __version__
 from selfprune.allocation import LevelGrid, Unit
-from selfprune.errors import ConfigError, PruningError
+from selfprune.errors import ConfigError, naming
 from selfprune.kept_statistics import KeptStatistics
 from selfprune.level_store import LevelStore
 from selfprune.levels_config import LevelsConfig
@@ -103,10 +103,8 @@ class BuiltLevels(LevelStore):
 
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)
-        try:
+        with naming(unit.name):
             pruned = self._pruner.prune(dense_OI, self._statistics.of(unit.name), level)
-        except PruningError as error:
-            raise PruningError(f"{unit.name}: {error}") from error
         weight_OI = dense_OI if pruned.weight_OI is None else pruned.weight_OI
         self.n_built += 1
         return weight_OI.masked_fill(~pruned.mask_OI, 0).contiguous().cpu()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selfprune.allocation import Allocation, Unit
-from selfprune.errors import PruningError
+from selfprune.errors import naming
 from selfprune.gather import MakeStatistics, gather
 from selfprune.gradients import backward_blocks
 from selfprune.models import LoadedModel
@@ -116,10 +116,8 @@ def _groups_by_input(loaded: LoadedModel, visit: BlockVisit) -> list[list[Unit]]
 
 def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statistics: Statistics, n_pruned: int) -> int:
     weight_OI = weight_view(loaded.model, unit)
-    try:
+    with naming(unit.name):
         pruned = pruner.prune(weight_OI, statistics, n_pruned)
-    except PruningError as error:
-        raise PruningError(f"{unit.name}: {error}") from error
     if pruned.weight_OI is not None:
         weight_OI.copy_(pruned.weight_OI)
     weight_OI.masked_fill_(~pruned.mask_OI, 0)

@@ -3,7 +3,8 @@
 import difflib
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SelfpruneError(Exception):
@@ -32,6 +33,19 @@ class PruningError(SelfpruneError):
 
 class LanguageModelError(SelfpruneError):
     """A language model cannot be reached or cannot answer."""
+
+
+@contextmanager
+def naming(unit: str) -> Iterator[None]:
+    """While open, a unit that cannot be pruned is named.
+
+    Raises:
+        PruningError: whichever is raised inside, with the unit's name before its message.
+    """
+    try:
+        yield
+    except PruningError as error:
+        raise PruningError(f"{unit}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

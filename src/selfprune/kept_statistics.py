@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfprune.errors import ConfigError, PruningError, SelfpruneError
+from selfprune.errors import ConfigError, SelfpruneError, naming
 from selfprune.pruners.statistics import Statistics
 from selfprune.tensor_cache import TensorCache, file_bytes
 
@@ -106,10 +106,8 @@ class KeptStatistics:
         return _mapped(kept.emptied, put_back)
 
     def _keep(self, unit: str, gathered: Statistics) -> _Kept:
-        try:
+        with naming(unit):
             self._prepare(gathered)
-        except PruningError as error:
-            raise PruningError(f"{unit}: {error}") from error
         tensors: list[Tensor] = []
 
         def take_out(value: Any) -> Any:

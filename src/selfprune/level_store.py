@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfprune.allocation import Allocation, LevelGrid, Unit
-from selfprune.errors import AllocationError, PruningError
+from selfprune.errors import AllocationError, naming
 from selfprune.models import LoadedModel
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.statistics import Statistics
@@ -126,10 +126,8 @@ def first_levels(
     """
     numbers = {}
     for unit in units:
-        try:
+        with naming(unit.name):
             ranks_OI = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
-        except PruningError as error:
-            raise PruningError(f"{unit.name}: {error}") from error
         n_levels = grid.n_levels[unit.name]
         numbers[unit.name] = (ranks_OI // grid.step[unit.name] + 1).clamp_(max=n_levels + 1).to(number_dtype(n_levels))
     return numbers
