@@ -293,13 +293,14 @@ def test_local_model_and_files_run_through_the_main_job(tmp_path):
 @pytest.mark.parametrize(
     "notebook", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
 )
-def test_notebooks_read_a_run_and_are_kept_without_outputs(notebook, smoke, monkeypatch, tmp_path):
+def test_notebooks_read_runs_show_a_picture_and_are_kept_without_outputs(notebook, smoke, monkeypatch, tmp_path):
     monkeypatch.setenv("SELFPRUNE_RUN", str(smoke[0]))
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("SELFPRUNE_RUNS", str(smoke[0].parent))
     content = nbformat.read(notebook, as_version=4)
     assert not any(cell.get("outputs") for cell in content.cells)
     NotebookClient(content, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
     assert "winner" in str(content.cells[1].outputs)
+    assert "image/png" in content.cells[-1].outputs[-1].data
 
 
 @pytest.mark.parametrize("study", ["equal_budget", "what_the_model_adds"])

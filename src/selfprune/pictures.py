@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, cycle
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.candidate import FINAL, Candidate
 from selfprune.journal import write_whole
-
-mpl.use("Agg")
 
 LINE_STYLES = ("-", "--", ":", "-.")
 
