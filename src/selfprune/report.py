@@ -59,7 +59,8 @@ def print_table(report: dict[str, Any], folder: Path) -> None:
         table.add_row(*row, style="bold" if row[0] == "winner" else None)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    console.print(f"Report: {folder / 'report.md'}\nModel:  {folder / 'model'}", highlight=False)
+    said = f"Options: {_options(report)}\nReport:  {folder / 'report.md'}\nModel:   {folder / 'model'}"
+    console.print(said, highlight=False, markup=False)
 
 
 def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
@@ -175,12 +176,17 @@ def to_markdown(report: dict[str, Any]) -> str:
         *language_model_lines(report["language_model"]),
         "## Environment",
         "",
+        f"Options: `{_options(report)}`.",
         f"Python {environment['python']}, {versions}.",
         f"Splits: {splits}.",
         *(f"Resources {when}: {Resources(**numbers)}." for when, numbers in report["resources"].items()),
         "",
     ]
     return "\n".join(lines)
+
+
+def _options(report: dict[str, Any]) -> str:
+    return " ".join(report["environment"]["overrides"]) or "all by default"
 
 
 def _ledger_table(by_proposer: dict[str, dict[str, float]]) -> list[str]:
