@@ -12,6 +12,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from selfprune.report import mean_accuracy
+
 Row = dict[str, Any]
 
 
@@ -49,7 +51,7 @@ def searches(report: Row) -> dict[str, Row]:
             "seconds": row["seconds"],
             "report_kl": row["kl"],
             "perplexity": row["perplexity"],
-            "accuracy": _mean_accuracy(row["tasks"]),
+            "accuracy": mean_accuracy(row["tasks"]),
         }
         for row in report["rows"]
         if row["name"] != "dense"
@@ -77,8 +79,3 @@ def _folder(text: str) -> Path:
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {text}; name one that exists")
     return path
-
-
-def _mean_accuracy(tasks: dict[str, dict[str, Any]]) -> float | None:
-    accuracies = [metrics["acc"] for metrics in tasks.values() if "acc" in metrics]
-    return statistics.fmean(accuracies) if accuracies else None

@@ -8,7 +8,6 @@ on all search windows; KL, perplexity and accuracy are those of the report. Valu
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,7 @@ OF_OURS = (OURS, WITHOUT)
 def read_run(folder: Path, report: Row) -> list[Row]:
     """One row for the main search of a finished run, each of its controls and each of its closed forms."""
     config = OmegaConf.load(folder / "config.yaml")
-    overrides = json.loads((folder / "environment.json").read_text())["overrides"]
-    chosen = dict(item.split("=", 1) for item in overrides if "=" in item)
+    chosen = dict(item.split("=", 1) for item in report["environment"]["overrides"] if "=" in item)
     pruner, kind = chosen.get("pruner", "wanda"), config.search.levels.kind
     own = LevelKind.of(find_methods("pruner")[pruner])
     rows = []

@@ -4,6 +4,7 @@
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,6 +143,12 @@ def _accuracy(metrics: dict[str, Any]) -> str:
         return "–"
     error = metrics["acc_stderr"]
     return f"{100 * metrics['acc']:.1f} ± {f'{100 * error:.1f}' if isinstance(error, float) else '–'}"
+
+
+def mean_accuracy(tasks: dict[str, dict[str, Any]]) -> float | None:
+    """The mean of a row's accuracies, as a fraction; None where no task has one."""
+    accuracies = [metrics["acc"] for metrics in tasks.values() if "acc" in metrics]
+    return statistics.fmean(accuracies) if accuracies else None
 
 
 def to_markdown(report: dict[str, Any]) -> str:
