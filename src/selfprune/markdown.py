@@ -12,6 +12,11 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
 
 
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """The section on what makes the results doubtful; nothing where there is nothing."""
+    return ["## Warnings", "", *(f"- {warning}" for warning in warnings), ""] if warnings else []
+
+
 def front_records(front: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Candidates with several objectives, as they stand in `report.json`."""
     return [{"id": c.id, "proposer": c.proposal.proposer, "score": c.score, "objectives": c.objectives} for c in front]

@@ -66,6 +66,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
         "removed": removed,
         "expected": expected.as_dict(),
         "measured": measured.as_dict(),
+        "warnings": display.warnings,
         "environment": describe_environment([]),
     }
     write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")

@@ -19,7 +19,7 @@ from selfprune.dialogues import sample_dialogues
 from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
 from selfprune.ledger import Call, count_by_proposer, count_by_search, read_calls
-from selfprune.markdown import front_lines, front_records, language_model_lines, table_lines
+from selfprune.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
 from selfprune.pareto import best_rivals, rivals
 from selfprune.pictures import draw_front, draw_progress, draw_sparsities
 from selfprune.resources import Resources
@@ -92,6 +92,7 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
         "language_model": _language_model_record(results, calls),
         "splits": results.hashes,
         "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
+        "warnings": list(results.warnings),
     }
 
 
@@ -166,6 +167,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         *table_lines(header, cells),
         "",
+        *warning_lines(report["warnings"]),
         f"The winner is candidate {winner['id']}, proposed by `{winner['proposer']}`.",
         "",
         "![Sparsity per block and module type](sparsity.png)",

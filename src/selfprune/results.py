@@ -37,6 +37,7 @@ class Results:
         hashes: split -> hash.
         expected: what the run was thought to take before it began.
         measured: what it took; after a resume, the time since then.
+        warnings: what makes the results doubtful, a paragraph each.
     """
 
     rows: list[dict[str, Any]]
@@ -48,3 +49,4 @@ class Results:
     hashes: dict[str, str]
     expected: Resources
     measured: Resources
+    warnings: Sequence[str] = ()

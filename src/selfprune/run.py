@@ -112,6 +112,7 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         bench.splits.hashes,
         expected=replace(expected, seconds=bench.expected_seconds),
         measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
+        warnings=bench.display.warnings,
     )
     report = write_report(folder, results, bench.harness.versions)
     if not config.search.levels.folder:

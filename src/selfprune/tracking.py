@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfprune.errors import complain
+
 PACKAGES = (
     "selfprune",
     "torch",
@@ -76,14 +78,28 @@ class Display:
     Example:
         >>> with Display().stage("searching", total=600_000) as update:
         ...     update(1000, "best 0.5, 3 candidates")
+
+    Attributes:
+        warnings: what was told by `warn`, in order.
     """
 
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
+        self.warnings: list[str] = []
 
     def say(self, line: str) -> None:
         """Shows one line that stays."""
         self.console.print(line, highlight=False)
+
+    def warn(self, paragraph: str) -> None:
+        """Tells once what makes the results doubtful, and keeps it for the report.
+
+        Args:
+            paragraph: what is doubtful, what was expected and found, and what to do.
+        """
+        if paragraph not in self.warnings:
+            self.warnings.append(paragraph)
+            complain(f"warning: {paragraph}", 0)
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Any]:
