@@ -120,7 +120,7 @@ def test_a_text_is_encoded_by_one_tokenizer_call(tiny_tokenizer, text_file):
         return tiny_tokenizer(text, **options)
 
     draw_splits(files_config(text_file), counting, seed=0)
-    assert calls == [text_file.read_text()]
+    assert calls.count(text_file.read_text()) == 1
 
 
 def test_repeated_windows_are_dealt_once(tiny_tokenizer, tmp_path):

@@ -625,3 +625,10 @@ def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_to
     assert measured["disk_bytes"] == pytest.approx(expected["disk_bytes"], rel=0.05)
     # of the interpreter and its libraries, which differ from machine to machine, only the order is foreseen
     assert expected["peak_memory_bytes"] / 2 < measured["peak_memory_bytes"] < 2 * expected["peak_memory_bytes"]
+
+
+def test_the_record_says_how_the_calibration_windows_begin(folder_of, prune, tmp_path):
+    assert record_of(prune(folder_of("llama"), tmp_path / "cut"))["window_start"] == []
+    begun = record_of(prune(folder_of("llama"), tmp_path / "begun", **{"data.bos": "ALWAYS"}))
+    assert begun["window_start"] == ["<|end|>"]
+    assert begun["config"]["data"]["bos"] == "ALWAYS"

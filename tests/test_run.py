@@ -91,6 +91,16 @@ def test_the_report_meets_its_schema(smoke):
     jsonschema.validate(report_of(smoke[0]), schema)
 
 
+def test_the_report_says_how_windows_begin(smoke, tiny_model_folder, tmp_path):
+    assert report_of(smoke[0])["window_start"] == []
+    assert "Windows are as they were cut" in (smoke[0] / "report.md").read_text()
+    folder = run_here(
+        tmp_path / "run", *tiny(tiny_model_folder), "data.bos=ALWAYS", "proposer=uniform", "~yardsticks", "~controls"
+    )
+    assert report_of(folder)["window_start"] == ["<|end|>"]
+    assert "Every window begins with `<|end|>`, which is not scored." in (folder / "report.md").read_text()
+
+
 def test_a_run_takes_no_more_memory_than_was_expected_and_more_than_half_of_it(smoke):
     resources = report_of(smoke[0])["resources"]
     expected = resources["expected"]["peak_memory_bytes"]

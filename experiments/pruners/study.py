@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from selfprune.calibration import prune_in_place
 from selfprune.config import find_methods
 from selfprune.data import draw_splits
-from selfprune.data_config import DataConfig, Source
+from selfprune.data_config import Bos, DataConfig, Source
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models import ModelConfig, load_model, max_positions
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
             n_calibration=arguments.n_calibration,
             n_search=1,
             n_report=arguments.n_report,
+            bos=Bos.NEVER,
         )
         splits = draw_splits(data, loaded.tokenizer, seed, max_positions=max_positions(loaded.model))
         evaluator = WindowEvaluator({"nll": Perplexity()}, loaded.model, loaded.blocks, splits.report_NT, BATCH_SIZE)

@@ -2,6 +2,7 @@
 
 Every text is encoded by one tokenizer call and cut into consecutive windows of T tokens (a last, shorter piece is dropped);
 a split is a random choice of them. Since all splits of a text cut it at the same places, windows that differ cannot overlap.
+Where windows begin with `<bos>` (`data.bos`), it takes the place of the last token of each: places and lengths stay.
 
 Shape suffixes: N windows, T tokens, V vocabulary, K all tokens of a text.
 """
@@ -20,6 +21,7 @@ from selfprune.embedded.world import stable_hash
 from selfprune.errors import ConfigError, DataError
 from selfprune.hub_texts import find_hub_text, read_hub_text
 from selfprune.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
+from selfprune.window_start import begin_windows, start_tokens
 
 CHARACTERS_PER_TOKEN = 6
 N_DOUBLINGS = 6
@@ -38,12 +40,14 @@ class Splits:
         search_NT: token ids that candidates are scored on.
         report_NT: token ids that only the report sees; the same for every seed.
         hashes: split -> SHA-256 of its source and its tokens.
+        start: what every window begins with; empty where windows are left as they were cut.
     """
 
     calibration_NT: Tensor
     search_NT: Tensor
     report_NT: Tensor
     hashes: dict[str, str]
+    start: tuple[int, ...] = ()
 
 
 def draw_splits(
@@ -60,11 +64,12 @@ def draw_splits(
 
     Raises:
         DataError: when a text is missing, empty, unreadable, out of reach or too short for disjoint windows.
-        ConfigError: when a window is longer than the model's positions.
+        ConfigError: when a window is longer than the model's positions, or cannot begin as `data.bos` says.
     """
     windows = _draw(config, tokenizer, seed, SPLITS, generate, max_positions)
     hashes = {split: windows[split][1] for split in sorted(SPLITS)}
-    return Splits(windows["calibration"][0], windows["search"][0], windows["report"][0], hashes)
+    start = start_tokens(tokenizer, config.bos, config.n_tokens_per_window)
+    return Splits(windows["calibration"][0], windows["search"][0], windows["report"][0], hashes, start)
 
 
 def draw_calibration(
@@ -82,10 +87,11 @@ def _draw(
         raise ConfigError(
             f"data.n_tokens_per_window must be at most the model's {max_positions} positions, got {config.n_tokens_per_window}"
         )
+    start = start_tokens(tokenizer, config.bos, config.n_tokens_per_window)
     texts = _Texts(config, tokenizer, seed, generate)
     texts.check_files(splits)
     taken: set[bytes] = set()
-    windows = {split: _deal(texts, split, taken) for split in splits}
+    windows = {split: _deal(texts, split, start, taken) for split in splits}
     return {split: (windows_NT, hash_windows(texts.label(split), windows_NT)) for split, windows_NT in windows.items()}
 
 
@@ -94,13 +100,13 @@ def hash_windows(label: str, windows_NT: Tensor) -> str:
     return _sha256(label.encode() + _token_bytes(windows_NT))
 
 
-def _deal(texts: "_Texts", split: str, taken: set[bytes]) -> Tensor:
+def _deal(texts: "_Texts", split: str, start: tuple[int, ...], taken: set[bytes]) -> Tensor:
     """Chooses a split's windows at random among those that no split has; asks an endless text for more when they run out."""
     n_wanted = texts.n_windows(split)
     n_tokens = texts.config.n_tokens_per_window
     for doubling in range(N_DOUBLINGS):
         tokens_K = texts.tokens(split, max(n_wanted, 1) * 2**doubling)
-        windows_NT = tokens_K[: len(tokens_K) // n_tokens * n_tokens].view(-1, n_tokens)
+        windows_NT = begin_windows(tokens_K[: len(tokens_K) // n_tokens * n_tokens].view(-1, n_tokens), start)
         keys = [hashlib.sha256(_token_bytes(window_T)).digest() for window_T in windows_NT]
         if n_wanted == 0 and keys:
             taken.update(keys)

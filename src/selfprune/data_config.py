@@ -17,6 +17,14 @@ class Source(str, Enum):
     SELF_GENERATED = "self_generated"
 
 
+class Bos(str, Enum):
+    """Whether windows begin with the token that begins a text."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 @dataclass
 class DataConfig:
     """Which texts to draw windows from, and how many.
@@ -27,7 +35,10 @@ class DataConfig:
             `fineweb_edu` or `dataset_id:config:split:column`, later parts optional.
         search: the same for the search.
         report: the same for the report; with SELF_GENERATED a file, a folder, or nothing for the embedded text.
-        n_tokens_per_window: length of every window.
+        n_tokens_per_window: length of every window, with the tokens that it begins with.
+        bos: whether every window begins with the token that begins a text (`<bos>`), which is not scored: what stands after it
+            is. AUTO does as the tokenizer does before a whole text; ALWAYS puts it there in any case; NEVER leaves the windows
+            as they were cut, as published protocols do.
         n_calibration: windows for calibration.
         n_search: windows for the search.
         n_report: windows for the report; 0 takes the whole text in order, as WikiText-2 perplexity is measured.
@@ -38,6 +49,7 @@ class DataConfig:
     search: str = ""
     report: str = ""
     n_tokens_per_window: int = 256
+    bos: Bos = Bos.AUTO
     n_calibration: int = 64
     n_search: int = 64
     n_report: int = 128

@@ -19,10 +19,11 @@ from selfprune.models import LoadedModel, load_model, max_positions, preflight_m
 from selfprune.placement import Placement
 from selfprune.pruners.statistics import InputGram
 from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, matmul_flops_per_second, peak_memory_bytes
-from selfprune.self_generated import generate_tokens
+from selfprune.self_generated import text_writer
 from selfprune.shards import Shards
 from selfprune.tracking import Display, describe_environment
 from selfprune.units import n_parameters, weight_view
+from selfprune.window_start import start_tokens
 from selfprune.winners import fits, read_winner
 
 
@@ -63,6 +64,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     record = {
         "config": origin,
         "sparsity": sum(removed.values()) / sum(unit.n_weights for unit in loaded.units),
+        "window_start": loaded.tokenizer.convert_ids_to_tokens(list(_window_start(config, loaded))),
         "removed": removed,
         "expected": expected.as_dict(),
         "measured": measured.as_dict(),
@@ -89,12 +91,12 @@ def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[
 
 
 def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
-    window = config.data.n_tokens_per_window
-
-    def generate(n_tokens: int, seed: int) -> Tensor:
-        return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
-
+    generate = text_writer(loaded.model, loaded.tokenizer, config.data)
     return draw_calibration(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
+
+
+def _window_start(config: PruneConfig, loaded: LoadedModel) -> tuple[int, ...]:
+    return start_tokens(loaded.tokenizer, config.data.bos, config.data.n_tokens_per_window)
 
 
 def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:

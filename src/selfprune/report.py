@@ -91,6 +91,7 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
         },
         "language_model": _language_model_record(results, calls),
         "splits": results.hashes,
+        "window_start": results.window_start,
         "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
         "warnings": list(results.warnings),
     }
@@ -187,11 +188,18 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         f"Options: `{_options(report)}`.",
         f"Python {environment['python']}, {versions}.",
-        f"Splits: {splits}.",
+        f"Splits: {splits}. {_window_start(report)}",
         *(f"Resources {when}: {Resources(**numbers)}." for when, numbers in report["resources"].items()),
         "",
     ]
     return "\n".join(lines)
+
+
+def _window_start(report: dict[str, Any]) -> str:
+    start = " ".join(report["window_start"])
+    return (
+        f"Every window begins with `{start}`, which is not scored." if start else "Windows are as they were cut from the texts."
+    )
 
 
 def _options(report: dict[str, Any]) -> str:

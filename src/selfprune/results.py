@@ -35,6 +35,7 @@ class Results:
         spent: search -> its cost.
         language_model: the recorder of its calls.
         hashes: split -> hash.
+        window_start: the tokens that every window begins with, as the tokenizer spells them.
         expected: what the run was thought to take before it began.
         measured: what it took; after a resume, the time since then.
         warnings: what makes the results doubtful, a paragraph each.
@@ -47,6 +48,7 @@ class Results:
     spent: dict[str, Spent]
     language_model: RecordingLanguageModel
     hashes: dict[str, str]
+    window_start: list[str]
     expected: Resources
     measured: Resources
     warnings: Sequence[str] = ()

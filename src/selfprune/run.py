@@ -110,6 +110,7 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         spent,
         bench.language_model,
         bench.splits.hashes,
+        bench.loaded.tokenizer.convert_ids_to_tokens(list(bench.splits.start)),
         expected=replace(expected, seconds=bench.expected_seconds),
         measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
         warnings=bench.display.warnings,

@@ -18,10 +18,13 @@ from selfprune.errors import DataError
 from selfprune.evaluators.harness import Harness
 from selfprune.models import LoadedModel
 from selfprune.self_generated import generate_tokens
+from selfprune.window_start import begin_windows
 
 
 def mix_search_windows(splits: Splits, kinds: Sequence[str], loaded: LoadedModel, harness: Harness, seed: int) -> Splits:
     """Puts windows of the other kinds among those of the search text, which are taken from its beginning.
+
+    All begin as the windows of the search text do.
 
     Args:
         splits: the splits as they were drawn.
@@ -41,8 +44,8 @@ def mix_search_windows(splits: Splits, kinds: Sequence[str], loaded: LoadedModel
         return splits
     n_tokens = splits.search_NT.shape[1]
     draw: dict[str, Callable[[int, int], Tensor]] = {
-        "self_generated": lambda n, seed: generate_tokens(loaded.model, loaded.tokenizer, n, n_tokens, seed),
-        "tasks": lambda n, seed: pack(harness.search_documents(seed), loaded.tokenizer, n, n_tokens),
+        "self_generated": lambda n, seed: generate_tokens(loaded.model, loaded.tokenizer, n, n_tokens, seed, splits.start),
+        "tasks": lambda n, seed: begin_windows(pack(harness.search_documents(seed), loaded.tokenizer, n, n_tokens), splits.start),
     }
     counts = Counter(kinds)
     windows_NT = {kind: draw[kind](counts[kind], stable_hash("objective", kind, seed)) for kind in draw if counts[kind]}

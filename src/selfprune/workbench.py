@@ -31,7 +31,7 @@ from selfprune.proposers.base import Measurement, SearchSpace
 from selfprune.pruners.statistics import Statistics
 from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
-from selfprune.self_generated import generate_tokens
+from selfprune.self_generated import text_writer
 from selfprune.tracking import Display
 from selfprune.units import n_parameters, token_share
 
@@ -130,11 +130,7 @@ def _open_language_model(config: RunConfig, loaded: LoadedModel, store: LevelSto
 
 
 def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds: Sequence[str]) -> Splits:
-    window = config.data.n_tokens_per_window
-
-    def generate(n_tokens: int, seed: int) -> Tensor:
-        return generate_tokens(loaded.model, loaded.tokenizer, math.ceil(n_tokens / window), window, seed).flatten()
-
+    generate = text_writer(loaded.model, loaded.tokenizer, config.data)
     splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
     return mix_search_windows(splits, kinds, loaded, harness, config.seed)
 
