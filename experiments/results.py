@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from selfprune.report import mean_accuracy
+from selfprune.task_columns import mean_accuracy
 
 Row = dict[str, Any]
 

@@ -18,8 +18,8 @@ FLOOR_OF_FILE = {
     "unit_seconds": 3, "walk": 3, "gather": 3, "gradients": 3, "shards": 3, "built_levels": 3, "kept_statistics": 3,
     "levels_config": 3, "calibration": 3, "measurements": 3, "level_store": 3, "ladder": 3, "racing": 3, "scoring": 3,
     "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
-    "report": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4, "run": 4,
-    "run_folder": 4, "one_shot": 4, "command_line": 4, "workbench": 4,
+    "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
+    "run": 4, "run_folder": 4, "one_shot": 4, "command_line": 4, "workbench": 4,
     "__main__": 5, "inspect": 5, "prune": 5, "latency": 5,
 }  # fmt: skip
 FLOOR_OF_FOLDER = {"language_models": 1, "embedded": 1, "pruners": 2, "proposers": 2, "evaluators": 2, "recovery": 2}

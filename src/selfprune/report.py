@@ -4,7 +4,6 @@
 """
 
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from selfprune.pareto import best_rivals, rivals
 from selfprune.pictures import draw_front, draw_progress, draw_sparsities
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
+from selfprune.task_columns import standard_error, task_columns
 
 
 def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
     rows = []
     for row in results.rows:
         cost = costs.get(row["name"], Spent(0, 0.0))
-        tasks = {task: _task_metrics(metrics) for task, metrics in row["tasks"].items()}
+        tasks = {task: {**metrics, "stderr": standard_error(metrics)} for task, metrics in row["tasks"].items()}
         rows.append({**row, "tasks": tasks, "n_tokens": cost.n_tokens, "seconds": round(cost.seconds, 3)})
     return {
         "rows": rows,
@@ -112,12 +112,6 @@ def _language_model_record(results: Results, calls: Sequence[Call]) -> dict[str,
     }
 
 
-def _task_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval's metrics with the standard error of the first under `stderr`."""
-    first = next((name for name in metrics if f"{name}_stderr" in metrics), None)
-    return {**metrics, "stderr": metrics[f"{first}_stderr"] if first else None}
-
-
 def _pictured(results: Results) -> dict[str, Allocation]:
     """OWL's allocation, where it was scored, beside the winner's."""
     owl = [c.allocation for c in results.candidates if c.proposal.proposer == "owl" and c.proposal.allocation is not None]
@@ -126,31 +120,14 @@ def _pictured(results: Results) -> dict[str, Allocation]:
 
 def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison, as text."""
-    tasks = list(report["rows"][0]["tasks"])
-    header = ["", "sparsity", "KL", "perplexity", *(_short(task) for task in tasks), "tokens", "seconds"]
+    columns = task_columns([row["tasks"] for row in report["rows"]])
+    header = ["", "sparsity", "KL", "perplexity", *columns, "tokens", "seconds"]
     cells = []
-    for row in report["rows"]:
-        accuracies = [_accuracy(row["tasks"][task]) for task in tasks]
+    for i, row in enumerate(report["rows"]):
         measured = [f"{row['sparsity']:.2%}", f"{max(row['kl'], 0.0):.4f}", f"{row['perplexity']:.3f}"]
-        cells.append([row["name"], *measured, *accuracies, f"{row['n_tokens']:,}", f"{row['seconds']:.0f}"])
+        of_tasks = [column[i] for column in columns.values()]
+        cells.append([row["name"], *measured, *of_tasks, f"{row['n_tokens']:,}", f"{row['seconds']:.0f}"])
     return header, cells
-
-
-def _short(task: str) -> str:
-    return task.removeprefix("selfprune_").removesuffix("_report")
-
-
-def _accuracy(metrics: dict[str, Any]) -> str:
-    if "acc" not in metrics:
-        return "–"
-    error = metrics["acc_stderr"]
-    return f"{100 * metrics['acc']:.1f} ± {f'{100 * error:.1f}' if isinstance(error, float) else '–'}"
-
-
-def mean_accuracy(tasks: dict[str, dict[str, Any]]) -> float | None:
-    """The mean of a row's accuracies, as a fraction; None where no task has one."""
-    accuracies = [metrics["acc"] for metrics in tasks.values() if "acc" in metrics]
-    return statistics.fmean(accuracies) if accuracies else None
 
 
 def to_markdown(report: dict[str, Any]) -> str:
@@ -163,8 +140,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         "# selfprune report",
         "",
         "KL (nats per token, against the dense model) and perplexity are measured on the report split, which the search never",
-        "saw. Accuracies are in percent, ± one standard error. Tokens and seconds are those that the search for this row spent",
-        "on evaluation.",
+        "saw. lm-eval's metrics are shown ± one standard error, shares in percent; ↓ marks those that are better when lower, and",
+        "report.json holds all of them. Tokens and seconds are those that the search for this row spent on evaluation.",
         "",
         *table_lines(header, cells),
         "",

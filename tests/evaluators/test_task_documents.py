@@ -7,6 +7,8 @@ from lm_eval.api.task import Task
 
 from selfprune.embedded.tasks import build_documents
 from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.task_documents import answered_documents
+from selfprune.evaluators.task_loading import find_tasks, load_task
 
 TASKS = ["selfprune_sums_report", "selfprune_facts_report"]
 OWN_DATA = """
@@ -102,5 +104,5 @@ def test_search_documents_have_their_right_answers_and_come_once_each_from_the_t
 def test_each_kind_of_task_shows_its_right_answer_where_there_is_one(task, documents, tmp_path):
     (tmp_path / "own.py").write_text(OWN_DATA)
     (tmp_path / "own.yaml").write_text(f"task: own\n{COMMON}{OWN_TASKS[task]}")
-    harness = Harness(HarnessConfig([], ["own"], include_path=str(tmp_path)))
-    assert sorted(harness.search_documents(0)) == sorted(documents)
+    own = load_task("own", find_tasks(["own"], str(tmp_path)))["tasks"]["own"]
+    assert sorted(answered_documents([own], 0)) == sorted(documents)

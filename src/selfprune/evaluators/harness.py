@@ -1,31 +1,21 @@
 """Accuracies on lm-eval tasks: the embedded ones, those that lm-eval ships, and a user's own YAML files."""
 
-import contextlib
-import copy
-import difflib
-import io
-import logging
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfprune.embedded.tasks import TASK_FOLDER, TASKS
-from selfprune.errors import ConfigError, DataError
+from selfprune.embedded.tasks import TASKS
+from selfprune.errors import ConfigError
 from selfprune.evaluators.task_documents import answered_documents, build_requests_once
+from selfprune.evaluators.task_loading import find_tasks, load_task
+from selfprune.evaluators.task_metrics import DocumentScores, primary_metric
+from selfprune.evaluators.task_runs import count_tokens, is_broken, run_tasks, undisturbed
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
-
-N_BOOTSTRAPS = 1000
-"""Only for metrics that are not means; the standard error of a mean, such as `acc`, is a formula. lm-eval has none at 0."""
 
 
 @dataclass
@@ -85,19 +75,22 @@ class Harness:
 
         self.config = config
         names = [*config.tasks, *config.search_tasks]
-        with _undisturbed():
-            manager = _find_tasks(names, config)
-            self._loaded = {name: _load(name, manager) for name in names}
+        with undisturbed():
+            manager = find_tasks(names, config.include_path)
+            self._loaded = {name: load_task(name, manager) for name in names}
         report, search = (
             [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.tasks, config.search_tasks)
         )
         _check_apart(report, search)
         self.versions: dict[str, Any] = {"lm_eval": lm_eval.__version__}
+        self._scores: dict[str, DocumentScores] = {}
         for name, task in chain.from_iterable(loaded["tasks"].items() for loaded in self._loaded.values()):
             self.versions[name] = task.VERSION
             if task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=config.num_fewshot)
             build_requests_once(task)
+            self._scores[name] = DocumentScores(task)
+        _check_right_or_wrong({name: self._scores[name].is_right_or_wrong for name in search})
 
     def evaluate(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", names: Sequence[str] | None = None
@@ -111,8 +104,10 @@ class Harness:
 
         Returns:
             Task or group -> its metrics: each metric and `<metric>_stderr` (such as `acc`, `acc_stderr`, `acc_norm`; None where a
-            single document gives no error), all NaN when a log-likelihood was; `n_documents`; `version`; and `n_tokens`: context
-            and choice of every request, without what a generative task samples.
+            single document gives no error), all NaN when a log-likelihood was; `n_documents`; `version`; `n_tokens`: context
+            and choice of every request, without what a generative task samples; `primary`: which metric stands for the task;
+            `higher_is_better`: of that metric, as lm-eval has it; `is_accuracy`: whether it is the share of documents that were
+            answered right; and, for a group, `members`: the names of its tasks.
 
         Raises:
             ConfigError: when a task is not among the configured ones.
@@ -123,14 +118,45 @@ class Harness:
         if not tasks:
             return {}
         results = self._run(tasks, groups, model, tokenizer)
-        broken = {name for name, task in tasks.items() if _is_broken(task)}
-        broken |= {name for name, group in groups.items() if broken & {task.task_name for task in group.get_all_tasks()}}
-        n_tokens = {name: _count_tokens(task, tokenizer) for name, task in tasks.items()}
-        return {
-            name: _metrics(metrics, name in broken)
-            | {"version": results["versions"].get(name), "n_tokens": n_tokens.get(name, 0)}
-            for name, metrics in results["results"].items()
-        }
+        broken = {name for name, task in tasks.items() if is_broken(task)}
+        found = {}
+        for name, raw in results["results"].items():
+            members = [task.task_name for task in groups[name].get_all_tasks()] if name in groups else []
+            metrics = _metrics(raw, bool(broken & {name, *members}))
+            primary = primary_metric(metrics)
+            better = results["higher_is_better"].get(name, {})
+            found[name] = metrics | {
+                "n_documents": raw.get("sample_len", 0),
+                "version": results["versions"].get(name),
+                "n_tokens": count_tokens(tasks[name], tokenizer) if name in tasks else 0,
+                "primary": primary,
+                "higher_is_better": better.get(primary.partition(",")[0]) if primary else None,
+                "is_accuracy": all(self._scores[task].is_right_or_wrong for task in members or [name]),
+                **({"members": members} if name in groups else {}),
+            }
+        return found
+
+    def score_documents(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", names: Sequence[str]
+    ) -> dict[str, list[float]]:
+        """Runs tasks on a model and tells document by document what came of it, so that models can be compared in pairs.
+
+        Args:
+            model: as of `evaluate`.
+            tokenizer: as of `evaluate`.
+            names: which of the configured tasks or groups.
+
+        Returns:
+            Task -> its primary metric for each document: 1.0 for right and 0.0 for wrong, for tasks of the search. The documents
+            are the same for every model, in the same order. A group gives its tasks. A model whose log-likelihoods are NaN
+            answers nothing right.
+        """
+        tasks = {name: task for each in names for name, task in self._configured(each)["tasks"].items()}
+        if not tasks:
+            return {}
+        self._run(tasks, {}, model, tokenizer)
+        found = {name: self._scores[name].values() for name in tasks}
+        return {name: [0.0] * len(found[name]) if is_broken(task) else found[name] for name, task in tasks.items()}
 
     def search_documents(self, seed: int) -> Iterator[str]:
         """The documents of the search tasks with their right answers, each once, whatever `limit` says.
@@ -144,18 +170,9 @@ class Harness:
     def _run(
         self, tasks: dict[str, Any], groups: dict[str, Any], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
     ) -> dict[str, Any]:
-        from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
-
-        was_training = model.training
-        try:
-            with _undisturbed():
-                # A copy, because HFLM adds a padding token. In bf16, choices would tie, and lm-eval gives ties to the first.
-                lm = HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=self.config.batch_size, softmax_dtype="float32")
-                task_dict = {"tasks": tasks, "groups": groups}
-                return dict(evaluate(lm, task_dict, limit=self.config.limit, bootstrap_iters=N_BOOTSTRAPS, log_samples=False))
-        finally:
-            model.train(was_training)
+        for name in tasks:
+            self._scores[name].clear()
+        return run_tasks(tasks, groups, model, tokenizer, self.config.batch_size, self.config.limit)
 
     def _configured(self, name: str) -> dict[str, Any]:
         if name not in self._loaded:
@@ -171,74 +188,17 @@ def _check_apart(report: Sequence[str], search: Sequence[str]) -> None:
         )
 
 
-def _find_tasks(names: Sequence[str], config: HarnessConfig) -> "TaskManager":
-    """A task manager that knows all names; lm-eval's own thousands, which take ten seconds to index, only if needed."""
-    from lm_eval.tasks import TaskManager
-
-    folders = [str(TASK_FOLDER), *([config.include_path] if config.include_path else [])]
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=folders)
-    for name in names:
-        if name not in manager.all_tasks:
-            nearest = difflib.get_close_matches(name, manager.all_tasks, n=10, cutoff=0.0)
-            raise ConfigError(
-                f"harness.tasks and harness.search_tasks must name lm-eval tasks, got {name!r}, which is none of the "
-                f"{len(manager.all_tasks):,} known; nearest first: {', '.join(nearest)}; add your own by harness.include_path"
-            )
-    return manager
-
-
-def _load(name: str, manager: "TaskManager") -> dict[str, Any]:
-    try:
-        return dict(manager.load([name]))
-    # What `datasets` raises out of reach of the hub: ConnectionError, DatasetNotFoundError, or ValueError when half in the cache.
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the documents of the lm-eval task {name!r} must come from the Hugging Face hub or its cache, got "
-            f"{type(error).__name__}: {' '.join(str(error).split())}; run it once with a network (without HF_HUB_OFFLINE), or "
-            f"name other tasks in harness.tasks and harness.search_tasks: the selfprune_ ones need no network"
-        ) from error
+def _check_right_or_wrong(tasks: dict[str, bool]) -> None:
+    unfit = [name for name, is_right_or_wrong in tasks.items() if not is_right_or_wrong]
+    if unfit:
+        raise ConfigError(
+            "harness.search_tasks must be tasks whose documents are answered right or wrong, as of multiple choice or exact "
+            f"matches, because finalists are compared document by document; the primary metric of {', '.join(unfit)} is "
+            "another; leave it out of harness.search_tasks, or measure it for the report in harness.tasks"
+        )
 
 
 def _metrics(raw: dict[str, Any], is_broken: bool) -> dict[str, Any]:
     """lm-eval's `acc,none` as `acc` (a filter other than `none` stays in the name), and its `N/A` as None."""
     metrics = {key.removesuffix(",none"): None if value == "N/A" else value for key, value in raw.items() if "," in key}
-    if is_broken:
-        metrics = dict.fromkeys(metrics, math.nan)
-    return metrics | {"n_documents": raw.get("sample_len", 0)}
-
-
-def _is_broken(task: "Task") -> bool:
-    """Whether a log-likelihood is NaN, which lm-eval would count as a vote for the first choice."""
-    answers = chain.from_iterable(instance.resps for instance in task.instances)
-    return any(isinstance(answer, tuple) and math.isnan(answer[0]) for answer in answers)
-
-
-def _count_tokens(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> int:
-    texts = ["".join(part for part in instance.args if isinstance(part, str)) for instance in task.instances]
-    return sum(map(len, tokenizer(texts)["input_ids"]))
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Gives lm-eval the global seeds of its own command line, then puts the states back; sends its chatter to the debug log."""
-    import numpy as np
-    import torch
-
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    chatty = logging.getLogger("lm_eval")
-    level, chatter = chatty.level, io.StringIO()
-    random.seed(0)
-    np.random.seed(1234)
-    torch.default_generator.manual_seed(1234)
-    chatty.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(chatter), contextlib.redirect_stdout(chatter):
-            yield
-    finally:
-        chatty.setLevel(level)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        logger.debug("lm-eval wrote: %s", chatter.getvalue())
+    return dict.fromkeys(metrics, math.nan) if is_broken else metrics

@@ -71,12 +71,22 @@ def _with_answer(task: "Task", document: Any) -> str:
         requests = task.construct_requests(doc=document, ctx=context, metadata=(task.task_name, 0, 1))
         right = _right_choice(task, document)
         return "".join(requests[right].args[:2]) if 0 <= right < len(task.doc_to_choice(document)) else ""
+    answer = right_answer(task, document)
+    delimiter = "" if task.OUTPUT_TYPE == "loglikelihood" else task.get_config("target_delimiter") or ""
+    return f"{context}{delimiter}{answer}" if answer.strip() else ""
+
+
+def right_answer(task: "Task", document: Any) -> str:
+    """What a model should write, or the first of several right answers; empty where there is none.
+
+    Args:
+        task: whose answers are texts, not choices.
+        document: one of its documents.
+    """
     answer = task.doc_to_target(document)
     if isinstance(answer, int):
         answer = task.doc_to_choice(document)[answer]
-    answer = next(iter(answer), "") if isinstance(answer, list) else answer
-    delimiter = "" if task.OUTPUT_TYPE == "loglikelihood" else task.get_config("target_delimiter") or ""
-    return f"{context}{delimiter}{answer}" if str(answer).strip() else ""
+    return str(next(iter(answer), "") if isinstance(answer, list) else answer)
 
 
 def _right_choice(task: "Task", document: Any) -> int:

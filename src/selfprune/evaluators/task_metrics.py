@@ -1,0 +1,99 @@
+"""What an lm-eval task measures: its primary metric, whether a document is simply right or wrong, and its value for each."""
+
+import math
+import random
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from selfprune.evaluators.task_documents import right_answer
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+N_PROBED_DOCUMENTS = 4
+N_PROBES = 4
+
+
+def primary_metric(names: Iterable[str]) -> str | None:
+    """The metric that stands for a task: `acc` where it has it, or the first that lm-eval lists; None where there is none.
+
+    Args:
+        names: of the task's metrics in lm-eval's order, such as `acc` or `exact_match,strict-match`.
+    """
+    listed = [name for name in names if "_stderr" not in name]
+    return next((name for name in listed if name.split(",")[0] == "acc"), listed[0] if listed else None)
+
+
+class DocumentScores:
+    """Notes what a task's own scorer says about each document, in the order of the documents; numbers only.
+
+    Attributes:
+        is_right_or_wrong: whether the primary metric is 0 or 1 for every document, as of multiple choice and exact matches.
+
+    Example:
+        >>> scores = DocumentScores(task)
+        >>> evaluate(lm, {"tasks": {"sums": task}})
+        >>> scores.values()
+        [1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, task: "Task") -> None:
+        """Puts itself between lm-eval and the task's scorer.
+
+        Args:
+            task: is changed; with its documents loaded.
+        """
+        self._task, self._score = task, task.process_results
+        self._noted: list[float] = []
+        self.is_right_or_wrong = _is_right_or_wrong(task)
+        task.process_results = self._note
+
+    def clear(self) -> None:
+        """Forgets the model before."""
+        self._noted = []
+
+    def values(self) -> list[float]:
+        """The primary metric of each document that the last model answered; 0 for those that got no number."""
+        n_filters = len(self._task.instances[0].filtered_resps)
+        # lm-eval scores all documents under the first filter, then all under the next; a task is known by its first.
+        return self._noted[: len(self._noted) // n_filters]
+
+    def _note(self, document: Any, results: Any) -> Any:
+        scores = self._score(document, results)
+        value = scores.get(primary_metric(scores))
+        self._noted.append(float(value) if _is_number(value) and not math.isnan(value) else 0.0)
+        return scores
+
+
+def _is_number(value: Any) -> bool:
+    import numpy as np
+
+    return isinstance(value, bool | int | float | np.number | np.bool_)
+
+
+def _is_right_or_wrong(task: "Task") -> bool:
+    """Asks the task's scorer about made-up answers: its names do not tell, as `acc` of truthfulqa_mc2 is a probability."""
+    found = []
+    for document in islice(task.eval_docs, N_PROBED_DOCUMENTS):
+        for results in _made_up_results(task, document):
+            try:
+                scores = task.process_results(document, results)
+            except Exception:  # a task's own code, which may expect more of an answer than these hold
+                continue
+            found.append(scores.get(primary_metric(scores)))
+    return bool(found) and all(_is_number(value) and value in (0, 1) for value in found)
+
+
+def _made_up_results(task: "Task", document: Any) -> Iterator[list[Any]]:
+    rng = random.Random(0)
+    if task.OUTPUT_TYPE == "generate_until":
+        right = right_answer(task, document)
+        yield from ([answer] for answer in ("", right, f"{right} and more", f"not {right}"))
+        return
+    context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
+    requests = task.construct_requests(doc=document, ctx=context, metadata=(task.task_name, 0, 1))
+    n_requests = len(requests) if isinstance(requests, list) else 1
+    for _ in range(N_PROBES):
+        values = [-10 * rng.random() for _ in range(n_requests)]
+        yield values if task.OUTPUT_TYPE == "loglikelihood_rolling" else [(value, rng.random() < 0.5) for value in values]

@@ -1,0 +1,89 @@
+"""Runs lm-eval tasks on a model and leaves no trace on the model, the tokenizer, the random generators and the terminal."""
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import random
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+N_BOOTSTRAPS = 1000
+"""Only for metrics that are not means; the standard error of a mean, such as `acc`, is a formula. lm-eval has none at 0."""
+
+
+def run_tasks(
+    tasks: dict[str, Any],
+    groups: dict[str, Any],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    batch_size: int,
+    limit: int | None,
+) -> dict[str, Any]:
+    """What lm-eval's `evaluate` returns for tasks and the groups of them.
+
+    Args:
+        tasks: name -> task.
+        groups: name -> group of these tasks.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        batch_size: requests per forward pass.
+        limit: documents per task; None for all.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    was_training = model.training
+    try:
+        with undisturbed():
+            # A copy, because HFLM adds a padding token. In bf16, choices would tie, and lm-eval gives ties to the first.
+            lm = HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32")
+            task_dict = {"tasks": tasks, "groups": groups}
+            return dict(evaluate(lm, task_dict, limit=limit, bootstrap_iters=N_BOOTSTRAPS, log_samples=False))
+    finally:
+        model.train(was_training)
+
+
+def is_broken(task: "Task") -> bool:
+    """Whether a log-likelihood is NaN, which lm-eval would count as a vote for the first choice."""
+    answers = chain.from_iterable(instance.resps for instance in task.instances)
+    numbers = (answer[0] if isinstance(answer, tuple) else answer for answer in answers)
+    return any(isinstance(number, float) and math.isnan(number) for number in numbers)
+
+
+def count_tokens(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens of context and choice of every request."""
+    texts = ["".join(part for part in instance.args if isinstance(part, str)) for instance in task.instances]
+    return sum(map(len, tokenizer(texts)["input_ids"]))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Gives lm-eval the global seeds of its own command line, then puts the states back; sends its chatter to the debug log."""
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    chatty = logging.getLogger("lm_eval")
+    level, chatter = chatty.level, io.StringIO()
+    random.seed(0)
+    np.random.seed(1234)
+    torch.default_generator.manual_seed(1234)
+    chatty.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(chatter), contextlib.redirect_stdout(chatter):
+            yield
+    finally:
+        chatty.setLevel(level)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        logger.debug("lm-eval wrote: %s", chatter.getvalue())
