@@ -390,7 +390,7 @@ def test_a_full_disk_is_told_in_one_paragraph_and_the_next_call_goes_on(
 
     options = {"model.placement": "STREAM"}
     with monkeypatch.context() as patched:
-        patched.setattr("selfprune.shards.save_file", save)
+        patched.setattr("selfprune.tensor_file.save_file", save)
         full = prune_command(*as_overrides(folder_of(family), tmp_path / "out", **options))
     check_paragraph(full, 2, "the disk is full. Everything before it is kept; free some space and give the same command again")
     monkeypatch.setattr(one_shot, "prune_in_place", rest := Interrupting())

@@ -245,11 +245,13 @@ def test_what_a_walk_left_that_was_killed_in_its_first_block_is_taken_for_its_ow
     shards = Shards(tmp_path / "out", ORIGIN)
     loaded = load_model(ModelConfig(str(folder), device="cpu", placement=Placement.STREAM), shards.scratch)
     with monkeypatch.context() as patched:
-        patched.setattr("selfprune.shards.save_file", save)
+        patched.setattr("selfprune.tensor_file.save_file", save)
         with pytest.raises(KilledError):
             prune(loaded, shards)
-    left = {path.name for path in shards.partial.iterdir()}
-    assert left == {"offload", "model-00001-of-00005.safetensors", f".{PROGRESS}.unfinished"}
+    assert {path.name for path in shards.partial.iterdir()} == {"offload", "model-00001-of-00005.safetensors"}
+    # a process that is really killed cannot clean up
+    (shards.partial / f".{PROGRESS}.unfinished").mkdir()
+    (shards.partial / f".{PROGRESS}.unfinished" / PROGRESS).write_bytes(b"half")
     shards = Shards(tmp_path / "out", ORIGIN)
     loaded = load_model(ModelConfig(str(folder), device="cpu", placement=Placement.STREAM), shards.scratch)
     assert prune_and_publish(loaded, shards) == [0, 1, 2, 3]
@@ -291,7 +293,7 @@ def test_a_full_disk_leaves_whole_files_and_the_walk_goes_on_later(file, error, 
 
     loaded, shards = load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN)
     with monkeypatch.context() as patched:
-        patched.setattr("selfprune.shards.save_file", save)
+        patched.setattr("selfprune.tensor_file.save_file", save)
         with pytest.raises(SelfpruneError, match=r"could not be written: the disk is full\. .*give the same command again"):
             prune_and_publish(loaded, shards)
     assert not (tmp_path / "out").exists()

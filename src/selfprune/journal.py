@@ -79,7 +79,7 @@ class Journal:
             raise disk_error(self.path, error) from error
 
 
-RESUME_A_RUN = "free some space (or choose another run_folder) and continue with `python -m selfprune resume=<run folder>`"
+RESUME_A_RUN = "continue with `python -m selfprune resume=<run folder>`"
 
 
 def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) -> None:
@@ -88,7 +88,7 @@ def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) ->
     Args:
         path: the file.
         content: what it will hold.
-        remedy: what to do when that fails.
+        remedy: what to do when that fails, as `disk_error` takes it.
 
     Raises:
         SelfpruneError: when the disk is full or the folder cannot be written.
@@ -107,9 +107,17 @@ def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) ->
 
 
 def disk_error(path: Path, error: OSError, remedy: str = RESUME_A_RUN) -> SelfpruneError:
-    """The paragraph for a write that failed."""
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return SelfpruneError(f"{path} could not be written: {reason}. Everything before it is kept; {remedy}")
+    """The paragraph for a write that failed.
+
+    Args:
+        path: what should have been written.
+        error: of the system.
+        remedy: what to do once the path can be written again.
+    """
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "the disk is full" if is_full else (error.strerror or str(error))
+    first = "free some space" if is_full else "see to it that it can be written"
+    return SelfpruneError(f"{path} could not be written: {reason}. Everything before it is kept; {first} and {remedy}")
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:

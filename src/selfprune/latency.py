@@ -120,7 +120,7 @@ def measure(config: LatencyConfig) -> None:
         "kernels": {name: [[sparsity, kernel] for sparsity, _, kernel in of_name] for name, of_name in rows.items()},
         "seconds": {name: [[sparsity, seconds] for sparsity, seconds, _ in of_name] for name, of_name in rows.items()},
     }
-    write_whole(output, json.dumps(table, indent=2) + "\n", "free some space and measure again")
+    write_whole(output, json.dumps(table, indent=2) + "\n", "measure again")
     sys.stdout.write("\n".join([*_lines(rows), "", str(output)]) + "\n")
 
 

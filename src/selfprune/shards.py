@@ -11,8 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
@@ -20,11 +19,12 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from selfprune.errors import ConfigError
 from selfprune.journal import disk_error, write_whole
 from selfprune.models import LoadedModel
+from selfprune.tensor_file import UNFINISHED, write_tensors
 
 PROGRESS = "progress.safetensors"
-OWN_FILE = re.compile(r"offload|model-\d+-of-\d+\.safetensors|\..+\.unfinished")
+OWN_FILE = re.compile(rf"offload|model-\d+-of-\d+\.safetensors|{UNFINISHED.pattern}")
 """What a walk leaves behind that is killed before its first block is done."""
-REMEDY = "free some space and give the same command again, which goes on after the blocks that are done"
+REMEDY = "give the same command again, which goes on after the blocks that are done"
 
 
 class Shards:
@@ -77,7 +77,7 @@ class Shards:
         progress = json.dumps({"origin": self.origin, "removed": removed, "next_block": index + 1})
         # batches may share memory, which the format refuses
         copies = {str(i): hidden_NTD.contiguous().clone() for i, hidden_NTD in enumerate(hidden)}
-        _write_tensors(self.partial / PROGRESS, copies, {"progress": progress})
+        write_tensors(self.partial / PROGRESS, copies, {"progress": progress}, REMEDY)
 
     def finish(self, loaded: LoadedModel) -> None:
         """Saves everything outside the blocks, the index, the configuration and the tokenizer.
@@ -152,7 +152,7 @@ class Shards:
         """Writes one file, in the form that the architecture's checkpoints have (which may not be the model's own)."""
         stored = revert_weight_conversion(loaded.model, tensors)
         path = self.partial / _shard(index, len(loaded.blocks))
-        _write_tensors(path, {name: tensor.contiguous() for name, tensor in stored.items()}, {"format": "pt"})
+        write_tensors(path, stored, {"format": "pt"}, REMEDY)
 
 
 def _shard(index: int, n_blocks: int) -> str:
@@ -166,18 +166,3 @@ def _tensors(loaded: LoadedModel, is_wanted: Callable[[str], bool]) -> dict[str,
     wanted = {name: tensor.detach() for name, tensor in named if name in kept and is_wanted(name)}
     # what lies outside the blocks may have been left in main memory or on disk too
     return {name: load_offloaded_parameter(loaded.model, name) if t.is_meta else t for name, t in wanted.items()}
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        save_file(tensors, unfinished, metadata)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise disk_error(path, error, REMEDY) from error
-    except SafetensorError as error:
-        # it wraps a full disk in an error of its own
-        unfinished.unlink(missing_ok=True)
-        raise disk_error(path, OSError(28, str(error)), REMEDY) from error

@@ -5,33 +5,32 @@ short or belongs to another manifest counts as absent; so nothing stale is ever 
 """
 
 import atexit
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.journal import disk_error, write_whole
 from selfprune.lock import hold
+from selfprune.tensor_file import UNFINISHED, write_tensors
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, LOCK = "manifest.json", "lock"
 EVICTABLE, PINNED = re.compile(r"level-.+\.safetensors"), re.compile(r"statistics-.+\.safetensors")
-UNFINISHED = re.compile(r"\..+\.(unfinished|partial)")
-OWN = (EVICTABLE, PINNED, UNFINISHED)
+OWN = (EVICTABLE, PINNED, UNFINISHED, re.compile(r"\..+\.partial"))
 REMEDY = (
-    "free some space, lower search.levels.cache_gb or choose another search.levels.folder, and continue with "
-    "`python -m selfprune resume=<run folder>`"
+    "continue with `python -m selfprune resume=<run folder>`; search.levels.cache_gb bounds what levels take, and "
+    "search.levels.folder says where they lie"
 )
 _held: dict[Path, IO[bytes]] = {}
 """The lock files of this process, which keeps them: closing one would give up the lock of every other use of that folder."""
@@ -125,20 +124,8 @@ class TensorCache:
         self._remove(name)
         self._make_room(file_bytes(tensors))
         path = self.folder / _file_name(name)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            save_file({str(i): tensor.contiguous() for i, tensor in enumerate(tensors)}, unfinished, self._metadata)
-            with unfinished.open("rb+") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            self._sizes[name] = path.stat().st_size
-        except OSError as error:
-            raise disk_error(path, error, REMEDY) from error
-        except SafetensorError as error:
-            # it wraps a full disk in an error of its own
-            raise disk_error(path, OSError(errno.ENOSPC, str(error)), REMEDY) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_tensors(path, {str(i): tensor for i, tensor in enumerate(tensors)}, self._metadata, REMEDY)
+        self._sizes[name] = path.stat().st_size
 
     def _make_room(self, n_bytes: int) -> None:
         evictable = [name for name in self._sizes if EVICTABLE.fullmatch(_file_name(name))]
@@ -172,6 +159,8 @@ class TensorCache:
         for path in self.folder.iterdir():
             if is_same and EVICTABLE.fullmatch(path.name):
                 levels.append((path.stat().st_mtime_ns, path))
+            elif path.is_dir() and UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path)
             elif _is_own(path.name):
                 path.unlink()
         for _, path in sorted(levels):
