@@ -264,7 +264,7 @@ def test_the_record_says_what_was_removed_and_what_it_took(folder_of, prune, tmp
     folder = prune(folder_of("llama"), tmp_path / "out", **options)
     seconds = time.monotonic() - began
     record = record_of(folder)
-    assert set(record) == {"config", "sparsity", "removed", "expected", "measured", "environment"}
+    assert set(record) == {"config", "sparsity", "removed", "expected", "measured", "warnings", "environment"}
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     units = list_units(model)
     zeros = {unit.name: int((weight_view(model, unit) == 0).sum()) for unit in units}
