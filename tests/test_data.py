@@ -163,9 +163,13 @@ def test_a_file_inside_another_splits_folder_is_refused(tiny_tokenizer, text_fil
     [
         ("empty.txt", b" \n\n ", "the report text .* is empty"),
         ("latin.txt", "déjà vu".encode("latin-1"), "must be UTF-8 text, but its byte 1 is not"),
-        ("rows.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r'line 2: expected a JSON object with a field "text"'),
+        (
+            "rows.jsonl",
+            b'{"text": "a"}\n{"body": "b"}\n',
+            r"""line 2: expected an object with a field "text", got one with 'body'""",
+        ),
         ("broken.jsonl", b"{\n", r"line 1: expected a JSON object"),
-        ("list.jsonl", b"[1]\n", r"line 1: expected a JSON object"),
+        ("list.jsonl", b"[1]\n", r'line 1: expected an object with a field "text", got list'),
     ],
 )
 def test_an_unreadable_text_is_refused(name, content, message, tiny_tokenizer, text_file, tmp_path):

@@ -631,4 +631,3 @@ def test_the_record_says_how_the_calibration_windows_begin(folder_of, prune, tmp
     assert record_of(prune(folder_of("llama"), tmp_path / "cut"))["window_start"] == []
     begun = record_of(prune(folder_of("llama"), tmp_path / "begun", **{"data.bos": "ALWAYS"}))
     assert begun["window_start"] == ["<|end|>"]
-    assert begun["config"]["data"]["bos"] == "ALWAYS"

@@ -6,6 +6,7 @@ from typing import Any
 
 from selfprune.errors import DataError, did_you_mean
 from selfprune.models import hub_is_reachable
+from selfprune.text_files import document_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def read_hub_text(spec: str, split: str, n_characters: int, whole: bool) -> str:
         rows = datasets.load_dataset(
             hub_text.dataset, hub_text.config, split=name, data_files=hub_text.data_files, streaming=hub_text.streaming
         )
-        return _join(rows, hub_text.column, n_characters if hub_text.streaming else None)
+        return join_rows(rows, hub_text.column, n_characters if hub_text.streaming else None, f"data.{split}={spec}")
+    except DataError:
+        raise
     except Exception as error:  # the client raises anything here, from ValueError to its HTTP library's errors
         said = " ".join(str(error).split())[:300]
         raise DataError(
@@ -101,11 +104,25 @@ def read_hub_text(spec: str, split: str, n_characters: int, whole: bool) -> str:
         ) from error
 
 
-def _join(rows: Iterable[dict[str, Any]], column: str, n_characters: int | None) -> str:
+def join_rows(rows: Iterable[dict[str, Any]], column: str, n_characters: int | None, name: str) -> str:
+    """Texts joined by a blank line; null is no text.
+
+    Args:
+        rows: column -> value.
+        column: the column that holds the text.
+        n_characters: how much is read, to the next whole row; None reads all.
+        name: what the rows are, for the error.
+
+    Raises:
+        DataError: when a row lacks the column, or holds something else than text there.
+    """
     documents, length = [], 0
-    for row in rows:
-        documents.append(str(row[column]))
-        length += len(documents[-1]) + 2
+    for number, row in enumerate(rows, start=1):
+        document = document_of(row, column, f"{name}, row {number}")
+        if document is None:
+            continue
+        documents.append(document)
+        length += len(document) + 2
         if n_characters is not None and length >= n_characters:
             break
     return "\n\n".join(documents)
