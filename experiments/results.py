@@ -12,6 +12,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from selfprune.report_file import read_report
 from selfprune.task_columns import mean_accuracy
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ def read_study(
     parser.add_argument("runs", type=_folder, help="folder of run folders")
     parser.add_argument("--output", type=_folder, default=output, help="folder of results.jsonl, the table and the picture")
     arguments = parser.parse_args()
-    reports = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.runs.glob("*/report.json"))}
+    reports = {path.parent: read_report(path.parent) for path in sorted(arguments.runs.glob("*/report.json"))}
     read = [row for folder, report in reports.items() for row in read_run(folder, report)]
     rows = _merged(arguments.output / "results.jsonl", read, key)
     if not rows:

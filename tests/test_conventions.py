@@ -13,6 +13,7 @@ EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 
 GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
 NOT_A_METHOD = {
+    "language_models/calls": "a line of the record of all calls",
     "pruners/statistics": "what pruners ask calibration to gather",
     "pruners/selection": "which weights go first",
     "pruners/hessian_factor": "the factor of the Hessian that SparseGPT needs",

@@ -2,12 +2,14 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import Journal, write_whole
 
+Anything = dict[str, Any]
 FULL = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 
@@ -18,14 +20,14 @@ def refuse():
 
 def record(path, n):
     journal = Journal(path)
-    return [journal.once({"step": i}, lambda i=i: {"score": i / 7}) for i in range(n)]
+    return [journal.once({"step": i}, lambda i=i: {"score": i / 7}, Anything) for i in range(n)]
 
 
 def test_recorded_work_is_recalled_and_not_repeated(tmp_path):
     path = tmp_path / "journal.jsonl"
     made = record(path, 3)
     journal = Journal(path)
-    assert [journal.once({"step": i}, refuse) for i in range(3)] == made == [{"step": i, "score": i / 7} for i in range(3)]
+    assert [journal.once({"step": i}, refuse, Anything) for i in range(3)] == made == [{"score": i / 7} for i in range(3)]
     assert journal.n_recalled == 3
 
 
@@ -46,7 +48,7 @@ def test_only_what_was_read_back_counts_as_recalled(tmp_path):
     record(tmp_path / "journal.jsonl", 2)
     journal = Journal(tmp_path / "journal.jsonl")
     for i in range(4):
-        journal.once({"step": i}, dict)
+        journal.once({"step": i}, dict, Anything)
     assert journal.n_recalled == 2
 
 
@@ -54,9 +56,9 @@ def test_made_and_recalled_records_are_the_same_values(tmp_path):
     def make():
         return {"pair": (1, 2), "of_block": {0: 0.1}, "scores": [math.inf, 1e-300]}
 
-    made = Journal(tmp_path / "journal.jsonl").once({"levels": (3, 4)}, make)
-    assert made == Journal(tmp_path / "journal.jsonl").once({"levels": (3, 4)}, refuse)
-    assert made == {"levels": [3, 4], "pair": [1, 2], "of_block": {"0": 0.1}, "scores": [math.inf, 1e-300]}
+    made = Journal(tmp_path / "journal.jsonl").once({"levels": (3, 4)}, make, Anything)
+    assert made == Journal(tmp_path / "journal.jsonl").once({"levels": (3, 4)}, refuse, Anything)
+    assert made == {"pair": [1, 2], "of_block": {"0": 0.1}, "scores": [math.inf, 1e-300]}
 
 
 @pytest.mark.parametrize("n_cut", [1, 7, 17])
@@ -68,8 +70,8 @@ def test_a_line_that_was_cut_short_is_made_again(tmp_path, caplog, n_cut):
     with caplog.at_level(logging.WARNING):
         journal = Journal(path)
     assert "cut short" in caplog.text
-    assert [journal.once({"step": i}, refuse)["step"] for i in range(2)] == [0, 1]
-    journal.once({"step": 2}, lambda: {"score": 2 / 7})
+    assert [journal.once({"step": i}, refuse, Anything) for i in range(2)] == [{"score": 0}, {"score": 1 / 7}]
+    journal.once({"step": 2}, lambda: {"score": 2 / 7}, Anything)
     assert path.read_bytes() == content
 
 
@@ -77,7 +79,7 @@ def test_every_record_is_on_disk_before_the_next_is_made(tmp_path):
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     for i in range(3):
-        journal.once({"step": i}, lambda i=i: {"n_lines": len(path.read_text().splitlines()) if i else 0})
+        journal.once({"step": i}, lambda i=i: {"n_lines": len(path.read_text().splitlines()) if i else 0}, Anything)
     assert [json.loads(line)["n_lines"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
@@ -85,9 +87,9 @@ def test_work_that_fails_leaves_no_record(tmp_path):
     path = tmp_path / "journal.jsonl"
     record(path, 1)
     journal = Journal(path)
-    journal.once({"step": 0}, refuse)
+    journal.once({"step": 0}, refuse, Anything)
     with pytest.raises(ZeroDivisionError):
-        journal.once({"step": 1}, lambda: {"score": 1 / 0})
+        journal.once({"step": 1}, lambda: {"score": 1 / 0}, Anything)
     assert [line["step"] for line in map(json.loads, path.read_text().splitlines())] == [0]
 
 
@@ -95,16 +97,16 @@ def test_a_record_of_other_work_stops_the_run_and_says_where(tmp_path):
     path = tmp_path / "journal.jsonl"
     record(path, 2)
     journal = Journal(path)
-    journal.once({"step": 0}, refuse)
-    with pytest.raises(ConfigError, match=r"its line 2 should record 'step' as 5, but records 1; .* start a new run folder"):
-        journal.once({"step": 5}, refuse)
+    journal.once({"step": 0}, refuse, Anything)
+    with pytest.raises(ConfigError, match=r"line 2, .* record 'step' as 5, but records 1; .* start a new run folder"):
+        journal.once({"step": 5}, refuse, Anything)
 
 
 def test_a_long_key_is_shown_in_brief(tmp_path):
     path = tmp_path / "journal.jsonl"
-    Journal(path).once({"allocation": {f"unit{i}": i for i in range(1000)}}, dict)
+    Journal(path).once({"allocation": {f"unit{i}": i for i in range(1000)}}, dict, Anything)
     with pytest.raises(ConfigError) as caught:
-        Journal(path).once({"allocation": {}}, refuse)
+        Journal(path).once({"allocation": {}}, refuse, Anything)
     assert len(str(caught.value)) < 500 + len(str(path))
 
 
@@ -122,7 +124,7 @@ def test_a_full_disk_ends_the_run_in_one_paragraph(tmp_path):
     journal = Journal(path)
     path.symlink_to(FULL)
     with pytest.raises(SelfpruneError, match=r"journal.jsonl could not be written: the disk is full\. .*resume="):
-        journal.once({"step": 0}, dict)
+        journal.once({"step": 0}, dict, Anything)
 
 
 @needs_full_disk
@@ -152,4 +154,4 @@ def test_a_folder_that_is_none_is_told_in_one_paragraph(tmp_path):
     with pytest.raises(SelfpruneError, match=r"could not be written: .*irectory"):
         write_whole(tmp_path / "file" / "report.json", "x")
     with pytest.raises(SelfpruneError, match=r"could not be written: .*irectory"):
-        Journal(tmp_path / "missing" / "journal.jsonl").once({}, dict)
+        Journal(tmp_path / "missing" / "journal.jsonl").once({}, dict, Anything)

@@ -4,8 +4,9 @@ import pytest
 
 from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
 from selfprune.language_models.base import Reply
+from selfprune.language_models.calls import read_calls
 from selfprune.language_models.recorded import RecordingLanguageModel
-from selfprune.ledger import count_by_proposer, count_by_search, read_calls, without_text
+from selfprune.ledger import count_by_proposer, count_by_search, without_text
 
 
 def candidate(index, proposer, score, gain=None, state=State.COMPLETE, operator=""):

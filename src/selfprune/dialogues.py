@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from selfprune.candidate import Candidate, State, best
-from selfprune.ledger import Call, answered, without_text
+from selfprune.language_models.calls import Call
+from selfprune.ledger import answered, without_text
 
 MAX_CHARACTERS = 800
 """What is shown of a reply."""
@@ -32,7 +33,7 @@ def sample_dialogues(calls: Sequence[Call], candidates: Sequence[Candidate]) -> 
     dialogues = []
     for why, candidate in choose(ours):
         call, position = found[candidate.id]
-        said = _speakers(call, position, following.get(call["call"], {}))
+        said = _speakers(call, position, following.get(call["call"]))
         dialogues.append({"why": why, **said, **_fate(candidate, call["replies"][position]["text"], born)})
     return dialogues
 
@@ -93,7 +94,7 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more characters)"
 
 
-def _speakers(call: Call, position: int, following: Call) -> dict[str, Any]:
+def _speakers(call: Call, position: int, following: Call | None) -> dict[str, Any]:
     """Who said what: the prompt, and the reply or the likeliest options.
 
     Where the next call scores the same options without the facts, it counts how much likelier the facts made an option.
@@ -102,8 +103,9 @@ def _speakers(call: Call, position: int, following: Call) -> dict[str, Any]:
     if "options" not in call:
         return {**said, "reply": laid_out(call["replies"][position]["text"])}
     logprobs = [reply["logprob"] for reply in call["replies"]]
-    has_blank = following.get("options") == call["options"] and len(following["replies"]) == len(logprobs)
-    blanks = [reply["logprob"] for reply in following["replies"]] if has_blank else [None] * len(logprobs)
+    blanks: Sequence[float | None] = [None] * len(logprobs)
+    if following and following.get("options") == call["options"] and len(following["replies"]) == len(logprobs):
+        blanks = [reply["logprob"] for reply in following["replies"]]
     options = [
         {
             "text": _cut(reply["text"], LINE_WIDTH),

@@ -9,9 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.recorded_files import Kind, at_line, brief, checked, conforming, parsed_lines, read_bytes
 
 logger = logging.getLogger(__name__)
+
+REMOVE_THE_REST = "restore the file from a copy, or remove this line and all after it, which a resumed run makes again"
+
+
+class NothingElse(TypedDict):
+    """The schema of a record that is all key."""
+
+
+def _no_fault(_: object) -> str:
+    return ""
 
 
 class Journal:
@@ -28,7 +41,7 @@ class Journal:
 
     Example:
         >>> journal = Journal(folder / "evaluations.jsonl")
-        >>> record = journal.once({"candidate": 0, "start": 0}, lambda: {"scores": evaluate()})
+        >>> record = journal.once({"candidate": 0, "start": 0}, lambda: {"scores": evaluate()}, Scores)
 
     Attributes:
         n_recalled: records that were read back.
@@ -39,35 +52,54 @@ class Journal:
         self.n_recalled = 0
         self._recorded = _read_whole_lines(path)
 
-    def once(self, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(
+        self, key: dict[str, Any], make: Callable[[], dict[str, Any]], kind: type[Kind], check: Callable[[Kind], str] = _no_fault
+    ) -> Kind:
         """The record of one piece of work, recalled or made now.
 
         Args:
             key: what identifies the work; must be the same when the run is repeated.
             make: does the work and returns what is to be recorded beside the key.
+            kind: the schema of what is recorded beside the key; no other keys may stand there.
+            check: says what is wrong with a record of that kind, or nothing.
+
+        Returns:
+            what is recorded beside the key.
 
         Raises:
-            ConfigError: when the file holds another record in this place, so that the run cannot be continued.
+            ConfigError: when the file holds another record in this place, or one of another kind, so that the run cannot be
+                continued.
             SelfpruneError: when the disk is full.
         """
+        plain_key: dict[str, Any] = json.loads(json.dumps(key))
         if self.n_recalled < len(self._recorded):
-            record = self._recorded[self.n_recalled]
-            plain_key = json.loads(json.dumps(key))
-            found = {name: record.get(name) for name in key}
-            if found != plain_key:
-                name = next(name for name in key if found[name] != plain_key[name])
-                raise ConfigError(
-                    f"{self.path} cannot be continued: its line {self.n_recalled + 1} should record {name!r} as "
-                    f"{_brief(plain_key[name])}, but records {_brief(found[name])}; the code, data or config has changed "
-                    f"since, so start a new run folder"
-                )
+            payload = checked(self._payload(plain_key), kind, at_line(self.path, self.n_recalled), REMOVE_THE_REST)
+            if fault := check(payload):
+                raise self._refusal(fault)
             self.n_recalled += 1
-            return record
-        line = json.dumps({**key, **make()})
-        self._append(line)
+            return payload
+        new = make()
         # Read back at once, so that a run goes on with the very values that a resumed one will recall.
-        made: dict[str, Any] = json.loads(line)
+        made = conforming(json.loads(json.dumps(new)), kind)
+        self._append(json.dumps({**key, **new}))
         return made
+
+    def _payload(self, key: dict[str, Any]) -> dict[str, Any]:
+        """What the next record holds beside its key, which must be this one."""
+        record = self._recorded[self.n_recalled]
+        for name, expected in key.items():
+            if record.get(name) != expected:
+                raise self._refusal(
+                    f"it should record {name!r} as {brief(expected)}, but records {brief(record.get(name))}; the code, data or "
+                    f"config has changed since, or the line"
+                )
+        return {name: value for name, value in record.items() if name not in key}
+
+    def _refusal(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"{at_line(self.path, self.n_recalled)} does not belong to this run: {reason}; start a new run folder, or "
+            f"{REMOVE_THE_REST}"
+        )
 
     def _append(self, line: str) -> None:
         try:
@@ -121,19 +153,17 @@ def disk_error(path: Path, error: OSError, remedy: str = RESUME_A_RUN) -> Selfpr
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, whose last line is removed if it was cut short while it was written."""
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = read_bytes(path, REMOVE_THE_REST)
     whole = content[: content.rfind(b"\n") + 1]
+    rest = content[len(whole) :]
+    if rest and not rest.startswith(b"{"):  # nothing that was written here
+        whole = content
+    lines = parsed_lines(whole, path, REMOVE_THE_REST)
+    records = [checked(line, dict[str, Any], at_line(path, i), REMOVE_THE_REST) for i, line in enumerate(lines)]
     if len(whole) < len(content):
         logger.warning("%s ended in a line that was cut short; the line was removed", path)
         os.truncate(path, len(whole))
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be read back: {error}; restore it from a copy or start a new run folder") from error
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return records

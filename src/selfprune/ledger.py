@@ -1,22 +1,18 @@
 """The ledger: what every proposer, and the language model above all, cost and gained."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from selfprune.candidate import Candidate
+from selfprune.language_models.calls import Call
 
 CHAMPIONS = "champions again"
 """Where the ledger counts the tokens of incumbents that were scored on further windows."""
 N_COMMONEST = 5
 """Repairs and failures that are told apart."""
-
-Call = dict[str, Any]
-"""A line of `language_model_calls.jsonl`."""
 
 
 def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
@@ -39,18 +35,6 @@ def count_by_proposer(candidates: Sequence[Candidate]) -> dict[str, dict[str, fl
     for ours in counts.values():
         ours["gain_per_million_tokens"] = 1e6 * ours["gain"] / ours["n_tokens"] if ours["n_tokens"] else 0.0
     return counts
-
-
-def read_calls(path: Path, n_calls: int) -> list[Call]:
-    """The first recorded calls of a language model; none where it was never asked.
-
-    Args:
-        path: `language_model_calls.jsonl`.
-        n_calls: calls that the run made.
-    """
-    if n_calls == 0:
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:n_calls]]
 
 
 def answered(calls: Sequence[Call], candidates: Iterable[Candidate]) -> list[tuple[Candidate, Call, int]]:

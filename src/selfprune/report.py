@@ -15,15 +15,16 @@ from rich.table import Table
 from selfprune.allocation import Allocation
 from selfprune.candidate import best
 from selfprune.dialogues import sample_dialogues
-from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
-from selfprune.ledger import Call, count_by_proposer, count_by_search, read_calls
+from selfprune.language_models.calls import Call, read_calls
+from selfprune.ledger import count_by_proposer, count_by_search
 from selfprune.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
 from selfprune.pareto import best_rivals, rivals
 from selfprune.pictures import draw_front, draw_progress, draw_sparsities
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
 from selfprune.task_columns import standard_error, task_columns
+from selfprune.tracking import read_environment
 
 
 def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> di
         the content of `report.json`.
     """
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
-    report["environment"] = json.loads((folder / "environment.json").read_text(encoding="utf-8")) | {"lm_eval_tasks": versions}
+    report["environment"] = dict(read_environment(folder)) | {"lm_eval_tasks": versions}
     draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
     main = [c for c in results.candidates if c.search == "main"]
     n_scored = sum(c.n_tokens for c in main)
@@ -191,18 +192,3 @@ def _ledger_table(by_proposer: dict[str, dict[str, float]]) -> list[str]:
     ]
     header = ["", *counted, "gain", "credit"]
     return table_lines(header, rows)
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report of a finished run.
-
-    Raises:
-        ConfigError: when the folder holds none.
-    """
-    path = folder / "report.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder} holds no report.json, so its run is not finished; continue it with `python -m selfprune resume={folder}`"
-        )
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report

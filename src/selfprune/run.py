@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
 from selfprune.allocation import Allocation
 from selfprune.calibration import prune_in_place
@@ -24,6 +25,7 @@ from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.export import save_checkpoint
 from selfprune.proposers.base import ProposerConfig
 from selfprune.racing import Racer
+from selfprune.recorded_files import Metrics, Score
 from selfprune.report import print_table, write_report
 from selfprune.resources import Resources, folder_bytes, peak_memory_bytes
 from selfprune.results import Results, Spent
@@ -33,6 +35,19 @@ from selfprune.swap_gradients import SwapGradients
 from selfprune.workbench import Workbench, prepare
 
 logger = logging.getLogger(__name__)
+
+
+class Accuracies(TypedDict):
+    """What the journal keeps of a finalist: lm-eval task -> its metrics."""
+
+    tasks: dict[str, Metrics]
+
+
+class Measured(Accuracies):
+    """What the journal keeps of a row of the report."""
+
+    kl: Score
+    perplexity: Score
 
 
 def run_composed(composed: DictConfig, overrides: list[str], job: int | None) -> Path:
@@ -148,7 +163,7 @@ def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
     accuracies: list[tuple[float, float]] = []
     with bench.display.stage("finalists on lm-eval", total=len(finalists)) as update:
         for i, finalist in enumerate(finalists):
-            record = bench.journal.once({"finalist": finalist.id}, partial(_measure_finalist, bench, finalist, names))
+            record = bench.journal.once({"finalist": finalist.id}, partial(_measure_finalist, bench, finalist, names), Accuracies)
             accuracies.append(mean_accuracy(record["tasks"]))
             update(i + 1)
     best_mean, error = accuracies[0]
@@ -203,7 +218,7 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
             return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks}
 
         for i, (name, allocation) in enumerate(allocations.items()):
-            row = bench.journal.once({"row": name}, partial(measure, name, allocation))
+            row = bench.journal.once({"row": name}, partial(measure, name, allocation), Measured)
             rows.append({"name": name, "sparsity": bench.space.grid.sparsity(allocation), **row})
             update(i + 1, name)
     return rows

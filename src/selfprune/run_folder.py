@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
@@ -20,8 +22,9 @@ from selfprune.levels_config import LevelKind
 from selfprune.lock import hold
 from selfprune.models import preflight_memory
 from selfprune.placement import Placement
+from selfprune.recorded_files import read_text
 from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
-from selfprune.tracking import Display, describe_environment
+from selfprune.tracking import Display, describe_environment, read_environment
 from selfprune.units import list_units, n_row_groups, weight_view
 
 HARNESS_BYTES = 300_000_000
@@ -42,14 +45,14 @@ def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
             f"resume must name a run folder with a config.yaml and an environment.json, got {folder}; give the folder "
             f"of a run that was begun"
         )
+    overrides = read_environment(folder)["overrides"]
     try:
-        overrides = json.loads(environment.read_text(encoding="utf-8"))["overrides"]
-    except (ValueError, KeyError, TypeError) as error:
+        return hydra.compose("config", overrides=overrides), overrides
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(
-            f"{environment} must hold the overrides that the run was begun with, but cannot be read as that "
-            f"({type(error).__name__}: {error}); begin the run anew, in another run_folder"
+            f"{environment} must hold the overrides that the run was begun with, but no config can be made of them "
+            f"({str(error).splitlines()[0]}); restore it from a copy, or begin the run anew, in another run_folder"
         ) from error
-    return hydra.compose("config", overrides=overrides), overrides
 
 
 def preflight(config: RunConfig, folder: Path) -> Resources:
@@ -147,7 +150,8 @@ def opened(folder: Path, composed: DictConfig, overrides: list[str]) -> Iterator
     )
     path = folder / "config.yaml"
     if path.exists():
-        if path.read_text(encoding="utf-8") != content:
+        read_environment(folder)  # which the report needs at the end
+        if read_text(path, "restore it from a copy, or choose another run_folder") != content:
             raise ConfigError(
                 f"the run folder {folder} belongs to another config (its config.yaml differs from this run's); choose another "
                 f"run_folder, or continue that run with `python -m selfprune resume={folder}`"

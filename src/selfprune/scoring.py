@@ -6,10 +6,20 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.journal import Journal
 from selfprune.level_store import LevelStore
+from selfprune.recorded_files import Score, Seconds
+
+
+class WindowScores(TypedDict):
+    """What the journal keeps of a measurement: the scores of all windows of its batches, in order."""
+
+    window_scores: list[Score]
+    seconds: Seconds
 
 
 @dataclass
@@ -63,11 +73,27 @@ class Scorer:
             batches: which batches, by number.
         """
         key = {"search": search, "candidate": candidate, "allocation": digest(allocation, self.grid), "batches": list(batches)}
-        record = self.journal.once(key, lambda: self.measure(allocation, batches))
+        record = self.recall(key, allocation, batches)
         self.seconds += record["seconds"]
         self.last = allocation
         scores = iter(record["window_scores"])
         return {batch: [next(scores) for _ in range(self.batch_sizes[batch])] for batch in batches}
+
+    def recall(self, key: dict[str, Any], allocation: Allocation, batches: Sequence[int]) -> WindowScores:
+        """What the journal has under a key, or else a new measurement.
+
+        Args:
+            key: of the record.
+            allocation: what is measured.
+            batches: on which batches.
+        """
+        n_windows = sum(self.batch_sizes[batch] for batch in batches)
+
+        def fault(record: WindowScores) -> str:
+            n_found = len(record["window_scores"])
+            return "" if n_found == n_windows else f"it should hold the scores of {n_windows} windows, but holds {n_found}"
+
+        return self.journal.once(key, lambda: self.measure(allocation, batches), WindowScores, fault)
 
     def measure(self, allocation: Allocation, batches: Sequence[int]) -> dict[str, Any]:
         """Scores of the windows of some batches, and the seconds that they took."""

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from typing_extensions import TypedDict
+
 from selfprune.archive import Archive
 from selfprune.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
@@ -79,6 +81,12 @@ class SearchConfig:
             )
 
 
+class TimeLimit(TypedDict):
+    """What the journal keeps of a look at the clock."""
+
+    is_over: bool
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a search stands.
@@ -147,8 +155,7 @@ def run_search(
             return False
         # Recorded, because a resumed search must end where this one does.
         key = {"search": racer.search, "candidates": len(candidates)}
-        record = racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= limit})
-        return bool(record["is_over"])
+        return racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= limit}, TimeLimit)["is_over"]
 
     if yardsticks:
         go_on(yardsticks, 0)

@@ -12,14 +12,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from selfprune.allocation import Allocation, Unit
 from selfprune.gradients import backward_blocks
 from selfprune.proposers.base import MoveValues
+from selfprune.recorded_files import Score, Seconds
 from selfprune.scoring import Scorer, digest
 
 FORWARD_PASSES = 4
 """What a gradient counts as, in forward passes: one, another block by block, and a backward pass that takes as long as two."""
+
+
+class Falls(TypedDict):
+    """What the journal keeps of a gradient: unit name -> fall of the score per level, for either direction."""
+
+    restoring: dict[str, Score]
+    removing: dict[str, Score]
+    seconds: Seconds
 
 
 @dataclass
@@ -47,7 +57,7 @@ class SwapGradients:
             n_taken += self.scorer.batch_sizes[index]
             index = (index + 1) % self.scorer.n_batches
         key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "batches": batches}
-        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches))
+        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches), Falls, self._fault)
         self.scorer.seconds += record["seconds"]
         n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window
         values = MoveValues(record["restoring"], record["removing"], n_tokens)
@@ -57,6 +67,11 @@ class SwapGradients:
     def known(self, allocation: Allocation) -> MoveValues | None:
         """See `MoveOracle`."""
         return self._known.get(self.scorer.grid.genome(allocation))
+
+    def _fault(self, record: Falls) -> str:
+        units = {unit.name for unit in self.scorer.grid.units}
+        strange = sorted((record["restoring"].keys() | record["removing"].keys()) - units)
+        return f"{strange[0]!r} is no unit of the model" if strange else ""
 
     def _batch_of(self, window: int) -> int:
         for index, size in enumerate(self.scorer.batch_sizes):

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing_extensions import TypedDict
 
 from selfprune.errors import complain
+from selfprune.recorded_files import Text, read_json
 
 PACKAGES = (
     "selfprune",
@@ -28,6 +30,27 @@ PACKAGES = (
     "llguidance",
     "numpy",
 )
+
+
+class Environment(TypedDict):
+    """What is read back of `environment.json`; there is more."""
+
+    overrides: list[Text]
+    python: Text
+    packages: dict[str, Text | None]
+
+
+def read_environment(folder: Path) -> Environment:
+    """The surroundings in which a run was begun.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ConfigError: when the file is missing or holds something else.
+    """
+    remedy = "restore it from a copy, or begin the run anew, in another run_folder"
+    return read_json(folder / "environment.json", Environment, remedy, extra=True)
 
 
 def describe_environment(overrides: list[str]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The winner of a finished run, read back from its folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from selfprune.allocation import Allocation, Unit
 from selfprune.archive import read_archive
+from selfprune.candidate import State
 from selfprune.errors import ConfigError
+from selfprune.report_file import read_outcome
 
 
 def read_winner(run_folder: Path, expected: str) -> Allocation:
@@ -20,13 +21,16 @@ def read_winner(run_folder: Path, expected: str) -> Allocation:
         ConfigError: when the folder holds no finished run.
     """
     try:
-        report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
-        winner: int = report["search"]["winner"]["id"]
-        return read_archive(run_folder / "archive.jsonl")[winner].allocation
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        winner = read_outcome(run_folder)["search"]["winner"]["id"]
+        candidates = read_archive(run_folder / "archive.jsonl")
+    except ConfigError as error:
+        raise ConfigError(f"{expected}, got {run_folder}, which tells no winner: {error}") from error
+    if winner >= len(candidates) or candidates[winner].state is not State.COMPLETE:
         raise ConfigError(
-            f"{expected}, got {run_folder}, whose report.json and archive.jsonl tell no winner ({type(error).__name__}: {error})"
-        ) from error
+            f"{expected}, got {run_folder}, which tells no winner: report.json names candidate {winner}, and archive.jsonl has "
+            f"no such candidate that was scored to the end; give another run, or restore the two from copies"
+        )
+    return candidates[winner].allocation
 
 
 def fits(allocation: Allocation, units: Sequence[Unit]) -> bool:

@@ -17,7 +17,7 @@ from selfprune.config import RunConfig
 from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.journal import Journal
+from selfprune.journal import Journal, NothingElse
 from selfprune.kept_statistics import KeptStatistics
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
@@ -96,7 +96,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         splits = _draw_splits(config, loaded, harness, kinds)
         kept = _open_statistics(config, loaded, grid, splits, folder)
-        journal.once({"splits": splits.hashes}, dict)
+        journal.once({"splits": splits.hashes}, dict, NothingElse)
     with display.stage("calibrating"):
         store, measured = _open_store(config, loaded, grid, splits, kept)
         evaluator = _make_evaluator(config, loaded, splits)
@@ -199,7 +199,7 @@ def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[
         for i, unit in enumerate(grid.units):
             steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
             alone = {**dense, unit.name: steps * grid.step[unit.name]}
-            record = scorer.journal.once({"sensitivity": unit.name}, partial(scorer.measure, alone, batches))
+            record = scorer.recall({"sensitivity": unit.name}, alone, batches)
             scorer.seconds += record["seconds"]
             rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
             update(i + 1)

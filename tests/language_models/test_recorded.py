@@ -99,7 +99,7 @@ def test_a_run_that_parts_from_its_record_is_stopped(path, change, named):
     record(path, 2)
     written = path.read_bytes()
     recorder = RecordingLanguageModel(never, path)
-    with pytest.raises(ConfigError, match=f"cannot be continued.*{named}"):
+    with pytest.raises(ConfigError, match=f"does not belong to this run.*{named}"):
         recorder.complete(**{"prompt": "prompt 0", "schema": SCHEMA, "n": 2, "seed": 0, **change})
     assert path.read_bytes() == written
 

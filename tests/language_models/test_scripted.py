@@ -114,7 +114,7 @@ def test_the_place_where_two_long_prompts_part_is_shown(tmp_path):
 )
 def test_a_file_that_is_no_record_is_told(tmp_path, content):
     (tmp_path / "calls.jsonl").write_text(content + "\n")
-    with pytest.raises(LanguageModelError, match="cannot be read as that"):
+    with pytest.raises(LanguageModelError, match=r"calls\.jsonl, line 1, cannot be read back"):
         ScriptedLanguageModel(tmp_path / "calls.jsonl")
 
 

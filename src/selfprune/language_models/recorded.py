@@ -10,6 +10,7 @@ from typing import Any
 
 from selfprune.journal import Journal
 from selfprune.language_models.base import LanguageModel, Reply, Resumable
+from selfprune.language_models.calls import Answer
 
 
 class RecordingLanguageModel:
@@ -67,7 +68,13 @@ class RecordingLanguageModel:
         return self._answer({"prompt": prompt, "options": list(options)}, lambda model: model.score(prompt, options))
 
     def _answer(self, key: dict[str, Any], ask: Callable[[LanguageModel], list[Reply]]) -> list[Reply]:
-        record = self._journal.once({"call": self.n_calls, **key}, lambda: self._ask(ask))
+        n_replies = key["n"] if "n" in key else len(key["options"])
+
+        def fault(answer: Answer) -> str:
+            n_found = len(answer["replies"])
+            return "" if n_found == n_replies else f"it should hold {n_replies} replies, but holds {n_found}"
+
+        record = self._journal.once({"call": self.n_calls, **key}, lambda: self._ask(ask), Answer, fault)
         replies = [Reply(**reply, source=(self.n_calls, i)) for i, reply in enumerate(record["replies"])]
         if self._inner is None:
             self._repeated += replies

@@ -3,7 +3,6 @@
 Limits: the run must ask what the recorded one asked, so it needs the same config, code and seed; the first other prompt is told.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from omegaconf import MISSING
 
 from selfprune.errors import LanguageModelError
 from selfprune.language_models.base import LanguageModel, LanguageModelConfig, Reply
+from selfprune.language_models.calls import Call
+from selfprune.recorded_files import read_json_lines
 
 
 @dataclass
@@ -67,14 +68,9 @@ class ScriptedLanguageModel:
 
     def __init__(self, path: Path) -> None:
         self.name = f"scripted by {path}"
-        try:
-            calls = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self._script = [line for call in calls for line in _read_call(call)]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LanguageModelError(
-                f"{path} must hold the recorded calls of a language model, one JSON line each, but cannot be read as that "
-                f"({type(error).__name__}: {error}); give the language_model_calls.jsonl of a finished run"
-            ) from error
+        remedy = "give the language_model_calls.jsonl of a finished run, which holds the recorded calls of a language model"
+        calls = read_json_lines(path, Call, remedy, LanguageModelError)
+        self._script = [_Line(call["prompt"], Reply(**reply), "options" in call) for call in calls for reply in call["replies"]]
 
     @classmethod
     def from_texts(cls, texts: Sequence[str]) -> "ScriptedLanguageModel":
@@ -131,17 +127,3 @@ class ScriptedLanguageModel:
             f"{self.name}: the script must follow the calls of the run it is for, expected {expected[shown]!r}, "
             f"got {got[shown]!r}; record the script with this config"
         )
-
-
-def _read_call(call: dict[str, Any]) -> list[_Line]:
-    """The replies of one recorded call.
-
-    Raises:
-        KeyError: when something is missing.
-        TypeError: when something is there that does not belong there, or is of another kind.
-    """
-    lines = [_Line(call["prompt"], Reply(**reply), "options" in call) for reply in call["replies"]]
-    for line in lines:
-        if not all(isinstance(text, str) for text in (line.prompt, line.reply.text, line.reply.failure)):
-            raise TypeError("a prompt or a reply is no text")
-    return lines
