@@ -20,6 +20,7 @@ FLOOR_OF_FILE = {
     "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
     "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
     "run": 4, "run_folder": 4, "one_shot": 4, "command_line": 4, "workbench": 4,
+    "coverage": 3,
     "__main__": 5, "inspect": 5, "prune": 5, "latency": 5,
 }  # fmt: skip
 FLOOR_OF_FOLDER = {"language_models": 1, "embedded": 1, "pruners": 2, "proposers": 2, "evaluators": 2, "recovery": 2}

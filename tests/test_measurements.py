@@ -68,9 +68,9 @@ def walks(monkeypatch):
     """The pruners whose statistics were gathered."""
     walked = []
 
-    def spy(loaded, windows_NT, pruner, batch_size):
+    def spy(loaded, windows_NT, pruner, batch_size, coverage=None):
         walked.append(type(pruner).__name__)
-        return calibrate_blocks(loaded, windows_NT, pruner, batch_size)
+        return calibrate_blocks(loaded, windows_NT, pruner, batch_size, coverage)
 
     monkeypatch.setattr(measurements, "calibrate_blocks", spy)
     return walked

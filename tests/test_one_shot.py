@@ -239,10 +239,10 @@ def test_blocks_on_disk_are_in_memory_one_at_a_time(folder_of, prune, monkeypatc
 def test_fused_experts_are_copied_to_a_scratch_folder_which_is_removed(folder_of, prune, monkeypatch, tmp_path):
     seen = {}
 
-    def watched(loaded, *arguments):
+    def watched(loaded, *arguments, **named):
         scratch = tmp_path / "streamed.partial" / "offload"
         seen.update({path.name: path.stat().st_size for path in scratch.rglob("*")})
-        return prune_in_place(loaded, *arguments)
+        return prune_in_place(loaded, *arguments, **named)
 
     monkeypatch.setattr(one_shot, "prune_in_place", watched)
     streamed = prune(folder_of("mixtral"), tmp_path / "streamed", **{"model.placement": "STREAM"})
@@ -264,7 +264,9 @@ def test_the_record_says_what_was_removed_and_what_it_took(folder_of, prune, tmp
     folder = prune(folder_of("llama"), tmp_path / "out", **options)
     seconds = time.monotonic() - began
     record = record_of(folder)
-    assert set(record) == {"config", "sparsity", "removed", "expected", "measured", "warnings", "environment"}
+    assert set(record) == {
+        "config", "sparsity", "removed", "expected", "measured", "calibration", "window_start", "warnings", "environment",
+    }  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     units = list_units(model)
     zeros = {unit.name: int((weight_view(model, unit) == 0).sum()) for unit in units}
@@ -288,7 +290,7 @@ class Interrupting:
         self.after = after
         self.visited = []
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments, **named):
         *others, on_block = arguments
 
         def interrupting(n_done):
@@ -297,7 +299,7 @@ class Interrupting:
             if n_done == self.after:
                 raise KeyboardInterrupt
 
-        return prune_in_place(*others, interrupting)
+        return prune_in_place(*others, interrupting, **named)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
@@ -324,7 +326,7 @@ def test_an_interrupted_walk_goes_on_at_its_block_with_the_same_command(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_nothing_is_left_of_a_walk_that_ends_before_its_first_block(error, folder_of, prune, monkeypatch, tmp_path):
-    def end(*_):
+    def end(*_, **__):
         raise error
 
     monkeypatch.setattr(one_shot, "prune_in_place", end)

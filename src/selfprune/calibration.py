@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selfprune.allocation import Allocation, Unit
+from selfprune.coverage import Coverage
 from selfprune.errors import naming
 from selfprune.gather import MakeStatistics, gather
 from selfprune.gradients import backward_blocks
@@ -22,7 +23,7 @@ from selfprune.walk import BlockVisit, walk_blocks
 
 @torch.no_grad()
 def calibrate_blocks(
-    loaded: LoadedModel, windows_NT: Tensor, pruner: Pruner, batch_size: int
+    loaded: LoadedModel, windows_NT: Tensor, pruner: Pruner, batch_size: int, coverage: Coverage | None = None
 ) -> Iterator[tuple[list[Unit], dict[str, Statistics]]]:
     """The units of each block with their statistics, block after block, of the model as it stands.
 
@@ -33,16 +34,18 @@ def calibrate_blocks(
         windows_NT: calibration windows.
         pruner: says what is gathered.
         batch_size: windows per forward pass; gradients are always taken window by window.
+        coverage: counts the tokens that reach each unit.
     """
+    coverage = coverage or Coverage(loaded)
     make = _maker(loaded, pruner, len(windows_NT))
     if pruner.needs_gradients:
-        gradients = _gather_gradients(loaded, windows_NT, make)
+        gradients = _gather_gradients(loaded, windows_NT, make, coverage)
         for block in range(len(loaded.blocks)):
             units = [unit for unit in loaded.units if unit.block == block]
             yield units, {unit.name: gradients[unit.name] for unit in units}
         return
     for visit in walk_blocks(loaded, windows_NT, batch_size):
-        with gather(loaded.model, visit.units, make) as statistics:
+        with gather(loaded.model, visit.units, make, coverage.add) as statistics:
             visit.forward()
         yield visit.units, statistics
 
@@ -63,6 +66,7 @@ def prune_in_place(
     shards: Shards | None = None,
     on_block: Callable[[int], None] = lambda n_done: None,
     true_sequential: bool = False,
+    coverage: Coverage | None = None,
 ) -> dict[str, int]:
     """Prunes block by block, each on the outputs of the pruned blocks before it.
 
@@ -78,6 +82,7 @@ def prune_in_place(
         on_block: called with the number of blocks that are done.
         true_sequential: within a block, too, prune units on the outputs of those before them, for one more pass through the
             block per group of units that share an input, and one to find these groups.
+        coverage: counts the tokens that reach each unit.
 
     Returns:
         unit name -> weights removed, equal to the allocation.
@@ -85,13 +90,14 @@ def prune_in_place(
     Raises:
         PruningError: when a unit cannot be pruned; the message names it.
     """
+    coverage = coverage or Coverage(loaded)
     make = _maker(loaded, pruner, len(windows_NT))
-    gradients = _gather_gradients(loaded, windows_NT, make) if pruner.needs_gradients else None
+    gradients = _gather_gradients(loaded, windows_NT, make, coverage) if pruner.needs_gradients else None
     removed, start, hidden = shards.resume() if shards else ({}, 0, None)
     for visit in walk_blocks(loaded, windows_NT, batch_size, start, hidden):
         for units in _groups_by_input(loaded, visit) if true_sequential else [visit.units]:
             if gradients is None:
-                with gather(loaded.model, units, make) as statistics:
+                with gather(loaded.model, units, make, coverage.add) as statistics:
                     visit.forward()
             else:
                 statistics = {unit.name: gradients.pop(unit.name) for unit in units}
@@ -131,8 +137,10 @@ def _maker(loaded: LoadedModel, pruner: Pruner, n_sequences: int) -> MakeStatist
     return make
 
 
-def _gather_gradients(loaded: LoadedModel, windows_NT: Tensor, make: MakeStatistics) -> dict[str, Statistics]:
+def _gather_gradients(loaded: LoadedModel, windows_NT: Tensor, make: MakeStatistics, coverage: Coverage) -> dict[str, Statistics]:
     statistics = {unit.name: make(unit) for unit in loaded.units}
     for window_NT in torch.split(windows_NT, 1):
         backward_blocks(loaded, window_NT, lambda unit, gradient_OI: statistics[unit.name].update(gradient_OI))
+    for unit in loaded.units:
+        coverage.note_gradients(unit, statistics[unit.name].unseen())
     return statistics

@@ -15,10 +15,14 @@ from selfprune.errors import ModelError
 from selfprune.pruners.statistics import Statistics
 
 MakeStatistics = Callable[[Unit], Statistics]
+OnInputs = Callable[[Unit, Tensor, int], None]
+"""Is told of inputs [..., I] that a unit was given, and which group of its rows they feed."""
 
 
 @contextmanager
-def gather(model: nn.Module, units: list[Unit], make: MakeStatistics) -> Iterator[dict[str, Statistics]]:
+def gather(
+    model: nn.Module, units: list[Unit], make: MakeStatistics, on_inputs: OnInputs = lambda unit, inputs, row_group: None
+) -> Iterator[dict[str, Statistics]]:
     """While open, every forward pass feeds the inputs of these units to statistics.
 
     Linear layers that are given the very same tensor (queries, keys and values; gate and up) get the same object, which is
@@ -28,6 +32,7 @@ def gather(model: nn.Module, units: list[Unit], make: MakeStatistics) -> Iterato
         model: the model, or the block that runs.
         units: the units to watch.
         make: an empty accumulator for a unit.
+        on_inputs: told of everything that any of the units is given.
 
     Returns:
         unit name -> statistics, complete when the context closes.
@@ -36,8 +41,8 @@ def gather(model: nn.Module, units: list[Unit], make: MakeStatistics) -> Iterato
         ModelError: at the end, when fused experts ran in a way that hides their inputs.
     """
     statistics: dict[str, Statistics] = {}
-    sharing = _Sharing(statistics, make)
-    experts: list[tuple[Tensor, Statistics]] = []
+    sharing = _Sharing(statistics, make, on_inputs)
+    experts: list[tuple[Tensor, Unit, Statistics]] = []
     with ExitStack() as stack:
         for unit in units:
             owner = _module_or_parameter(model, unit.name)
@@ -45,8 +50,8 @@ def gather(model: nn.Module, units: list[Unit], make: MakeStatistics) -> Iterato
                 stack.callback(owner.register_forward_pre_hook(sharing.hook(unit)).remove)
             else:
                 statistics[unit.name] = make(unit)
-                experts.append((owner, statistics[unit.name]))
-        seen = stack.enter_context(_ExpertInputs(experts)) if experts else None
+                experts.append((owner, unit, statistics[unit.name]))
+        seen = stack.enter_context(_ExpertInputs(experts, on_inputs)) if experts else None
         yield statistics
     sharing.check()
     if seen is not None and seen.n_seen == 0:
@@ -61,9 +66,10 @@ def gather(model: nn.Module, units: list[Unit], make: MakeStatistics) -> Iterato
 class _Sharing:
     """Decides in the first pass which unit shares whose statistics, and holds every later pass to it."""
 
-    def __init__(self, statistics: dict[str, Statistics], make: MakeStatistics) -> None:
+    def __init__(self, statistics: dict[str, Statistics], make: MakeStatistics, on_inputs: OnInputs) -> None:
         self.statistics = statistics
         self.make = make
+        self.on_inputs = on_inputs
         self.leader_of: dict[str, str] = {}
         self.inputs: dict[str, tuple[Tensor, int]] = {}
         self.n_seen: dict[str, int] = {}
@@ -76,6 +82,7 @@ class _Sharing:
 
     def see(self, unit: Unit, inputs: Tensor) -> None:
         """Takes note of a unit's input in one pass."""
+        self.on_inputs(unit, inputs, 0)
         # the version tells whether a tensor was changed in place
         own = (inputs, inputs._version)
         if unit.name not in self.leader_of:
@@ -112,18 +119,21 @@ class _Sharing:
 class _ExpertInputs(TorchFunctionMode):
     """Sees the inputs of fused experts: linear maps whose weight is a slice of a three-dimensional parameter."""
 
-    def __init__(self, watched: list[tuple[Tensor, Statistics]]) -> None:
+    def __init__(self, watched: list[tuple[Tensor, Unit, Statistics]], on_inputs: OnInputs) -> None:
         super().__init__()
         self.watched = watched
+        self.on_inputs = on_inputs
         self.n_seen = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
-            for parameter_EOI, statistics in self.watched:
+            for parameter_EOI, unit, statistics in self.watched:
                 offset = args[1].data_ptr() - parameter_EOI.data_ptr()
                 if 0 <= offset < parameter_EOI.numel() * parameter_EOI.element_size():
                     self.n_seen += 1
-                    statistics.update(args[0], offset // (parameter_EOI.stride(0) * parameter_EOI.element_size()))
+                    expert = offset // (parameter_EOI.stride(0) * parameter_EOI.element_size())
+                    self.on_inputs(unit, args[0], expert)
+                    statistics.update(args[0], expert)
         return func(*args, **(kwargs or {}))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selfprune.allocation import Unit
 from selfprune.calibration import calibrate_blocks
+from selfprune.coverage import Coverage
 from selfprune.models import LoadedModel
 from selfprune.proposers.base import ClosedForm, Measurement, ProposerConfig
 from selfprune.proposers.portfolio import Portfolio
@@ -40,6 +41,7 @@ def measure_blocks(
     batch_size: int,
     measurements: Iterable[Measurement],
     on_block: Callable[[list[Unit], dict[str, Statistics]], None],
+    coverage: Coverage | None = None,
 ) -> Measured:
     """The measurements of the model as it stands, in one walk over its blocks with the pruner's statistics.
 
@@ -53,9 +55,10 @@ def measure_blocks(
         batch_size: windows per forward pass.
         measurements: what is measured.
         on_block: called with every block's units and their statistics by name, before these are forgotten.
+        coverage: counts the tokens that reach each unit.
     """
     measured: Measured = {measurement: {} for measurement in measurements}
-    for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+    for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size, coverage):
         on_block(units, statistics)
         has_means = all(hasattr(gathered, "means") for gathered in statistics.values())
         _measure(loaded, units, statistics, {m: measured[m] for m in measured if has_means or not m.needs_inputs})

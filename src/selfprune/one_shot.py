@@ -12,6 +12,7 @@ from selfprune.allocation import Allocation, Unit
 from selfprune.budget import Measure
 from selfprune.calibration import prune_in_place
 from selfprune.config import PruneConfig
+from selfprune.coverage import Coverage
 from selfprune.data import draw_calibration
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import write_whole
@@ -55,7 +56,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     )
     shards = Shards(output, {"config": origin})
     try:
-        removed, expected, loaded = _prune(config, shards, display)
+        removed, expected, loaded, coverage = _prune(config, shards, display)
     except BaseException:  # an interruption too, which can come as an error of any library
         shards.discard_unless_begun()
         raise
@@ -68,6 +69,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
         "removed": removed,
         "expected": expected.as_dict(),
         "measured": measured.as_dict(),
+        "calibration": coverage.as_dict(),
         "warnings": display.warnings,
         "environment": describe_environment([]),
     }
@@ -77,7 +79,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     return output
 
 
-def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[str, int], Resources, LoadedModel]:
+def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model, scratch=shards.scratch)
         windows_NT = _calibration(config, loaded)
@@ -85,9 +87,14 @@ def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[
     expected = _expected(config, loaded, windows_NT, folder_bytes(shards.scratch))
     _check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial)
     display.say(f"Expected: {expected}")
+    coverage = Coverage(loaded)
     with display.stage("pruning", total=len(loaded.blocks)) as update:
-        removed: dict[str, int] = prune_in_place(loaded, windows_NT, config.pruner, allocation, config.batch_size, shards, update)
-    return removed, expected, loaded
+        removed = prune_in_place(
+            loaded, windows_NT, config.pruner, allocation, config.batch_size, shards, update, coverage=coverage
+        )
+    if not config.pruner.sees_weights_alone():
+        coverage.warn(display.warn, "calibration")
+    return removed, expected, loaded, coverage
 
 
 def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:

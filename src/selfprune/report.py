@@ -93,6 +93,7 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
         "language_model": _language_model_record(results, calls),
         "splits": results.hashes,
         "window_start": results.window_start,
+        "calibration": results.calibration,
         "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
         "warnings": list(results.warnings),
     }

@@ -128,6 +128,7 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         bench.loaded.tokenizer.convert_ids_to_tokens(list(bench.splits.start)),
         expected=replace(expected, seconds=bench.expected_seconds),
         measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
+        calibration=bench.coverage.as_dict(),
         warnings=bench.display.warnings,
     )
     report = write_report(folder, results, bench.harness.versions)

@@ -14,6 +14,7 @@ from selfprune.archive import Archive
 from selfprune.budget import Measure
 from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.config import RunConfig
+from selfprune.coverage import Coverage
 from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
@@ -44,6 +45,7 @@ class Workbench:
     folder: Path
     loaded: LoadedModel
     splits: Splits
+    coverage: Coverage
     store: LevelStore
     scorer: Scorer
     aspects: Aspects
@@ -97,13 +99,16 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         splits = _draw_splits(config, loaded, harness, kinds)
         kept = _open_statistics(config, loaded, grid, splits, folder)
         journal.once({"splits": splits.hashes}, dict, NothingElse)
+        coverage = Coverage(loaded)
     with display.stage("calibrating"):
-        store, measured = _open_store(config, loaded, grid, splits, kept)
+        store, measured = _open_store(config, loaded, grid, splits, kept, coverage)
         evaluator = _make_evaluator(config, loaded, splits)
     n_rows = 2 + len(config.yardsticks) + len(config.controls)
     n_tokens = (1 + len(config.controls)) * config.search.max_tokens + n_rows * splits.report_NT.numel()
     seconds = n_tokens / evaluator.tokens_per_second
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the run will take about {seconds / 60:.1f} minutes")
+    if not config.pruner.sees_weights_alone():
+        coverage.warn(display.warn, "calibration")
     scorer = Scorer(store, evaluator, journal)
     sensitivities = _sensitivities(config, scorer, display)
     return Workbench(
@@ -111,6 +116,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         folder,
         loaded,
         splits,
+        coverage,
         store,
         scorer,
         Aspects(kinds, scorer.batch_sizes, _seconds(config, store.grid)),
@@ -146,11 +152,12 @@ def _open_statistics(
 
 
 def _open_store(
-    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, kept: KeptStatistics | None
+    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, kept: KeptStatistics | None, coverage: Coverage
 ) -> tuple[LevelStore, dict[Measurement, dict[int, float]]]:
     """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
     needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
-    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, config.search.batch_size, needed)
+    batch_size = config.search.batch_size
+    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, batch_size, needed, coverage=coverage)
     if kept is None:
         numbers: dict[str, Tensor] = {}
 

@@ -19,6 +19,7 @@ from selfprune.pruners.dsnot import DSnoT
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.pruners.obd import OBD
 from selfprune.pruners.ria import RIA
+from selfprune.pruners.selection import lowest_in_turns
 from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.pruners.taylor import Taylor
 from selfprune.pruners.wanda import Wanda, wanda_metric
@@ -101,6 +102,11 @@ def removed(pruner, weight_OI, n_pruned, inputs_NTI=None):
     """True where a weight goes."""
     inputs_NTI = normal(3, 5, weight_OI.shape[1], seed=1) if inputs_NTI is None else inputs_NTI
     return outcome(pruner, weight_OI, gathered(pruner, weight_OI, inputs_NTI), n_pruned)[0]
+
+
+def by_magnitude(pruner, weight_OI, n_pruned):
+    """True where a weight goes when the smallest among those that compete go."""
+    return lowest_in_turns(pruner._comparison_rows(weight_OI.abs()), n_pruned).reshape(weight_OI.shape)
 
 
 def levels(pruner, *counts):
@@ -238,13 +244,33 @@ class TestEveryPruner:
             assert torch.equal(part_OI, alone_OI)
             torch.testing.assert_close(new_part_OI, new_alone_OI)
 
-    def test_a_group_of_rows_that_saw_nothing_is_pruned_exactly(self, pruner):
+    def test_a_group_of_rows_that_saw_nothing_loses_its_smallest_weights(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1), None, normal(3, 2, N_IN, seed=2))
+        ranks_OI = pruner.ranks(weight_OI, statistics)
+        assert torch.equal(ranks_OI.flatten().sort().values, torch.arange(N_ALL, dtype=torch.int32))
         for n_pruned in levels(pruner, 1, 2, 144, 200):
             removed_OI, new_OI = outcome(pruner, weight_OI, statistics, n_pruned)
             assert removed_OI.sum() == n_pruned
             assert n_lost(weight_OI, removed_OI, new_OI) == 0
+            for goes_OI in (removed_OI, ranks_OI < n_pruned):
+                unseen_OI, of_unseen_OI = weight_OI[4:8], goes_OI[4:8]
+                assert torch.equal(of_unseen_OI, by_magnitude(pruner, unseen_OI, int(of_unseen_OI.sum())))
+            assert torch.equal(new_OI[4:8][~removed_OI[4:8]], weight_OI[4:8][~removed_OI[4:8]])
+        # no group is emptied before the others, whatever competes with what
+        n_half = round(0.5 * N_ALL)
+        for goes_OI in (outcome(pruner, weight_OI, statistics, n_half)[0], ranks_OI < n_half):
+            assert 20 <= goes_OI[4:8].sum() <= 76
+
+    def test_a_unit_that_saw_nothing_loses_its_smallest_weights(self, pruner):
+        weight_OI = normal(N_OUT, N_IN)
+        statistics = gathered(pruner, weight_OI, torch.zeros(3, 5, N_IN))
+        ranks_OI = pruner.ranks(weight_OI, statistics)
+        for n_pruned in levels(pruner, 1, 2, 144, 200):
+            removed_OI, new_OI = outcome(pruner, weight_OI, statistics, n_pruned)
+            assert torch.equal(removed_OI, by_magnitude(pruner, weight_OI, n_pruned))
+            assert torch.equal(ranks_OI < n_pruned, removed_OI)
+            assert torch.equal(new_OI, weight_OI.masked_fill(removed_OI, 0))
 
 
 @in_every_form(NESTED)
@@ -452,4 +478,4 @@ def test_an_expert_that_saw_nothing_is_pruned_like_the_others():
     statistics.update(normal(6, 8), 1)
     removed_OI = ~Wanda().prune(normal(8, 8), statistics, 32).mask_OI
     assert removed_OI.sum(dim=1).tolist() == [4] * 8
-    assert removed_OI[:4, :4].all()
+    assert torch.equal(removed_OI[:4], removed(Magnitude(scope=Scope.ROW), normal(8, 8)[:4], 16))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfprune.errors import PruningError
 from selfprune.pruners.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns
-from selfprune.pruners.statistics import Statistics
+from selfprune.pruners.statistics import NoStatistics, Statistics
 
 
 class Scope(str, Enum):
@@ -41,7 +41,10 @@ class Pruner(ABC):
     """Decides which items go, given weights, statistics and level.
 
     A search needs many levels of a unit at once, and therefore an order in which its weights go (`ranks`), from `scores`. A
-    pruner that changes the kept weights, or whose masks are not nested, follows its own mind in `prune`.
+    pruner that changes the kept weights, or whose masks are not nested, says in `prune_seen` what it does instead.
+
+    Of a unit, or an expert, that calibration never reached no pruner knows anything: its smallest weights go, as many as the
+    pruner would take of it, and the others stay as they are.
 
     Attributes:
         pattern: `N:M` keeps N of every M consecutive input columns (as in 2:4) before any group gives up more; empty for none.
@@ -86,12 +89,31 @@ class Pruner(ABC):
         """The importance of each weight [O, I] in fp32 without any update of others; the lowest go first."""
 
     @abstractmethod
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
-        """Removes exactly `n_pruned` weights.
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+        """Removes exactly `n_pruned` weights; what it makes of groups of rows that were never seen does not matter.
 
         Raises:
             PruningError: when the count is out of range or the statistics are not finite.
         """
+
+    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+        """Removes exactly `n_pruned` weights: `prune_seen`, and the smallest weights where nothing was seen.
+
+        Raises:
+            PruningError: when the count is out of range or the statistics are not finite.
+        """
+        unseen = statistics.unseen().tolist()
+        if all(unseen):
+            check_count(weight_OI, n_pruned)
+            return PrunedWeight(self._largest(weight_OI, n_pruned))
+        pruned = self.prune_seen(weight_OI, statistics, n_pruned)
+        n_rows = len(weight_OI) // len(unseen)
+        for group in (group for group, is_unseen in enumerate(unseen) if is_unseen):
+            rows = slice(group * n_rows, (group + 1) * n_rows)
+            pruned.mask_OI[rows] = self._largest(weight_OI[rows], int((~pruned.mask_OI[rows]).sum()))
+            if pruned.weight_OI is not None:
+                pruned.weight_OI[rows] = weight_OI[rows].masked_fill(~pruned.mask_OI[rows], 0)
+        return pruned
 
     def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The order in which the weights go: a permutation of 0..O*I-1 as int32 [O, I].
@@ -103,8 +125,24 @@ class Pruner(ABC):
         Raises:
             PruningError: when a score is not finite, or the pattern does not divide the width.
         """
-        scores_OI = self.scores(weight_OI, statistics)
+        scores_OI = self.comparable_scores(weight_OI, statistics)
         return rank_in_turns(self._comparison_rows(scores_OI)).reshape(scores_OI.shape)
+
+    def comparable_scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
+        """The scores [O, I]; in groups of rows that were never seen the magnitudes, scaled to the mean score of the others."""
+        scores_OI, unseen_G = self.scores(weight_OI, statistics), statistics.unseen().to(weight_OI.device)
+        if not unseen_G.any():
+            return scores_OI
+        scores_GK = scores_OI.reshape(len(unseen_G), -1)
+        magnitudes_GK = weight_OI.float().abs().reshape(scores_GK.shape)
+        scale = scores_GK[~unseen_G].mean() / magnitudes_GK[~unseen_G].mean()
+        # no mean where no group was seen, or all its weights are zero
+        scaled_GK = magnitudes_GK * torch.where(scale > 0, scale, 1)
+        return torch.where(unseen_G[:, None], scaled_GK, scores_GK).reshape(scores_OI.shape)
+
+    def sees_weights_alone(self) -> bool:
+        """Whether it gathers nothing, so that no input can change what it does."""
+        return isinstance(self.statistics(1, 1, 1), NoStatistics)
 
     def level_fraction(self) -> float | None:
         """The one sparsity besides 0 that a unit may have under the pattern; None without one."""
@@ -116,6 +154,11 @@ class Pruner(ABC):
     def _row_width(self, n_out: int, n_in: int) -> int:
         """How many weights compete with each other where there is no pattern."""
         return n_out * n_in
+
+    def _largest(self, weight_OI: Tensor, n_pruned: int) -> Tensor:
+        """True [O, I] where a weight stays when the smallest among those that compete go."""
+        magnitudes_OI = weight_OI.float().abs()
+        return lowest_in_turns(self._comparison_rows(magnitudes_OI), n_pruned).logical_not_().reshape(weight_OI.shape)
 
     def _comparison_rows(self, scores_OI: Tensor) -> Tensor:
         """The scores as [R, W], checked."""
@@ -143,10 +186,10 @@ class ScorePruner(Pruner):
     scope: Scope = Scope.ROW
     reference_threshold: bool = False
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Keeps the ranks from `n_pruned` on, without ranking all of them."""
         check_count(weight_OI, n_pruned)
-        scores_OI = self.scores(weight_OI, statistics)
+        scores_OI = self.comparable_scores(weight_OI, statistics)
         scores_RW = self._comparison_rows(scores_OI)
         if self.reference_threshold and len(scores_RW) == 1:
             threshold = scores_RW.kthvalue(min(n_pruned + 1, scores_RW.numel()), dim=1).values

@@ -95,11 +95,11 @@ class DSnoT(Pruner):
         assert isinstance(statistics, InputMoments)
         return wanda_metric(weight_OI, statistics)
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Wanda's mask at `n_pruned`, then the swaps."""
         assert isinstance(statistics, InputMoments)
         check_level(weight_OI, self.pattern, n_pruned)
-        metric_OI = self.scores(weight_OI, statistics)
+        metric_OI = self.comparable_scores(weight_OI, statistics)
         removed_OI = lowest_in_turns(self._comparison_rows(metric_OI), n_pruned).reshape(metric_OI.shape)
         if 0 < n_pruned < weight_OI.numel():
             device, (n_out, n_in) = weight_OI.device, weight_OI.shape

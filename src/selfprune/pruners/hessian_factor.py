@@ -62,6 +62,10 @@ class HessianFactor(InputGram):
         """True for the input channels [G, I] that were never other than zero."""
         return self._diagonal() == 0
 
+    def unseen(self) -> Tensor:
+        """True where no input other than zero came [G]."""
+        return self.dead().all(dim=1)
+
     def block(self, group: int, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of R from column `start` on [B, I - start].
 

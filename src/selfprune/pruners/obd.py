@@ -24,7 +24,7 @@ class OBD(ScorePruner):
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The squared gradient, averaged over windows."""
-        return WeightGradients(power=2)
+        return WeightGradients(n_row_groups, power=2)
 
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """½ · F · w² [O, I] (eq. 5)."""

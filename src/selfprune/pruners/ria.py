@@ -67,13 +67,13 @@ class RIA(ScorePruner):
         dtype = torch.int32 if weight_OI.numel() < 2**31 else torch.int64
         return torch.stack([ranks_OI.to(dtype) * len(ranks) + g for g, ranks_OI in enumerate(ranks)]).reshape(weight_OI.shape)
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Removes the lowest of every group of rows, as many of each; the first ones lose what is left over."""
         check_count(weight_OI, n_pruned)
         matrices = list(self._matrices(weight_OI, statistics))
         masks = []
         for (matrix_OI, own, places_I), n_here in zip(matrices, equal_shares(n_pruned, len(matrices)), strict=True):
-            masks.append(super().prune(matrix_OI, own, n_here).mask_OI[:, places_I])
+            masks.append(super().prune_seen(matrix_OI, own, n_here).mask_OI[:, places_I])
         return PrunedWeight(torch.cat(masks))
 
     def _matrices(self, weight_OI: Tensor, statistics: Statistics) -> Iterator[tuple[Tensor, InputSquares, Tensor]]:
@@ -84,7 +84,7 @@ class RIA(ScorePruner):
             own = InputSquares(1, n_in, statistics.n_sequences)
             own.sums_GI = statistics.sums_GI[g : g + 1]
             order_I = torch.arange(n_in, device=weight_OI.device)
-            if self.permute_channels:
+            if self.permute_channels and not own.unseen().any():
                 scores_OI = self.scores(matrix_OI, own)
                 self._comparison_rows(scores_OI)
                 order_I = channel_order(scores_OI, *parse_pattern(self.pattern))

@@ -98,7 +98,7 @@ class ScaledLayerPruner(Pruner):
         assert isinstance(statistics, InputGram)
         return wanda_metric(weight_OI, statistics)
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Removes `n_pruned` weights and updates the others; groups of rows lose equal shares, the first of them the rest.
 
         Raises:

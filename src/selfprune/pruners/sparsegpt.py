@@ -64,7 +64,7 @@ class SparseGPT(Pruner):
         n_groups, n_in = inverse_GI.shape
         return (weight_OI.float().square().reshape(n_groups, -1, n_in) / inverse_GI[:, None, :]).reshape(weight_OI.shape)
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
         """Removes `n_pruned` weights and updates the others.
 
         The blocks of columns lose equal shares, rounded so that the total is exact; so do experts. Weights of dead inputs go

@@ -24,6 +24,10 @@ class Statistics(Protocol):
         """Adds inputs [..., I] that feed one group of output rows."""
         ...
 
+    def unseen(self) -> Tensor:
+        """True for the groups of output rows [G] of which nothing is known: no input other than zero, or no gradient, came."""
+        ...
+
 
 class HasMeans(Protocol):
     """Statistics that know the mean squares of the inputs, whatever else they know."""
@@ -38,6 +42,10 @@ class NoStatistics:
 
     def update(self, inputs: Tensor, row_group: int = 0) -> None:
         """Nothing to gather."""
+
+    def unseen(self) -> Tensor:
+        """Nothing had to be seen [1]."""
+        return torch.zeros(1, dtype=torch.bool)
 
 
 class InputSquares:
@@ -60,6 +68,10 @@ class InputSquares:
     def means(self) -> Tensor:
         """s_j = (1/N) Σ_tokens x_j² [G, I]; zero where nothing was seen."""
         return self.sums_GI / self.n_sequences
+
+    def unseen(self) -> Tensor:
+        """True where no input other than zero came [G]."""
+        return ~self.sums_GI.any(dim=1)
 
 
 class InputGram:
@@ -99,6 +111,10 @@ class InputGram:
         """s_j = (1/N) Σ_tokens x_j² [G, I], which is the diagonal; zero where nothing was seen."""
         return self.sums().diagonal(dim1=1, dim2=2) / self.n_sequences
 
+    def unseen(self) -> Tensor:
+        """True where no input other than zero came [G]."""
+        return ~self._allocated(torch.device("cpu")).diagonal(dim1=1, dim2=2).any(dim=1)
+
     def _allocated(self, device: torch.device) -> Tensor:
         """The sums so far, zeros on this device before the first; large, and therefore made only when needed."""
         if not self._upper_GII.numel():
@@ -115,10 +131,12 @@ class WeightGradients:
     """Sums over calibration windows of the loss gradient with respect to a unit's weights, to a power, in fp32.
 
     Args:
+        n_row_groups: groups of output rows with inputs of their own.
         power: 1 for the gradient itself, 2 for its squares (the diagonal of the empirical Fisher information).
     """
 
-    def __init__(self, power: int) -> None:
+    def __init__(self, n_row_groups: int, power: int) -> None:
+        self.n_row_groups = n_row_groups
         self.power = power
         self.n_windows = 0
         self._sums_OI = torch.zeros(0)
@@ -134,6 +152,10 @@ class WeightGradients:
         """Mean over windows [O, I]."""
         assert self.n_windows, "no window was seen"
         return self._sums_OI / self.n_windows
+
+    def unseen(self) -> Tensor:
+        """True where every gradient was zero [G]."""
+        return ~self._sums_OI.reshape(self.n_row_groups, -1).any(dim=1)
 
 
 def mirror_in_place(gram_II: Tensor) -> None:

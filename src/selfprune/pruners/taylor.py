@@ -22,7 +22,7 @@ class Taylor(ScorePruner):
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The gradient, averaged over windows."""
-        return WeightGradients(power=1)
+        return WeightGradients(n_row_groups, power=1)
 
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """|g · w| [O, I] (eq. 8, unsquared: the order is the same)."""
