@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
 
 FLOOR_OF_FILE = {
     "__init__": 0, "errors": 0, "allocation": 0, "cost": 0, "projection": 0, "budget": 0, "latency_table": 0, "candidate": 0,
-    "objective": 0, "pareto": 0,
+    "objective": 0, "pareto": 0, "signals": 0,
     "models": 1, "units": 1, "preflight": 1, "data": 1, "data_config": 1, "hub_texts": 1, "text_files": 1, "self_generated": 1,
     "archive": 1, "winners": 1, "tracking": 1, "conf_path": 1, "journal": 1, "lock": 1, "prefix": 1, "blocks": 1, "placement": 1,
     "resources": 1, "window_start": 1, "tensor_file": 1, "recorded_files": 1, "report_file": 1,
@@ -19,9 +19,9 @@ FLOOR_OF_FILE = {
     "levels_config": 3, "calibration": 3, "measurements": 3, "level_store": 3, "ladder": 3, "racing": 3, "scoring": 3,
     "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
     "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
-    "run": 4, "run_folder": 4, "one_shot": 4, "command_line": 4, "workbench": 4,
+    "run": 4, "run_folder": 4, "one_shot": 4, "command_line": 4, "latency_measurement": 4, "census_tables": 4, "workbench": 4,
     "coverage": 3,
-    "__main__": 5, "inspect": 5, "prune": 5, "latency": 5,
+    "__main__": 5, "entry": 5, "inspect": 5, "prune": 5, "latency": 5,
 }  # fmt: skip
 FLOOR_OF_FOLDER = {"language_models": 1, "embedded": 1, "pruners": 2, "proposers": 2, "evaluators": 2, "recovery": 2}
 

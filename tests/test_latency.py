@@ -133,7 +133,7 @@ def test_an_interrupt_leaves_nothing(latency, monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("selfprune.latency.fastest_rows", interrupt)
+    monkeypatch.setattr("selfprune.latency_measurement.fastest_rows", interrupt)
     code, out, err = latency("output=table.json", *FAST)
     assert (code, out, err) == (130, "", "selfprune: interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []

@@ -1,24 +1,73 @@
-"""What the commands share: a user's mistake becomes one paragraph and exit code 2."""
+"""What the commands share: Hydra composes, and a user's mistake becomes one paragraph and exit code 2."""
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils.logging import disable_progress_bar
 
+from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
 from selfprune.errors import SelfpruneError, complain
+from selfprune.signals import STOPPED, Stopped, stoppable
 
-INTERRUPTED = 130
-"""Exit code of a command that was interrupted."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+Work = Callable[[DictConfig, list[str], int | None], object]
+"""Takes what Hydra composed, the overrides that it was composed from, and the number of the job in a sweep."""
+
+
+@dataclass(frozen=True)
+class HydraCommand:
+    """A command whose arguments are overrides of a config.
+
+    Attributes:
+        name: how it is called.
+        config_name: the config that is overridden.
+        work: what it does, once, or once for every job of a sweep, where the other jobs go on after a mistake.
+        stopped: what to tell of what was left behind when it is stopped.
+    """
+
+    name: str
+    config_name: str
+    work: Work
+    stopped: Stopped
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        """Does what the arguments say.
+
+        Returns:
+            the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
+        """
+        set_up()
+        codes: list[int] = []
+
+        # Mistakes are told here, inside the job: Hydra would put a line of its own before them.
+        @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=self.config_name)
+        def start(composed: DictConfig) -> None:
+            config = HydraConfig.get()
+            job = config.job.num if config.mode == RunMode.MULTIRUN else None
+            codes.append(guarded(lambda: self.work(composed, list(config.overrides.task), job), self.name, self.stopped))
+            if codes[-1] in STOPPED:
+                # Whoever stops a sweep means all of it.
+                raise _JobStoppedError
+
+        sys.argv[1:] = arguments
+        with suppress(_JobStoppedError):
+            codes.append(guarded(start, self.name, self.stopped))
+        return max(codes)
+
+
+class _JobStoppedError(BaseException):
+    """Passes through Hydra, which keeps the errors of a job to itself, and was told already."""
 
 
 def set_up() -> None:
@@ -32,50 +81,29 @@ def set_up() -> None:
     register_schemas()
 
 
-def guarded(work: Callable[[], object], command: str, interrupted: Callable[[KeyboardInterrupt], str]) -> int:
-    """Runs `work` and tells what went wrong, if it was a user's mistake.
+def guarded(work: Callable[[], object], command: str, stopped: Stopped) -> int:
+    """Runs `work` and tells what went wrong, if it was a user's mistake, or what stopped it.
 
     Args:
         work: what the command does.
         command: how it is called, for the way to its options.
-        interrupted: what to tell who interrupts it.
+        stopped: what to tell of what was left behind when it is stopped.
 
     Returns:
-        the exit code: 0, 2 for a user's mistake, 130 when interrupted.
+        the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
     """
-    with _noting_interrupts() as noted:
-        try:
-            work()
-        except KeyboardInterrupt as interrupt:
-            return complain(interrupted(interrupt), INTERRUPTED)
-        except Exception as error:
-            if noted:
-                return complain(interrupted(KeyboardInterrupt()), INTERRUPTED)
-            mistake = _mistake(error, command)
-            if mistake is None:
-                raise
-            return complain(mistake)
-    return 0
 
+    def until_a_mistake() -> int:
+        work()
+        return 0
 
-@contextmanager
-def _noting_interrupts() -> Iterator[list[int]]:
-    """While open, lists the interrupts, since a library that is hit in native code may raise some error of its own instead."""
-    noted: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
     try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return stoppable(until_a_mistake, stopped)
+    except Exception as error:
+        mistake = _mistake(error, command)
+        if mistake is None:
+            raise
+        return complain(mistake)
 
 
 def _mistake(error: Exception, command: str) -> str | None:

@@ -4,43 +4,27 @@ python -m selfprune.prune pruner=sparsegpt budget.sparsity=0.5 output=FOLDER
 python -m selfprune.prune model=local model.path=BIG model.placement=STREAM data=files data.calibration=A.txt output=FOLDER
 """
 
-import os
 import sys
+from collections.abc import Callable, Sequence
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["HYDRA_FULL_ERROR"] = "1"
+from selfprune.entry import Command
 
-import hydra
-from omegaconf import DictConfig
-
-from selfprune.command_line import guarded, set_up
-from selfprune.conf_path import conf_folder
-from selfprune.config import PruneConfig, to_config
-from selfprune.one_shot import prune_once
-
-COMMAND = "python -m selfprune.prune"
+NAME = "python -m selfprune.prune"
 
 
-def main() -> int:
-    """Prunes as the command line says.
+def _load() -> Callable[[Sequence[str]], int]:
+    from selfprune.command_line import HydraCommand
+    from selfprune.config import PruneConfig, to_config
+    from selfprune.one_shot import prune_once
 
-    Returns:
-        the exit code: 0, 2 for a user's mistake, 130 when interrupted.
-    """
-    set_up()
-    codes: list[int] = []
-
-    @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="prune")
-    def start(composed: DictConfig) -> None:
-        codes.append(guarded(lambda: prune_once(to_config(composed, PruneConfig), composed), COMMAND, _interrupted))
-
-    codes.append(guarded(start, COMMAND, _interrupted))
-    return max(codes)
+    return HydraCommand(NAME, "prune", lambda composed, *_: prune_once(to_config(composed, PruneConfig), composed), _stopped)
 
 
-def _interrupted(_: KeyboardInterrupt) -> str:
-    return "interrupted; the blocks that were pruned are kept, the same command goes on after them"
+def _stopped(_: KeyboardInterrupt) -> str:
+    return "the blocks that were pruned are kept, the same command goes on after them"
 
+
+main = Command(NAME, _load, _stopped)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,6 +31,7 @@ from selfprune.resources import Resources, folder_bytes, peak_memory_bytes
 from selfprune.results import Results, Spent
 from selfprune.run_folder import opened, preflight, recompose
 from selfprune.search import Progress, run_search
+from selfprune.signals import naming_on_stop
 from selfprune.swap_gradients import SwapGradients
 from selfprune.workbench import Workbench, prepare
 
@@ -73,11 +74,8 @@ def run_composed(composed: DictConfig, overrides: list[str], job: int | None) ->
         folder = Path(composed.run_folder or (f"runs/{stamp}" if job is None else f"runs/{stamp}_{job}"))
     config = to_config(composed, RunConfig)
     expected = preflight(config, folder)
-    try:
-        with opened(folder, composed, overrides):
-            return run(config, folder, expected)
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(str(folder)) from interrupt
+    with naming_on_stop(str(folder)), opened(folder, composed, overrides):
+        return run(config, folder, expected)
 
 
 def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
