@@ -163,7 +163,7 @@ def test_prune_names_what_no_token_reached_and_what_few_did(placement, deepseek,
     assert counts[GATE_UP] == counts[DOWN]
     assert (counts[GATE_UP][0], sum(counts[GATE_UP])) == (0, 2 * 3 * 16)
     n_few = sum(0 < n < n_in for name, n_in in ((GATE_UP, 32), (DOWN, 24)) for n in counts[name])
-    assert f"fewer tokens than it has inputs reached the expert of {n_few} of 24 weight matrices: " in few
+    assert f"experts saw fewer tokens than they have inputs, in {n_few} of 24 weight matrices: " in few
     assert f"[{min(range(1, 4), key=counts[GATE_UP].__getitem__)}] ({min(counts[GATE_UP][1:])} tokens, 32 inputs)" in few
     assert capsys.readouterr().err.count("warning: in calibration") == 2
 
@@ -174,6 +174,21 @@ def test_nothing_is_said_where_enough_was_seen_or_nothing_is_looked_at(pruner, t
     record = pruned(tiny_model_folder("llama"), pruner, tmp_path, n_windows)
     assert record["warnings"] == []
     assert record["calibration"] == {"n_tokens": n_windows * 16, "fewer_reached": {}}
+
+
+def test_what_was_told_already_is_not_told_again(deepseek):
+    loaded, told = load(deepseek), []
+    first, second = Coverage(loaded), Coverage(loaded)
+    for coverage, n_tokens in ((first, 40), (second, 40)):
+        for unit in loaded.units:
+            for group in range(len(coverage.n_tokens_of[unit.name])):
+                coverage.add(unit, torch.zeros(n_tokens, 1), group)
+    first.n_tokens_of[GATE_UP] = [0, 9, 40, 40]
+    second.n_tokens_of[GATE_UP] = [0, 8, 7, 40]
+    second.n_tokens_of[DOWN] = [40, 40, 40, 0]
+    second.warn(told.append, "the final pruning of the winner", first)
+    assert "no token reached 1 of 24 weight matrices: model.layers.1.mlp.experts.down_proj[3]; " in told[0]
+    assert "in 1 of 24 weight matrices: model.layers.1.mlp.experts.gate_up_proj[2] (7 tokens, 32 inputs); " in told[1]
 
 
 def test_many_names_are_counted(deepseek):

@@ -169,10 +169,10 @@ def test_a_walk_that_was_broken_off_goes_on_to_the_same_files(pruner, placement,
         if stop_after is None:
             visited.append(prune(loaded, shards, pruner))
         else:
-            before = Shards(tmp_path / "broken", ORIGIN).resume()[1]
+            before = Shards(tmp_path / "broken", ORIGIN).resume()[2]
             with pytest.raises(KeyboardInterrupt):
                 prune(loaded, shards, pruner, stop_after)
-            visited.append(list(range(before, Shards(tmp_path / "broken", ORIGIN).resume()[1])))
+            visited.append(list(range(before, Shards(tmp_path / "broken", ORIGIN).resume()[2])))
     assert visited == [[0], [1, 2], [3]]
     publish(loaded, shards)
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
@@ -183,7 +183,7 @@ def test_a_walk_goes_on_with_the_pruned_hidden_states_and_not_with_dense_ones(fo
     loaded = load(folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         prune(loaded, Shards(tmp_path / "out", ORIGIN), stop_after=2)
-    removed, start, hidden = Shards(tmp_path / "out", ORIGIN).resume()
+    removed, _, start, hidden = Shards(tmp_path / "out", ORIGIN).resume()
     assert (set(removed), start) == ({unit.name for unit in loaded.units if unit.block < 2}, 2)
     assert [len(hidden_NTD) for hidden_NTD in hidden] == [2, 2, 1]
     caught = []
@@ -221,7 +221,7 @@ def test_a_folder_that_exists_and_one_of_another_config_are_refused_and_left_alo
     with pytest.raises(ConfigError, match=r"out\.partial holds the beginning of a pruning with another config"):
         Shards(tmp_path / "out", {"config": {"seed": 1}})
     assert contents(tmp_path / "out.partial") == before
-    assert Shards(tmp_path / "out", ORIGIN).resume()[1] == 1
+    assert Shards(tmp_path / "out", ORIGIN).resume()[2] == 1
 
 
 def test_a_partial_folder_of_other_things_is_refused_and_left_alone(tmp_path):
@@ -269,7 +269,7 @@ def test_what_was_begun_is_kept_and_what_was_not_is_removed_with_the_folders_mad
     with pytest.raises(KeyboardInterrupt):
         prune(load(folder_of("llama"), tmp_path), shards, stop_after=1)
     shards.discard_unless_begun()
-    assert Shards(tmp_path / "mine" / "a" / "b" / "out", ORIGIN).resume()[1] == 1
+    assert Shards(tmp_path / "mine" / "a" / "b" / "out", ORIGIN).resume()[2] == 1
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def prune_in_place(
     coverage = coverage or Coverage(loaded)
     make = _maker(loaded, pruner, len(windows_NT))
     gradients = _gather_gradients(loaded, windows_NT, make, coverage) if pruner.needs_gradients else None
-    removed, start, hidden = shards.resume() if shards else ({}, 0, None)
+    removed, n_tokens_of, start, hidden = shards.resume() if shards else ({}, {}, 0, None)
+    coverage.n_tokens_of |= n_tokens_of
     for visit in walk_blocks(loaded, windows_NT, batch_size, start, hidden):
         for units in _groups_by_input(loaded, visit) if true_sequential else [visit.units]:
             if gradients is None:
@@ -105,7 +106,8 @@ def prune_in_place(
                 removed[unit.name] = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
         visit.forward()
         if shards:
-            shards.save_block(loaded, visit.index, removed, visit.hidden)
+            reached = {name: coverage.n_tokens_of[name] for name in removed}
+            shards.save_block(loaded, visit.index, removed, reached, visit.hidden)
         on_block(visit.index + 1)
     return removed
 

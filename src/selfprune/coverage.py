@@ -37,17 +37,17 @@ class Coverage:
         """Takes down which groups of rows had a gradient, which is all that is known without their inputs."""
         self.n_tokens_of[unit.name] = [0 if is_unseen else None for is_unseen in unseen_G.tolist()]
 
-    def warn(self, tell: Callable[[str], None], when: str) -> None:
+    def warn(self, tell: Callable[[str], None], when: str, told: "Coverage | None" = None) -> None:
         """Tells which weights saw nothing, and which experts saw fewer tokens than they have inputs; a paragraph each.
 
         Args:
             tell: is given each paragraph.
             when: during what, as in "calibration".
+            told: of whose matrices this was told already.
         """
         n_matrices = sum(len(counts) for counts in self.n_tokens_of.values())
-        unseen = [name for name, n_tokens, _ in self._matrices() if n_tokens == 0]
-        # how many tokens all units see is the user's choice
-        few = [each for each in self._matrices() if each[1] and each[1] < min(each[2], self._most())]
+        unseen = [name for name in self._unseen() if told is None or name not in told._unseen()]
+        few = [each for name, each in self._few().items() if told is None or name not in told._few()]
         if unseen:
             tell(
                 f"in {when} no token reached {len(unseen)} of {n_matrices} weight matrices: {_some(unseen)}; of these the "
@@ -61,7 +61,7 @@ class Coverage:
                 for name, n_tokens, n_in in sorted(few, key=lambda each: each[1] or 0)
             ]
             tell(
-                f"in {when} fewer tokens than it has inputs reached the expert of {len(few)} of {n_matrices} weight matrices: "
+                f"in {when} experts saw fewer tokens than they have inputs, in {len(few)} of {n_matrices} weight matrices: "
                 f"{_some(counts)}; what the pruner knows of their inputs is incomplete, so give more text (data.n_calibration)"
             )
 
@@ -78,6 +78,14 @@ class Coverage:
     def _most(self) -> int:
         """The most tokens that reached any unit."""
         return max(n_tokens or 0 for counts in self.n_tokens_of.values() for n_tokens in counts)
+
+    def _unseen(self) -> list[str]:
+        return [name for name, n_tokens, _ in self._matrices() if n_tokens == 0]
+
+    def _few(self) -> dict[str, tuple[str, int | None, int]]:
+        """Those that fewer tokens reached than they have inputs; how many all units see is the user's choice."""
+        most = self._most()
+        return {each[0]: each for each in self._matrices() if each[1] and each[1] < min(each[2], most)}
 
     def _matrices(self) -> Sequence[tuple[str, int | None, int]]:
         """Name, tokens and input width of every Linear and every fused expert."""

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from selfprune.allocation import Allocation
 from selfprune.calibration import prune_in_place
 from selfprune.candidate import Candidate, Proposal, best
 from selfprune.config import RunConfig, to_config
+from selfprune.coverage import Coverage
 from selfprune.errors import SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.perplexity import Perplexity
@@ -49,6 +50,7 @@ class Measured(Accuracies):
 
     kl: Score
     perplexity: Score
+    warnings: NotRequired[list[str]]
 
 
 def run_composed(composed: DictConfig, overrides: list[str], job: int | None) -> Path:
@@ -207,17 +209,23 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
 
         def measure(name: str, allocation: Allocation) -> dict[str, Any]:
             bench.store.restore()
+            coverage, doubts = Coverage(loaded), list[str]()
             if any(allocation.values()):
-                prune_in_place(loaded, bench.splits.calibration_NT, config.pruner, allocation, config.search.batch_size)
+                batch_size = config.search.batch_size
+                prune_in_place(loaded, bench.splits.calibration_NT, config.pruner, allocation, batch_size, coverage=coverage)
             if name == "winner":
+                if not config.pruner.sees_weights_alone():
+                    coverage.warn(doubts.append, "the final pruning of the winner", bench.coverage)
                 save_checkpoint(loaded.model, loaded.tokenizer, bench.folder / "model")
             scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
             tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
-            return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks}
+            return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
 
         for i, (name, allocation) in enumerate(allocations.items()):
             row = bench.journal.once({"row": name}, partial(measure, name, allocation), Measured)
+            for doubt in row.pop("warnings", []):
+                bench.display.warn(doubt)
             rows.append({"name": name, "sparsity": bench.space.grid.sparsity(allocation), **row})
             update(i + 1, name)
     return rows

@@ -57,16 +57,23 @@ class Shards:
         except OSError as error:
             raise disk_error(self.partial, error, REMEDY) from error
 
-    def resume(self) -> tuple[dict[str, int], int, list[Tensor] | None]:
-        """What was removed so far, the block to go on with, and per batch the hidden states that enter it."""
+    def resume(self) -> tuple[dict[str, int], dict[str, list[int | None]], int, list[Tensor] | None]:
+        """What was removed so far, the tokens that reached it, the block to go on with, and per batch what enters that."""
         progress = self._progress()
         if not progress:
-            return {}, 0, None
+            return {}, {}, 0, None
         with safe_open(self.partial / PROGRESS, framework="pt") as file:
             hidden = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
-        return progress["removed"], progress["next_block"], hidden
+        return progress["removed"], progress["n_tokens_of"], progress["next_block"], hidden
 
-    def save_block(self, loaded: LoadedModel, index: int, removed: dict[str, int], hidden: list[Tensor]) -> None:
+    def save_block(
+        self,
+        loaded: LoadedModel,
+        index: int,
+        removed: dict[str, int],
+        n_tokens_of: dict[str, list[int | None]],
+        hidden: list[Tensor],
+    ) -> None:
         """Saves a block that was pruned, and then the hidden states with which the walk can go on after it.
 
         Raises:
@@ -74,7 +81,7 @@ class Shards:
         """
         prefix = loaded.block_prefix(index)
         self._save(loaded, index, _tensors(loaded, lambda name: name.startswith(prefix)))
-        progress = json.dumps({"origin": self.origin, "removed": removed, "next_block": index + 1})
+        progress = json.dumps({"origin": self.origin, "removed": removed, "n_tokens_of": n_tokens_of, "next_block": index + 1})
         # batches may share memory, which the format refuses
         copies = {str(i): hidden_NTD.contiguous().clone() for i, hidden_NTD in enumerate(hidden)}
         write_tensors(self.partial / PROGRESS, copies, {"progress": progress}, REMEDY)
