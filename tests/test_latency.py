@@ -11,8 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 import selfprune.latency
 from selfprune.allocation import LevelGrid
 from selfprune.budget import Budget, Measure
+from selfprune.errors import ConfigError
 from selfprune.latency_table import LatencyTable
-from selfprune.unit_seconds import Shape, fastest_rows, unit_shapes
+from selfprune.models import ModelConfig, load_model
+from selfprune.resources import machine_name
+from selfprune.unit_seconds import Shape, check_latency_table, fastest_rows, unit_shapes
 from selfprune.units import list_units
 
 FAST = ["sparsities=[0.9,0.5]", "n_repeats=1", "n_tokens=8", "model.device=cpu"]
@@ -52,7 +55,12 @@ def test_the_measured_table_is_one_that_a_budget_reads(family, latency, make_tin
         assert {kernel for _, kernel in table["kernels"][kind]} <= {"dense", "csr"}
     about = table["measured"]
     assert (about["device"], about["dtype"], about["n_tokens"], about["pattern"]) == ("cpu", "float32", 8, "")
-    LatencyTable.read(tmp_path / "table.json").check(units)
+    read = LatencyTable.read(tmp_path / "table.json")
+    read.check(units)
+    assert read.measured["machine"] == machine_name(torch.device("cpu"))
+    assert {name: shape[:2] for name, shape in read.measured["shapes"].items()} == {
+        name: [shape.n_out, shape.n_in] for name, shape in unit_shapes(make_tiny_model(family), units, 8).items()
+    }
     grid = LevelGrid.with_constant_step(units, 0.05)
     target = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json")).target(grid, 0, lambda unit: 1 / 0)
     assert target.is_met(dict.fromkeys(target.costs, 0))
@@ -144,3 +152,31 @@ def test_a_gpu_that_is_not_there_is_told(latency):
     code, _, err = latency("output=table.json", "model.device=cuda")
     assert code == 2
     assert "torch sees no GPU here" in " ".join(err.split())
+
+
+def test_a_table_serves_the_model_that_it_was_measured_for_and_no_other(
+    latency, tiny_model_folder, make_tiny_model, tiny_tokenizer, tmp_path
+):
+    assert latency("output=table.json", *FAST)[0] == 0
+    budget = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json"))
+    loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
+    assert check_latency_table(budget, loaded) == []
+    assert check_latency_table(Budget(), loaded) == []
+    loaded.model.half()
+    with pytest.raises(ConfigError, match=r"table\.json was measured with dtype=float32, but this run has dtype=float16"):
+        check_latency_table(budget, loaded)
+    make_tiny_model("llama", intermediate_size=64).save_pretrained(tmp_path / "wider")
+    tiny_tokenizer.save_pretrained(tmp_path / "wider")
+    with pytest.raises(ConfigError, match=r"mlp\.gate_proj of \[48\.0, 32\.0\] .* this model has it of \[64\.0, 32\.0\]"):
+        check_latency_table(budget, load_model(ModelConfig(str(tmp_path / "wider"), device="cpu")))
+    with pytest.raises(ConfigError, match="was measured with n_tokens=8, but this run has n_tokens=1"):
+        Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json"), n_tokens=1).check()
+    with pytest.raises(ConfigError, match=r"budget\.n_tokens .* counts for budget\.measure=LATENCY only"):
+        Budget(0.5, n_tokens=8)
+
+
+def test_a_table_by_hand_is_told_as_doubtful(tiny_model_folder, tmp_path):
+    (tmp_path / "table.json").write_text(json.dumps({"seconds": {"mlp.up_proj": [[0, 1.0]]}}))
+    budget = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json"))
+    (doubt,) = check_latency_table(budget, load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu")))
+    assert "does not say machine, torch, n_threads, dtype, n_tokens, shapes of its measurements" in doubt

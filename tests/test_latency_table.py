@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -63,11 +64,13 @@ def test_an_entry_that_is_no_list_of_points_is_refused_by_name(rows, write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "got list"),
-        ("{}", "got NoneType"),
-        ('{"seconds": {}}', "got dict"),
-        (None, "cannot be read"),
+        ("{", "is no table"),
+        ("[]", r"it must be an object, got \[\]"),
+        ("{}", "seconds is missing"),
+        ('{"seconds": {}}', "names no unit"),
+        ('{"seconds": [1]}', "seconds must be an object"),
+        ('{"seconds": {"up": [[0, 1]]}, "measured": {"n_tokens": "8"}}', "n_tokens must be a whole number"),
+        (None, "is no table"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(content, message, tmp_path):
@@ -82,3 +85,48 @@ def test_a_table_of_other_units_is_refused(write):
         LatencyTable.read(write(up=[[0, 1]], down=[[0, 1]], pu=[[0, 1]])).check([UP, DOWN])
     with pytest.raises(ConfigError, match="every kind of unit, but down has none"):
         LatencyTable.read(write(up=[[0, 1]])).check([UP, DOWN])
+
+
+HERE = {
+    "machine": "A", "device": "cpu", "n_threads": 2, "torch": "2.13.0", "dtype": "float32", "n_tokens": 8,
+    "shapes": {"up": [32.0, 16.0, 1.0, 8.0]},
+}  # fmt: skip
+
+
+def measured(**changes):
+    about = {name: value for name, value in (HERE | changes).items() if value is not None}
+    return LatencyTable({"up": ((0.0, 1.0),)}, about)
+
+
+def test_a_table_of_this_machine_and_model_is_taken_without_a_word():
+    assert (measured().contradiction(HERE), measured().doubts(HERE)) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dtype": "bfloat16"}, "was measured with dtype=bfloat16, but this run has dtype=float32"),
+        ({"n_tokens": 128}, "was measured with n_tokens=128, but this run has n_tokens=8"),
+        ({"shapes": {"up": [64.0, 16.0, 1.0, 8.0]}}, r"up of \[64.0, 16.0\] .* this model has it of \[32.0, 16.0\]"),
+    ],
+)
+def test_a_table_of_another_model_dtype_or_number_of_tokens_contradicts_the_run(changes, said):
+    assert re.search(said, measured(**changes).contradiction(HERE))
+    assert measured(**changes).contradiction({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"machine": "B"}, "elsewhere: machine B there and A here"),
+        ({"torch": "2.11.0", "n_threads": 8}, "elsewhere: torch 2.11.0 there and 2.13.0 here, n_threads 8 there and 2 here"),
+        ({"shapes": None, "machine": None}, "does not say machine, shapes of its measurements"),
+    ],
+)
+def test_a_table_of_another_machine_or_of_an_unknown_one_is_doubtful(changes, said):
+    (doubt,) = measured(**changes).doubts(HERE)
+    assert said in doubt
+
+
+def test_threads_do_not_matter_on_a_gpu():
+    assert measured(device="GPU", n_threads=8).doubts(HERE | {"device": "GPU"}) == []

@@ -466,7 +466,7 @@ WRONG = {
     "no table": (["output=x", "budget=latency"], "budget.measure=LATENCY needs budget.latency_table, got none"),
     "missing table": (
         ["output=x", "budget=latency", "budget.latency_table=no.json"],
-        "budget.latency_table=no.json cannot be read",
+        "budget.latency_table=no.json is no table",
     ),
     "unknown run": (["output=a/b/x", "allocation=no/run"], "allocation must be uniform or the folder of a finished run"),
     "output is a file's": (["output=text.txt/x"], "text.txt/x.partial could not be written: Not a directory"),

@@ -181,6 +181,7 @@ def test_a_mixed_objective_keeps_every_kind_of_score_and_reports_who_is_not_domi
     report, candidates = report_of(folder), read_archive(folder / "archive.jsonl")
     jsonschema.validate(report, json.loads(files("selfprune").joinpath("report_schema.json").read_text()))
     assert set(report["splits"]) == {"calibration", "search", "report", "search_self_generated", "search_tasks"}
+    assert [warning for warning in report["warnings"] if "budget.latency_table does not say machine" in warning]
     names = ["text", "self_generated", "tasks", "latency_seconds"]
     highest = [c for c in candidates if c.state is State.COMPLETE and c.n_windows == 8]
     assert all(list(c.objectives) == names for c in highest)

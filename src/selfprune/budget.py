@@ -10,7 +10,7 @@ from pathlib import Path
 from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.cost import TableCost, UnitCost
 from selfprune.errors import ConfigError
-from selfprune.latency_table import HOW_TO_MEASURE, LatencyTable
+from selfprune.latency_table import HOW_TO_MEASURE, Circumstances, LatencyTable
 
 PER_SECOND = 10**12
 """Latencies are counted in whole picoseconds."""
@@ -62,17 +62,24 @@ class Budget:
         sparsity: the share to be saved, in [0, 1).
         measure: what it is a share of.
         latency_table: for LATENCY, the file that `python -m selfprune.latency` wrote.
+        n_tokens: for LATENCY, tokens at once that the table must be measured for; 0 takes the table's.
     """
 
     sparsity: float = 0.7
     measure: Measure = Measure.WEIGHTS
     latency_table: str = ""
+    n_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sparsity < 1.0:
             raise ConfigError(f"budget.sparsity must lie in [0, 1), got {self.sparsity}; 0.7 removes seven weights of ten")
         if self.measure is Measure.LATENCY and not self.latency_table:
             raise ConfigError(f"budget.measure=LATENCY needs budget.latency_table, got none; {HOW_TO_MEASURE}")
+        if self.n_tokens < 0 or (self.n_tokens and self.measure is not Measure.LATENCY):
+            raise ConfigError(
+                f"budget.n_tokens is the number of tokens that budget.latency_table was measured for, so it is at least 0 and "
+                f"counts for budget.measure=LATENCY only, got {self.n_tokens} with {self.measure.name}; leave it out"
+            )
         if self.measure is not Measure.LATENCY and self.latency_table:
             raise ConfigError(
                 f"budget.latency_table={self.latency_table} counts for budget.measure=LATENCY only, got {self.measure.name}; "
@@ -90,7 +97,20 @@ class Budget:
             ConfigError: when the latency table is none.
         """
         if self.measure is Measure.LATENCY:
-            self.table()
+            self.check_table(self.table(), {"n_tokens": self.n_tokens} if self.n_tokens else {})
+
+    def check_table(self, table: LatencyTable, of_run: Circumstances) -> None:
+        """Checks that a latency table was measured for a run like this.
+
+        Args:
+            table: the table.
+            of_run: what is known of the run.
+
+        Raises:
+            ConfigError: when it was not.
+        """
+        if contradiction := table.contradiction(of_run):
+            raise ConfigError(f"budget.latency_table={self.latency_table} {contradiction}; {HOW_TO_MEASURE}")
 
     def table(self) -> LatencyTable:
         """The latency table.

@@ -8,7 +8,6 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -18,7 +17,7 @@ from selfprune.journal import write_whole
 from selfprune.models import DType, ModelConfig, find_source, load_skeleton
 from selfprune.pruners.selection import parse_pattern
 from selfprune.tracking import Display
-from selfprune.unit_seconds import Rows, Shape, fastest_rows, unit_shapes
+from selfprune.unit_seconds import Rows, Shape, circumstances, fastest_rows, unit_shapes
 from selfprune.units import list_units
 
 
@@ -86,26 +85,17 @@ def measure(config: LatencyConfig) -> None:
             update(len(measured))
     rows = {name: measured[shape] for name, shape in shapes.items()}
     table = {
-        "measured": _circumstances(config, dtype, device),
+        "measured": {
+            "model": config.model.path,
+            **circumstances(shapes, dtype, device, config.n_tokens),
+            "pattern": config.pattern,
+            "n_repeats": config.n_repeats,
+        },
         "kernels": {name: [[sparsity, kernel] for sparsity, _, kernel in of_name] for name, of_name in rows.items()},
         "seconds": {name: [[sparsity, seconds] for sparsity, seconds, _ in of_name] for name, of_name in rows.items()},
     }
     write_whole(output, json.dumps(table, indent=2) + "\n", "measure again")
     sys.stdout.write("\n".join([*_lines(rows), "", str(output)]) + "\n")
-
-
-def _circumstances(config: LatencyConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What the seconds depend on, for who reads the file."""
-    return {
-        "model": config.model.path,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "n_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(dtype).removeprefix("torch."),
-        "n_tokens": config.n_tokens,
-        "pattern": config.pattern,
-        "n_repeats": config.n_repeats,
-    }
 
 
 def _lines(table: dict[str, Rows]) -> list[str]:

@@ -23,6 +23,7 @@ from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_byt
 from selfprune.self_generated import text_writer
 from selfprune.shards import Shards
 from selfprune.tracking import Display, describe_environment
+from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, weight_view
 from selfprune.window_start import start_tokens
 from selfprune.winners import fits, read_winner
@@ -82,6 +83,8 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
 def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model, scratch=shards.scratch)
+        for doubt in check_latency_table(config.budget, loaded):
+            display.warn(doubt)
         windows_NT = _calibration(config, loaded)
     allocation = _allocation(config, loaded)
     expected = _expected(config, loaded, windows_NT, folder_bytes(shards.scratch))

@@ -1,5 +1,6 @@
 """What a run takes of the machine: expected before it begins, measured when it ends."""
 
+import platform
 import shutil
 import sys
 import time
@@ -56,6 +57,18 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     # macOS counts bytes, the others KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def machine_name(device: torch.device) -> str:
+    """The model of a processor or of a GPU, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -7,15 +7,19 @@ Shape suffixes: O out, I in, T tokens, R comparison rows, W width of a compariso
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 
 from selfprune.allocation import Unit
+from selfprune.budget import Budget, Measure
 from selfprune.errors import ConfigError
 from selfprune.kernels import dense_product, median_seconds, sparse_products
+from selfprune.latency_table import Circumstances
+from selfprune.models import LoadedModel
 from selfprune.pruners.selection import lowest_in_turns, parse_pattern
+from selfprune.resources import machine_name
 from selfprune.units import n_row_groups, token_share, weight_view
 
 Rows = list[tuple[float, float, str]]
@@ -62,6 +66,46 @@ def unit_shapes(skeleton: Any, units: tuple[Unit, ...], n_tokens: int) -> dict[s
     for kind, of_unit in of_kind.items():
         shapes |= of_unit if len(set(of_unit.values())) > 1 else {kind: next(iter(of_unit.values()))}
     return shapes
+
+
+def circumstances(shapes: dict[str, Shape], dtype: torch.dtype, device: torch.device, n_tokens: int) -> Circumstances:
+    """What measured seconds depend on.
+
+    Args:
+        shapes: of the units.
+        dtype: number format of weights and inputs.
+        device: where they are multiplied.
+        n_tokens: tokens that are multiplied at once.
+    """
+    return {
+        "machine": machine_name(device),
+        "device": "cpu" if device.type == "cpu" else machine_name(device),
+        "n_threads": torch.get_num_threads(),
+        "torch": torch.__version__.partition("+")[0],
+        "dtype": str(dtype).removeprefix("torch."),
+        "n_tokens": n_tokens,
+        "shapes": {name: [float(number) for number in astuple(shape)] for name, shape in shapes.items()},
+    }
+
+
+def check_latency_table(budget: Budget, loaded: LoadedModel) -> list[str]:
+    """Checks that a budget's latency table was measured for this model, and tells what remains doubtful, a paragraph each.
+
+    Args:
+        budget: of any measure; only LATENCY has a table.
+        loaded: the model, on the device where it is pruned.
+
+    Raises:
+        ConfigError: when the table is of another number format, number of tokens or shape.
+    """
+    if budget.measure is not Measure.LATENCY:
+        return []
+    table = budget.table()
+    n_tokens = budget.n_tokens or table.measured.get("n_tokens", 1) or 1
+    shapes = unit_shapes(loaded.model, loaded.units, n_tokens)
+    here = circumstances(shapes, loaded.model.dtype, loaded.device, n_tokens)
+    budget.check_table(table, here)
+    return table.doubts(here)
 
 
 def fastest_rows(

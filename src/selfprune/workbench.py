@@ -34,6 +34,7 @@ from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import text_writer
 from selfprune.tracking import Display
+from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, token_share
 
 
@@ -94,6 +95,8 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model)
         # What the model cannot do is said before anything is recorded.
+        for doubt in check_latency_table(config.budget, loaded):
+            display.warn(doubt)
         grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         splits = _draw_splits(config, loaded, harness, kinds)
