@@ -31,6 +31,7 @@ NOT_A_METHOD = {
     "evaluators/task_documents": "the requests and documents of lm-eval tasks, for the harness",
     "evaluators/task_loading": "finds lm-eval tasks and loads their documents, for the harness",
     "evaluators/task_metrics": "what lm-eval tasks measure, for the harness",
+    "evaluators/task_mistakes": "what is wrong with an lm-eval task, for the harness",
     "evaluators/task_runs": "runs lm-eval, for the harness",
     "language_models/sampler": "samples language_model=self and local under a grammar",
     "language_models/endpoint": "asks the endpoint that language_model=openai_compatible describes",

@@ -1,14 +1,19 @@
+import copy
+import json
 import math
 from collections import Counter
 
 import pytest
 import torch
 from lm_eval.api.task import Task
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from selfprune.embedded.tasks import build_documents
 from selfprune.evaluators.harness import Harness, HarnessConfig
 from selfprune.evaluators.task_documents import answered_documents
-from selfprune.evaluators.task_loading import find_tasks, load_task
+from selfprune.evaluators.task_loading import load_tasks
 
 TASKS = ["selfprune_sums_report", "selfprune_facts_report"]
 OWN_DATA = """
@@ -104,5 +109,43 @@ def test_search_documents_have_their_right_answers_and_come_once_each_from_the_t
 def test_each_kind_of_task_shows_its_right_answer_where_there_is_one(task, documents, tmp_path):
     (tmp_path / "own.py").write_text(OWN_DATA)
     (tmp_path / "own.yaml").write_text(f"task: own\n{COMMON}{OWN_TASKS[task]}")
-    own = load_task("own", find_tasks(["own"], str(tmp_path)))["tasks"]["own"]
+    own = load_tasks(["own"], str(tmp_path))["own"]["tasks"]["own"]
     assert sorted(answered_documents([own], 0)) == sorted(documents)
+
+
+def test_a_task_keeps_its_own_number_of_examples_unless_told_otherwise(tmp_path):
+    write_sums(tmp_path, "three", "num_fewshot: 3\nfewshot_split: test\n")
+    write_sums(tmp_path, "none", "num_fewshot: 0\nfewshot_split: test\n")
+    write_sums(tmp_path, "silent", "fewshot_split: test\n")
+    for wanted, used in ((None, {"three": 3, "none": 0, "silent": 0}), (1, {"three": 1, "none": 0, "silent": 1})):
+        harness = Harness(HarnessConfig([*used], [], limit=2, include_path=str(tmp_path), num_fewshot=wanted))
+        for name, task in loaded_tasks(harness).items():
+            assert [request.args[0].count("=") for request in task.instances] == [used[name] + 1] * 2
+
+
+def test_prompts_and_results_are_those_of_lm_eval_itself(models, tiny_tokenizer, tmp_path):
+    write_sums(tmp_path, "three", "num_fewshot: 3\nfewshot_split: test\n")
+    harness = Harness(HarnessConfig(["three"], [], include_path=str(tmp_path)))
+    ours = harness.evaluate(models[0], tiny_tokenizer)["three"]
+    lm = HFLM(models[0], tokenizer=copy.deepcopy(tiny_tokenizer), batch_size=4, softmax_dtype="float32")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    theirs = simple_evaluate(lm, tasks=["three"], task_manager=manager, bootstrap_iters=0)
+    prompts = [sample["arguments"][0][0] for sample in theirs["samples"]["three"]]
+    assert [request.args[0] for request in loaded_tasks(harness)["three"].instances] == prompts
+    assert (ours["num_fewshot"], ours["exact_match"]) == (3, theirs["results"]["three"]["exact_match,none"])
+
+
+def loaded_tasks(harness):
+    return {name: task for loaded in harness._loaded.values() for name, task in loaded["tasks"].items()}
+
+
+def write_sums(folder, name, lines):
+    """A task of twenty sums that are written out."""
+    documents = [{"question": f"{i} + {i + 1} =", "answer": f"{2 * i + 1}"} for i in range(20)]
+    (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(document)}\n" for document in documents))
+    (folder / f"{name}.yaml").write_text(
+        f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: question\ndoc_to_target: answer\n"
+        "generation_kwargs: {until: [' ', .], max_gen_toks: 8}\n"
+        f"metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]\n{lines}"
+    )

@@ -9,7 +9,7 @@ import torch
 from selfprune.embedded.tasks import build_documents
 from selfprune.errors import ConfigError
 from selfprune.evaluators.harness import Harness, HarnessConfig
-from selfprune.evaluators.task_loading import find_tasks, load_task
+from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_metrics import DocumentScores, primary_metric
 
 OWN_CODE = """
@@ -78,7 +78,7 @@ def test_a_task_is_known_by_acc_or_by_the_first_metric_that_it_lists(names, prim
 
 @pytest.mark.parametrize("kind", OWN_TASKS)
 def test_whether_documents_are_right_or_wrong_is_found_without_a_model(kind, write_task):
-    task = load_task("own", find_tasks(["own"], write_task(kind)))["tasks"]["own"]
+    task = load_tasks(["own"], write_task(kind))["own"]["tasks"]["own"]
     assert DocumentScores(task).is_right_or_wrong == OWN_TASKS[kind][1]
 
 

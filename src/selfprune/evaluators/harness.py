@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfprune.embedded.tasks import TASKS
 from selfprune.errors import ConfigError
-from selfprune.evaluators.task_documents import answered_documents, build_requests_once
-from selfprune.evaluators.task_loading import find_tasks, load_task
+from selfprune.evaluators.task_documents import answered_documents, build_requests, set_num_fewshot
+from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_metrics import DocumentScores, primary_metric
 from selfprune.evaluators.task_runs import count_tokens, is_broken, run_tasks, undisturbed
 
@@ -28,7 +28,8 @@ class HarnessConfig:
         limit: documents per task; None for all.
         batch_size: requests per forward pass.
         include_path: a folder of further task YAML files; the embedded tasks are always there.
-        num_fewshot: solved examples before each document; lm-eval keeps a task's own 0.
+        num_fewshot: solved examples before each document; None for each task's own number. Tasks whose own number is 0 keep it,
+            as in lm-eval.
     """
 
     tasks: list[str] = field(default_factory=lambda: [f"{task}_report" for task in TASKS])
@@ -36,7 +37,7 @@ class HarnessConfig:
     limit: int | None = None
     batch_size: int = 32
     include_path: str | None = None
-    num_fewshot: int = 0
+    num_fewshot: int | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
@@ -68,7 +69,7 @@ class Harness:
 
         Raises:
             ConfigError: when lm-eval knows no task of that name, or a group of the report shares a task with the search.
-            DataError: when the documents of a task cannot be loaded.
+            DataError: when the documents of a task cannot be loaded, or a task does not fit them.
         """
         # Imported here and below because it takes seconds, and this module is also imported for its config.
         import lm_eval
@@ -76,20 +77,18 @@ class Harness:
         self.config = config
         names = [*config.tasks, *config.search_tasks]
         with undisturbed():
-            manager = find_tasks(names, config.include_path)
-            self._loaded = {name: load_task(name, manager) for name in names}
-        report, search = (
-            [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.tasks, config.search_tasks)
-        )
-        _check_apart(report, search)
-        self.versions: dict[str, Any] = {"lm_eval": lm_eval.__version__}
-        self._scores: dict[str, DocumentScores] = {}
-        for name, task in chain.from_iterable(loaded["tasks"].items() for loaded in self._loaded.values()):
-            self.versions[name] = task.VERSION
-            if task.get_config("num_fewshot") != 0:
-                task.set_config(key="num_fewshot", value=config.num_fewshot)
-            build_requests_once(task)
-            self._scores[name] = DocumentScores(task)
+            self._loaded = load_tasks(names, config.include_path)
+            report, search = (
+                [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.tasks, config.search_tasks)
+            )
+            _check_apart(report, search)
+            self.versions: dict[str, Any] = {"lm_eval": lm_eval.__version__}
+            self._scores: dict[str, DocumentScores] = {}
+            for name, task in chain.from_iterable(loaded["tasks"].items() for loaded in self._loaded.values()):
+                self.versions[name] = task.VERSION
+                set_num_fewshot(task, config.num_fewshot)
+                build_requests(task, config.limit)
+                self._scores[name] = DocumentScores(task)
         _check_right_or_wrong({name: self._scores[name].is_right_or_wrong for name in search})
 
     def evaluate(
@@ -104,10 +103,10 @@ class Harness:
 
         Returns:
             Task or group -> its metrics: each metric and `<metric>_stderr` (such as `acc`, `acc_stderr`, `acc_norm`; None where a
-            single document gives no error), all NaN when a log-likelihood was; `n_documents`; `version`; `n_tokens`: context
-            and choice of every request, without what a generative task samples; `primary`: which metric stands for the task;
-            `higher_is_better`: of that metric, as lm-eval has it; `is_accuracy`: whether it is the share of documents that were
-            answered right; and, for a group, `members`: the names of its tasks.
+            single document gives no error), all NaN when a log-likelihood was; `n_documents`; `version`; `num_fewshot`: solved
+            examples; `n_tokens`: context and choice of every request, without what a generative task samples; `primary`: which
+            metric stands for the task; `higher_is_better`: of that metric, as lm-eval has it; `is_accuracy`: whether it is the
+            share of documents that were answered right; and, for a group, `members`: the names of its tasks.
 
         Raises:
             ConfigError: when a task is not among the configured ones.
@@ -129,6 +128,7 @@ class Harness:
                 "n_documents": raw.get("sample_len", 0),
                 "version": results["versions"].get(name),
                 "n_tokens": count_tokens(tasks[name], tokenizer) if name in tasks else 0,
+                "num_fewshot": results["n-shot"].get(name),
                 "primary": primary,
                 "higher_is_better": better.get(primary.partition(",")[0]) if primary else None,
                 "is_accuracy": all(self._scores[task].is_right_or_wrong for task in members or [name]),

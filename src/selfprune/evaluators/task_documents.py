@@ -2,7 +2,10 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from selfprune.evaluators.task_mistakes import unfit
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -10,26 +13,52 @@ if TYPE_CHECKING:
 FEWSHOT_SEED = 1234
 
 
-def build_requests_once(task: "Task") -> None:
-    """Makes a task keep the requests that lm-eval builds at its first evaluation, and would build again at every further one.
+def build_requests(task: "Task", limit: int | None) -> None:
+    """Builds the requests of a task, which lm-eval would build at every evaluation anew, and makes the task keep them.
 
     They depend on neither model nor tokenizer, as no chat template is applied. What the model before answered is forgotten.
 
     Args:
-        task: is changed; must always be evaluated with the same settings.
-    """
-    build, is_built = task.build_all_requests, False
+        task: is changed; must always be evaluated with this limit.
+        limit: documents; None for all.
 
-    def build_or_clear(**settings: Any) -> None:
-        nonlocal is_built
-        if not is_built:
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
-            build(**settings)
-            is_built = True
+    Raises:
+        DataError: when the task does not fit one of its documents.
+    """
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    try:
+        task.build_all_requests(limit=limit)
+    except Exception as error:  # templates and a task's own code raise anything
+        raise unfit(task.task_name, None, task.dump_config(), error, _first_unfit(task, limit)) from error
+
+    def clear(**_: Any) -> None:
         for request in task.instances:
             request.resps, request.filtered_resps = [], {}
 
-    task.build_all_requests = build_or_clear
+    task.build_all_requests = clear
+
+
+def _first_unfit(task: "Task", limit: int | None) -> str:
+    """Where a task first fails."""
+    for number, document in enumerate(islice(task.eval_docs, limit), start=1):
+        try:
+            context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
+            task.construct_requests(doc=document, ctx=context, metadata=(task.task_name, 0, 1))
+        except Exception:  # the same as before
+            return f" with document {number}"
+    return f" with num_fewshot={task.get_config('num_fewshot')}"
+
+
+def set_num_fewshot(task: "Task", num_fewshot: int | None) -> None:
+    """Says how many solved examples stand before each document.
+
+    Args:
+        task: is changed.
+        num_fewshot: for all tasks but those that allow none, as lm-eval has it; None for the task's own number.
+    """
+    own = task.get_config("num_fewshot")
+    allows_none = own == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"
+    task.set_config(key="num_fewshot", value=0 if allows_none else (own or 0) if num_fewshot is None else num_fewshot)
 
 
 def answered_documents(tasks: Sequence["Task"], seed: int) -> Iterator[str]:

@@ -1,23 +1,51 @@
 """Finds lm-eval tasks by name and loads their documents."""
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfprune.embedded.tasks import TASK_FOLDER
-from selfprune.errors import ConfigError, DataError
+from selfprune.errors import ConfigError
+from selfprune.evaluators.task_mistakes import chain, explained
+from selfprune.models import hub_is_reachable
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 
-def find_tasks(names: Sequence[str], include_path: str | None) -> "TaskManager":
+def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, dict[str, Any]]:
+    """Name -> what lm-eval makes of it: its `tasks` and its `groups`, each by name, with their documents.
+
+    Args:
+        names: of tasks, tags or groups.
+        include_path: a folder of further task YAML files.
+
+    Raises:
+        ConfigError: when a name is unknown.
+        DataError: when documents are out of reach or broken, or a task does not fit them.
+    """
+    manager = _find_tasks(names, include_path)
+    paths = [manager.task_index[name].yaml_path for name in names]
+    with (
+        _cache_where_out_of_reach()
+        if any(path is None or path.parent != TASK_FOLDER for path in paths)
+        else contextlib.nullcontext()
+    ):
+        return {name: _load(name, manager) for name in names}
+
+
+def _find_tasks(names: Sequence[str], include_path: str | None) -> "TaskManager":
     """A task manager that knows all names; lm-eval's own thousands, which take ten seconds to index, only if needed."""
     from lm_eval.tasks import TaskManager
 
     folders = [str(TASK_FOLDER), *([include_path] if include_path else [])]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
+    unknown = set(names) - set(manager.all_tasks)
+    if unknown:
+        _check_readable(unknown, include_path)
         manager = TaskManager(include_path=folders)
     for name in names:
         if name not in manager.all_tasks:
@@ -29,22 +57,54 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> "TaskManager":
     return manager
 
 
-def load_task(name: str, manager: "TaskManager") -> dict[str, Any]:
-    """What lm-eval makes of a name: its `tasks` and its `groups`, each by name, with their documents.
+def _check_readable(unknown: set[str], include_path: str | None) -> None:
+    """Refuses files that lm-eval would leave out without a word, where they may hold a task that is asked for."""
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    Args:
-        name: of a task, a tag or a group.
-        manager: knows it.
+    for path in sorted(Path(include_path).rglob("*.yaml")) if include_path else []:
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # whatever YAML, or a file that it includes, raises
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if any(re.search(rf"\b{re.escape(name)}\b", text) for name in unknown):
+                raise ConfigError(f"{path} must be the YAML of an lm-eval task, but cannot be read: {chain(error)}") from error
 
-    Raises:
-        DataError: when the documents are out of reach.
-    """
+
+def _load(name: str, manager: "TaskManager") -> dict[str, Any]:
+    entry = manager.task_index[name]
     try:
         return dict(manager.load([name]))
-    # What `datasets` raises out of reach of the hub: ConnectionError, DatasetNotFoundError, or ValueError when half in the cache.
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the documents of the lm-eval task {name!r} must come from the Hugging Face hub or its cache, got "
-            f"{type(error).__name__}: {' '.join(str(error).split())}; run it once with a network (without HF_HUB_OFFLINE), or "
-            f"name other tasks in harness.tasks and harness.search_tasks: the selfprune_ ones need no network"
-        ) from error
+    except Exception as error:  # data sets, templates and a task's own code raise anything
+        config = entry.cfg or {}
+        for member in _members(config, entry.tags):
+            if member not in manager.task_index:
+                raise ConfigError(
+                    f"the lm-eval group {name!r} ({entry.yaml_path}) names {member!r}, which is no known task; correct it there"
+                ) from error
+            _load(member, manager)
+        raise explained(name, entry.yaml_path, config, error) from error
+
+
+def _members(config: dict[str, Any], tagged: set[str]) -> list[str]:
+    """The names that a group lists, or the tasks of a tag; none of a task."""
+    if "task" in config and "group" not in config:
+        return []
+    listed = config.get("task", sorted(tagged))
+    return [member for member in listed if isinstance(member, str)] if isinstance(listed, list) else []
+
+
+@contextlib.contextmanager
+def _cache_where_out_of_reach() -> Iterator[None]:
+    """Keeps the hub's clients from a minute of retries where the hub does not answer; what is in their cache is still found."""
+    import datasets
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or hub_is_reachable():
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

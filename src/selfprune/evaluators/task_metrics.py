@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from selfprune.errors import ConfigError
 from selfprune.evaluators.task_documents import right_answer
+from selfprune.evaluators.task_mistakes import unfit
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -43,7 +45,16 @@ class DocumentScores:
 
         Args:
             task: is changed; with its documents loaded.
+
+        Raises:
+            ConfigError: when lm-eval knows a metric of the task neither itself nor from the hub.
         """
+        functions = getattr(task, "_metric_fn_list", {})
+        for name in functions if not task.get_config("process_results") else ():
+            if functions[name] is None:
+                raise ConfigError(
+                    f"the lm-eval task {task.task_name!r} asks for the metric {name!r}, which lm-eval lacks; correct it"
+                )
         self._task, self._score = task, task.process_results
         self._noted: list[float] = []
         self.is_right_or_wrong = _is_right_or_wrong(task)
@@ -60,7 +71,11 @@ class DocumentScores:
         return self._noted[: len(self._noted) // n_filters]
 
     def _note(self, document: Any, results: Any) -> Any:
-        scores = self._score(document, results)
+        try:
+            scores = self._score(document, results)
+        except Exception as error:  # a task's own code raises anything
+            number = len(self._noted) % len(self._task.eval_docs) + 1
+            raise unfit(self._task.task_name, None, self._task.dump_config(), error, f" with document {number}") from error
         value = scores.get(primary_metric(scores))
         self._noted.append(float(value) if _is_number(value) and not math.isnan(value) else 0.0)
         return scores
