@@ -10,6 +10,7 @@ from selfprune.calibration import prune_in_place
 from selfprune.errors import SelfpruneError
 from selfprune.export import save_checkpoint
 from selfprune.models import ModelConfig, load_model
+from selfprune.pruned_checkpoint import PrunedCheckpoint
 from selfprune.pruners.wanda import Wanda
 from selfprune.units import list_units, weight_view
 
@@ -46,10 +47,14 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def save(loaded, folder):
+    save_checkpoint(PrunedCheckpoint(loaded, folder, by_block=False), folder)
+
+
 @pytest.mark.parametrize("pruned", ["llama", "gpt2", "mixtral"], indirect=True)
 def test_a_saved_model_loads_again_with_the_same_logits_and_zeros(pruned, tmp_path):
     loaded, allocation = pruned
-    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "model")
+    save(loaded, tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", experts_implementation="eager", local_files_only=True)
     assert torch.equal(again(input_ids=WINDOWS_NT).logits, loaded.model(input_ids=WINDOWS_NT).logits)
     zeros = {unit.name: int((weight_view(again, unit) == 0).sum()) for unit in list_units(again)}
@@ -61,14 +66,14 @@ def test_a_saved_model_loads_again_with_the_same_logits_and_zeros(pruned, tmp_pa
 @pytest.mark.parametrize("pruned", ["mixtral"], indirect=True)
 def test_the_default_kernel_of_experts_agrees_after_a_plain_reload(pruned, tmp_path):
     loaded, _ = pruned
-    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "model")
+    save(loaded, tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
     torch.testing.assert_close(again(input_ids=WINDOWS_NT).logits, loaded.model(input_ids=WINDOWS_NT).logits)
 
 
 def test_the_tokenizer_comes_along(pruned, tmp_path):
     loaded, _ = pruned
-    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "model")
+    save(loaded, tmp_path / "model")
     again = AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
     assert again("the red foxes")["input_ids"] == loaded.tokenizer("the red foxes")["input_ids"]
 
@@ -79,7 +84,7 @@ def test_an_older_folder_and_a_broken_attempt_are_replaced(pruned, tmp_path):
     for name in ("model", ".model.partial"):
         (parent / name).mkdir(parents=True)
         (parent / name / "old.txt").write_text("old")
-    save_checkpoint(loaded.model, loaded.tokenizer, parent / "model")
+    save(loaded, parent / "model")
     assert [path.name for path in parent.iterdir()] == ["model"]
     assert not (parent / "model/old.txt").exists()
     assert (parent / "model/config.json").exists()
@@ -87,15 +92,17 @@ def test_an_older_folder_and_a_broken_attempt_are_replaced(pruned, tmp_path):
 
 def test_a_full_disk_leaves_nothing_behind_and_says_what_to_do(pruned, small_disk):
     loaded, _ = pruned
-    with pytest.raises(SelfpruneError, match=r"model could not be written: the disk is full\. .*free some space") as error:
-        save_checkpoint(loaded.model, loaded.tokenizer, small_disk / "model")
+    with pytest.raises(
+        SelfpruneError, match=r"model.safetensors could not be written: the disk is full\. .*free some space"
+    ) as error:
+        save(loaded, small_disk / "model")
     assert "\n" not in str(error.value)
     assert list(small_disk.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_at_the_tokenizer_keeps_the_older_folder(pruned, small_disk, tmp_path):
     loaded, _ = pruned
-    save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "model")
+    save(loaded, tmp_path / "model")
     subprocess.run(["mount", "-o", "remount,size=4096k", str(small_disk)], check=True)
     (small_disk / "model").mkdir()
     (small_disk / "model/old.txt").write_text("old")
@@ -103,7 +110,7 @@ def test_a_disk_that_fills_up_at_the_tokenizer_keeps_the_older_folder(pruned, sm
     free_kb = weights_kb + 12
     (small_disk / "ballast").write_bytes(bytes((4096 - 8 - free_kb) * 1024))
     with pytest.raises(SelfpruneError, match="the disk is full"):
-        save_checkpoint(loaded.model, loaded.tokenizer, small_disk / "model")
+        save(loaded, small_disk / "model")
     assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "model"]
     assert (small_disk / "model/old.txt").read_text() == "old"
 
@@ -112,4 +119,4 @@ def test_a_folder_that_cannot_be_written_is_named(pruned, tmp_path):
     loaded, _ = pruned
     (tmp_path / "file").write_text("")
     with pytest.raises(SelfpruneError, match=r"file/model could not be written: Not a directory"):
-        save_checkpoint(loaded.model, loaded.tokenizer, tmp_path / "file" / "model")
+        save(loaded, tmp_path / "file" / "model")

@@ -34,6 +34,7 @@ from selfprune.data import draw_calibration
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.export import save_checkpoint
 from selfprune.models import load_model, max_positions
+from selfprune.pruned_checkpoint import PrunedCheckpoint
 from selfprune.shards import PROGRESS
 from selfprune.units import list_units, weight_view
 
@@ -152,7 +153,7 @@ def in_memory(folder, output, configure, **options):
     windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, max_positions=max_positions(loaded.model))
     allocation = {unit.name: unit.n_items // 2 for unit in loaded.units}
     prune_in_place(loaded, windows_NT, config.pruner, allocation, config.batch_size)
-    save_checkpoint(loaded.model, loaded.tokenizer, output)
+    save_checkpoint(PrunedCheckpoint(loaded, output, by_block=False), output)
     return loaded
 
 

@@ -36,8 +36,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = _find_snapshot(folder)
-        self.config = _read_json(self.folder / "config.json")
-        stored = _open_all(self.folder)
+        self.config = read_json(self.folder / "config.json")
+        stored = open_tensors(self.folder)
         self.tensors: dict[str, StoredTensor | BitmaskedTensor] = {}
         for name, tensor in stored.items():
             stem, _, part = name.rpartition(".")
@@ -73,7 +73,12 @@ def _find_snapshot(folder: Path) -> Path:
     return snapshots[0]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a checkpoint.
+
+    Raises:
+        ModelError: when it cannot be read or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -83,12 +88,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_all(folder: Path) -> dict[str, StoredTensor]:
-    """Name -> tensor, of one file or of all the shards that an index names."""
+def open_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Name -> tensor, of one file or of all the shards that an index names.
+
+    Raises:
+        ModelError: when there is none, or when it is not whole.
+    """
     single = _single_file(folder)
     if single is not None:
         return _open(single)
-    shard_of = _read_json(folder / INDEX).get("weight_map")
+    shard_of = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ModelError(f"{folder / INDEX} should map tensors to shards under weight_map; fetch the checkpoint again")
     shards = {shard: _open(folder / shard) for shard in sorted(set(shard_of.values()))}

@@ -1,20 +1,19 @@
-"""Saves a pruned model as an ordinary Hugging Face checkpoint."""
+"""Saves a pruned model that is held as a whole as an ordinary Hugging Face checkpoint."""
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from selfprune.journal import disk_error
+from selfprune.journal import RESUME_A_RUN, disk_error
+from selfprune.pruned_checkpoint import PrunedCheckpoint
 
 
-def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Writes model and tokenizer so that `AutoModelForCausalLM.from_pretrained(folder)` loads them.
+def save_checkpoint(checkpoint: PrunedCheckpoint, folder: Path) -> None:
+    """Writes a checkpoint so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
     The folder appears whole or not at all. Pruned weights are zeros in dense tensors; tied weights stay tied.
 
     Args:
-        model: the Hugging Face model.
-        tokenizer: its tokenizer.
+        checkpoint: of the pruned model.
         folder: where to; replaced if it exists.
 
     Raises:
@@ -23,16 +22,13 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        partial.mkdir(parents=True)
+        for name in checkpoint.files:
+            checkpoint.write_file(name, partial, RESUME_A_RUN)
+        checkpoint.write_rest(partial, RESUME_A_RUN)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise disk_error(folder, error) from error
-    except Exception as error:
-        # safetensors wraps a full disk in an error of its own
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if "os error 28" in str(error).lower() or "no space" in str(error).lower():
-            raise disk_error(folder, OSError(28, "No space left on device")) from error
-        raise

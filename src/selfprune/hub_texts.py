@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from selfprune.checkpoint_source import hub_is_reachable
 from selfprune.errors import DataError, did_you_mean
-from selfprune.models import hub_is_reachable
 from selfprune.text_files import document_of
 
 

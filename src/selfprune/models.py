@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.allocation import Unit
+from selfprune.checkpoint_source import hub_is_reachable, source_folder
 from selfprune.errors import ConfigError, ModelError
 from selfprune.placement import Placement, entry_device, loading_options, n_parameters_at_once
 from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory
@@ -81,6 +82,7 @@ class LoadedModel:
         units: one per prunable weight, in model order.
         blocks: the decoder blocks, first to last.
         device: where the weights lie.
+        source: the folder of the checkpoint that it was loaded from; None for a model that was made in memory.
     """
 
     model: Any
@@ -88,6 +90,7 @@ class LoadedModel:
     units: tuple[Unit, ...]
     blocks: list[nn.Module]
     device: torch.device
+    source: Path | None = None
 
     def block_prefix(self, index: int) -> str:
         """What the names of a block's parameters begin with."""
@@ -122,10 +125,11 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     if config.placement is Placement.WHOLE:
         model = _attempt(config, f"moving to {device}", lambda: model.to(device))
     model.eval().requires_grad_(False)
+    source = _attempt(config, "finding the files", lambda: source_folder(path, options))
     blocks_path, blocks = find_blocks(model)
     check = check_entry if config.placement is Placement.STREAM else check_by_running
     _attempt(config, "a trial run", lambda: check(model, blocks_path, blocks, device))
-    return LoadedModel(model, tokenizer, units, blocks, device)
+    return LoadedModel(model, tokenizer, units, blocks, device, source)
 
 
 def preflight_memory(config: ModelConfig, more: MoreBytes = lambda *_: 0) -> Preflight:
@@ -139,17 +143,6 @@ def preflight_memory(config: ModelConfig, more: MoreBytes = lambda *_: 0) -> Pre
         ModelError: when it does not fit, or when its configuration cannot be read.
     """
     return _check_memory(config, load_skeleton(config, *find_source(config)), more)
-
-
-def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
-    """Whether the hub answers at all; asked once, because its own client retries for half a minute per file."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=timeout_seconds)
-    except Exception:  # the client's errors are its HTTP library's, which changed between its versions
-        return False
-    return True
 
 
 def find_source(config: ModelConfig) -> tuple[str, dict[str, Any]]:

@@ -87,7 +87,10 @@ def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)
     allocation = _allocation(config, loaded)
-    expected = _expected(config, loaded, windows_NT, folder_bytes(shards.scratch))
+    checkpoint = shards.checkpoint(loaded)
+    for paragraph in checkpoint.left_out:
+        display.warn(paragraph)
+    expected = _expected(config, loaded, windows_NT, checkpoint.n_bytes + folder_bytes(shards.scratch))
     _check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial)
     display.say(f"Expected: {expected}")
     coverage = Coverage(loaded)
@@ -141,11 +144,10 @@ def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
     return {unit.name: round(fraction * unit.n_weights) for unit in loaded.units}
 
 
-def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, scratch_bytes: int) -> Resources:
+def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, stored_bytes: int) -> Resources:
     """A forecast from sizes alone: weights at hand, hidden states in and out of a block, statistics, copies of one unit."""
     parameters = list(loaded.model.parameters())
     item_bytes = parameters[0].element_size()
-    stored = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     at_hand = sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
     block_bytes = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in loaded.blocks)
     hidden_bytes = windows_NT.numel() * loaded.model.config.get_text_config().hidden_size * item_bytes
@@ -162,7 +164,7 @@ def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, scra
     n_products = 2 * windows_NT.numel() * sum(unit.n_weights for unit in loaded.units)
     n_products += windows_NT.numel() * sum(width**2 for _, width in inputs) * len(loaded.blocks) if is_gram else 0
     seconds = 2 * n_products / matmul_flops_per_second(loaded.device, parameters[0].dtype)
-    return Resources(memory, scratch_bytes + stored + 2 * hidden_bytes, seconds)
+    return Resources(memory, stored_bytes + 2 * hidden_bytes, seconds)
 
 
 def _shape(loaded: LoadedModel, unit: Unit) -> tuple[int, int]:

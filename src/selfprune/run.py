@@ -25,6 +25,7 @@ from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.export import save_checkpoint
 from selfprune.proposers.base import ProposerConfig
+from selfprune.pruned_checkpoint import PrunedCheckpoint
 from selfprune.racing import Racer
 from selfprune.recorded_files import Metrics, Score
 from selfprune.report import print_table, write_report
@@ -203,6 +204,9 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
     bench.scorer.evaluator.forward.clear()
     loaded, config = bench.loaded, bench.config
     metrics = {"kl": KLDivergence(), "nll": Perplexity()}
+    checkpoint = PrunedCheckpoint(loaded, bench.folder / "model", by_block=False)
+    for paragraph in checkpoint.left_out:
+        bench.display.warn(paragraph)
     rows = []
     with bench.display.stage("measuring on the report split", total=len(allocations)) as update:
         report = WindowEvaluator(metrics, loaded.model, loaded.blocks, bench.splits.report_NT, config.search.batch_size)
@@ -216,7 +220,7 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
             if name == "winner":
                 if not config.pruner.sees_weights_alone():
                     coverage.warn(doubts.append, "the final pruning of the winner", bench.coverage)
-                save_checkpoint(loaded.model, loaded.tokenizer, bench.folder / "model")
+                save_checkpoint(checkpoint, bench.folder / "model")
             scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
             tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}

@@ -6,19 +6,17 @@ Shape suffixes: N sequences, T tokens, D hidden width.
 import json
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.integrations.accelerate import load_offloaded_parameter
 
 from selfprune.errors import ConfigError
-from selfprune.journal import disk_error, write_whole
+from selfprune.journal import disk_error
 from selfprune.models import LoadedModel
+from selfprune.pruned_checkpoint import PrunedCheckpoint
 from selfprune.tensor_file import UNFINISHED, write_tensors
 
 PROGRESS = "progress.safetensors"
@@ -43,6 +41,7 @@ class Shards:
         self.partial = folder.with_name(f"{folder.name}.partial")
         self.scratch = self.partial / "offload"
         self.origin = origin
+        self._checkpoint: PrunedCheckpoint | None = None
         if folder.exists():
             raise ConfigError(f"output={folder} exists already; choose another output, or remove it")
         if self._progress() and self._progress()["origin"] != origin:
@@ -79,41 +78,29 @@ class Shards:
         Raises:
             SelfpruneError: when the disk is full or the folder cannot be written.
         """
-        prefix = loaded.block_prefix(index)
-        self._save(loaded, index, _tensors(loaded, lambda name: name.startswith(prefix)))
+        checkpoint = self.checkpoint(loaded)
+        checkpoint.write_file(list(checkpoint.files)[index], self.partial, REMEDY)
         progress = json.dumps({"origin": self.origin, "removed": removed, "n_tokens_of": n_tokens_of, "next_block": index + 1})
         # batches may share memory, which the format refuses
         copies = {str(i): hidden_NTD.contiguous().clone() for i, hidden_NTD in enumerate(hidden)}
         write_tensors(self.partial / PROGRESS, copies, {"progress": progress}, REMEDY)
 
     def finish(self, loaded: LoadedModel) -> None:
-        """Saves everything outside the blocks, the index, the configuration and the tokenizer.
+        """Saves everything outside the blocks, the index, the configuration and the source's other files.
 
         Raises:
             SelfpruneError: when the disk is full or the folder cannot be written.
         """
-        n_blocks = len(loaded.blocks)
-        prefixes = tuple(loaded.block_prefix(index) for index in range(n_blocks))
-        self._save(loaded, n_blocks, _tensors(loaded, lambda name: not name.startswith(prefixes)))
-        weight_map: dict[str, str] = {}
-        total_bytes = 0
-        for shard in (_shard(index, n_blocks) for index in range(n_blocks + 1)):
-            with safe_open(self.partial / shard, framework="pt") as file:
-                weight_map |= dict.fromkeys(file.keys(), shard)
-            with (self.partial / shard).open("rb") as file:
-                n_header_bytes = 8 + int.from_bytes(file.read(8), "little")
-            total_bytes += (self.partial / shard).stat().st_size - n_header_bytes
-        # the checkpoint may have been one of the bare decoder, as GPT-2's is
-        loaded.model.config.architectures = [type(loaded.model).__name__]
-        try:
-            loaded.model.config.save_pretrained(self.partial)
-            if loaded.model.can_generate():
-                loaded.model.generation_config.save_pretrained(self.partial)
-            loaded.tokenizer.save_pretrained(self.partial)
-        except OSError as error:
-            raise disk_error(self.partial, error, REMEDY) from error
-        index_file = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        write_whole(self.partial / "model.safetensors.index.json", json.dumps(index_file, indent=2) + "\n")
+        checkpoint = self.checkpoint(loaded)
+        for name in list(checkpoint.files)[len(loaded.blocks) :]:
+            checkpoint.write_file(name, self.partial, REMEDY)
+        checkpoint.write_rest(self.partial, REMEDY)
+
+    def checkpoint(self, loaded: LoadedModel) -> PrunedCheckpoint:
+        """What is to be written of a model."""
+        if self._checkpoint is None:
+            self._checkpoint = PrunedCheckpoint(loaded, self.partial)
+        return self._checkpoint
 
     def publish(self) -> None:
         """Lets the folder appear.
@@ -154,22 +141,3 @@ class Shards:
         with safe_open(path, framework="pt") as file:
             progress: dict[str, Any] = json.loads(file.metadata()["progress"])
         return progress
-
-    def _save(self, loaded: LoadedModel, index: int, tensors: dict[str, Tensor]) -> None:
-        """Writes one file, in the form that the architecture's checkpoints have (which may not be the model's own)."""
-        stored = revert_weight_conversion(loaded.model, tensors)
-        path = self.partial / _shard(index, len(loaded.blocks))
-        write_tensors(path, stored, {"format": "pt"}, REMEDY)
-
-
-def _shard(index: int, n_blocks: int) -> str:
-    return f"model-{index + 1:05d}-of-{n_blocks + 1:05d}.safetensors"
-
-
-def _tensors(loaded: LoadedModel, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Name -> tensor of what a checkpoint holds, or of a part of it; tied weights once."""
-    kept = loaded.model.state_dict(keep_vars=True).keys()
-    named = [*loaded.model.named_parameters(), *loaded.model.named_buffers()]
-    wanted = {name: tensor.detach() for name, tensor in named if name in kept and is_wanted(name)}
-    # what lies outside the blocks may have been left in main memory or on disk too
-    return {name: load_offloaded_parameter(loaded.model, name) if t.is_meta else t for name, t in wanted.items()}

@@ -14,8 +14,10 @@ from selfprune.errors import ModelError
 
 CHUNK_ITEMS = 2**24
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I64": torch.int64,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
 }  # fmt: skip
 
 
@@ -41,9 +43,28 @@ class StoredTensor:
     start: int
 
     def read(self) -> Tensor:
-        """The whole tensor."""
-        nothing = torch.empty(0, dtype=DTYPES[self.dtype])
-        return torch.cat([nothing, *(piece.flatten() for piece in self.pieces())]).reshape(self.shape)
+        """The whole tensor.
+
+        Raises:
+            ModelError: when the file has become shorter, is gone, or holds numbers that torch does not know.
+        """
+        dtype = DTYPES.get(self.dtype)
+        if dtype is None:
+            raise ModelError(f"{self.path} holds {self.name} as {self.dtype}, which is none of the formats {', '.join(DTYPES)}")
+        tensor = torch.empty(self.shape, dtype=dtype)
+        # numpy knows no bfloat16, and a scalar has no bytes to view
+        content = tensor.view(-1).view(torch.uint8).numpy().data
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                n_read = file.readinto(content)
+        except OSError as error:
+            raise ModelError(
+                f"{self.path} can no longer be read ({error.strerror}); fetch the checkpoint and begin again"
+            ) from error
+        if n_read < len(content):
+            raise self._cut_short()
+        return tensor
 
     def pieces(self) -> Iterator[Tensor]:
         """Pieces along the first dimension; those of a matrix have a multiple of 8 rows, except the last.
@@ -60,8 +81,11 @@ class StoredTensor:
             for start in range(0, n_rows if row_bytes else 0, step):
                 content = bytearray(min(step, n_rows - start) * row_bytes)
                 if file.readinto(content) < len(content):
-                    raise ModelError(f"{self.path} ended within {self.name}; it was changed while it was read, so begin again")
+                    raise self._cut_short()
                 yield torch.frombuffer(content, dtype=dtype).view(-1, *row)
+
+    def _cut_short(self) -> ModelError:
+        return ModelError(f"{self.path} ended within {self.name}; it was changed while it was read, so begin again")
 
     def nonzero(self) -> Iterator[Tensor]:
         """Pieces as in `pieces`, True where the weight is not zero."""

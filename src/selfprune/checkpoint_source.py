@@ -1,0 +1,102 @@
+"""The files that a model is loaded from: a folder, or what the hub gives."""
+
+import logging
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_session, snapshot_download
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from selfprune.carried_files import WEIGHTS
+from selfprune.checkpoint_files import INDEX, SINGLE, open_tensors, read_json
+from selfprune.errors import ModelError
+from selfprune.stored_tensors import DTYPES, StoredTensor
+
+logger = logging.getLogger(__name__)
+
+PICKLE = "pytorch_model.bin"
+"""What `from_pretrained` reads where there is no safetensors file; beside it, an index of several."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class PickledTensor:
+    """A tensor of a pickle, mapped from its file.
+
+    Attributes:
+        name: in the file.
+        tensor: its content.
+    """
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors spells it."""
+        return NAMES[self.tensor.dtype]
+
+    def read(self) -> Tensor:
+        """The whole tensor, in memory of its own."""
+        return self.tensor.clone(memory_format=torch.contiguous_format)
+
+
+AnySource = StoredTensor | PickledTensor
+
+
+def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
+    """Whether the hub answers at all; asked once, because its own client retries for half a minute per file."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout_seconds)
+    except Exception:  # the client's errors are its HTTP library's, which changed between its versions
+        return False
+    return True
+
+
+def source_folder(path: str, options: dict[str, Any]) -> Path:
+    """The folder of the checkpoint: a local one, or the snapshot in the hub's cache, to which its small files are fetched.
+
+    Args:
+        path: a folder or a hub id.
+        options: what every `from_pretrained` takes.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    snapshot = Path(str(cached_file(path, "config.json", **options))).parent
+    if not options["local_files_only"]:
+        try:
+            snapshot_download(path, revision=options["revision"], ignore_patterns=list(WEIGHTS))
+        except Exception as error:  # the weights are here, and what else there is will be told
+            logger.warning("not all files of %s could be fetched: %s", path, error)
+    return snapshot
+
+
+def open_source(folder: Path) -> dict[str, AnySource]:
+    """Name -> tensor, of the very files that `from_pretrained` reads.
+
+    Raises:
+        ModelError: when they are not whole, or in a form that can only be read as a whole.
+    """
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return dict(open_tensors(folder))
+    index = folder / f"{PICKLE}.index.json"
+    names = [PICKLE] if (folder / PICKLE).is_file() else sorted(set(read_json(index).get("weight_map", {}).values()))
+    found: dict[str, AnySource] = {}
+    for name in names:
+        try:
+            content = torch.load(folder / name, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ModelError(f"{folder / name} cannot be read tensor by tensor ({error})") from error
+        found |= {key: PickledTensor(key, tensor) for key, tensor in content.items() if isinstance(tensor, Tensor)}
+    return found
