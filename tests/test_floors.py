@@ -13,7 +13,7 @@ FLOOR_OF_FILE = {
     "objective": 0, "pareto": 0, "signals": 0, "recorded_files": 0,
     "models": 1, "units": 1, "preflight": 1, "data": 1, "data_config": 1, "hub_texts": 1, "text_files": 1, "self_generated": 1,
     "archive": 1, "winners": 1, "tracking": 1, "conf_path": 1, "journal": 1, "lock": 1, "prefix": 1, "blocks": 1, "placement": 1,
-    "resources": 1, "window_start": 1, "tensor_file": 1, "report_file": 1,
+    "resources": 1, "window_start": 1, "tensor_file": 1, "report_file": 1, "encoding": 1,
     "carried_files": 1, "checkpoint_source": 1, "stored_parts": 3, "pruned_checkpoint": 3,
     "kernels": 1, "checkpoint_files": 1, "stored_tensors": 1, "tensor_cache": 1, "stored_units": 1, "sparsity": 1,
     "unit_seconds": 3, "walk": 3, "gather": 3, "gradients": 3, "shards": 3, "built_levels": 3, "kept_statistics": 3,

@@ -1,6 +1,6 @@
 """Draws the calibration, search and report splits: disjoint windows of tokens, fixed by a seed.
 
-Every text is encoded by one tokenizer call and cut into consecutive windows of T tokens (a last, shorter piece is dropped);
+Every text is encoded as by one tokenizer call and cut into consecutive windows of T tokens (a last, shorter piece is dropped);
 a split is a random choice of them. Since all splits of a text cut it at the same places, windows that differ cannot overlap.
 Where windows begin with `<bos>` (`data.bos`), it takes the place of the last token of each: places and lengths stay.
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from selfprune.data_config import SPLITS, DataConfig, Source
 from selfprune.embedded.corpus import write_corpus
 from selfprune.embedded.world import stable_hash
+from selfprune.encoding import encode_text
 from selfprune.errors import ConfigError, DataError
 from selfprune.hub_texts import find_hub_text, read_hub_text
 from selfprune.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
@@ -202,9 +203,7 @@ class _Texts:
     def _encode(self, text: str) -> Tensor:
         key = _sha256(text.encode())
         if key not in self.cache:
-            self.cache[key] = torch.tensor(
-                self.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"], dtype=torch.long
-            )
+            self.cache[key] = encode_text(self.tokenizer, text)
         return self.cache[key]
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from selfprune.data_config import Bos
+from selfprune.encoding import surrounding_tokens
 from selfprune.errors import ConfigError
-
-PROBE = "a"
 
 
 def start_tokens(tokenizer: Any, bos: Bos, n_tokens: int) -> tuple[int, ...]:
@@ -31,7 +30,8 @@ def start_tokens(tokenizer: Any, bos: Bos, n_tokens: int) -> tuple[int, ...]:
     """
     if bos is Bos.NEVER:
         return ()
-    start = _own_start(tokenizer)
+    surrounding = surrounding_tokens(tokenizer)
+    start = tuple(surrounding[0]) if surrounding is not None else ()
     if not start and bos is Bos.ALWAYS:
         if tokenizer.bos_token_id is None:
             raise ConfigError(
@@ -45,14 +45,6 @@ def start_tokens(tokenizer: Any, bos: Bos, n_tokens: int) -> tuple[int, ...]:
             f"tokenizer puts before a text, got {n_tokens}; give longer windows or data.bos=NEVER"
         )
     return start
-
-
-def _own_start(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that the tokenizer itself puts before every text."""
-    whole = tokenizer(PROBE, verbose=False)["input_ids"]
-    text = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
-    places = (at for at in range(len(whole) - len(text) + 1) if whole[at : at + len(text)] == text)
-    return tuple(whole[: next(places, 0)])
 
 
 def begin_windows(windows_NT: Tensor, start: tuple[int, ...]) -> Tensor:
