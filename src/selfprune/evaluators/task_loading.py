@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfprune.checkpoint_source import hub_is_reachable
 from selfprune.embedded.tasks import TASK_FOLDER
 from selfprune.errors import ConfigError
 from selfprune.evaluators.task_mistakes import chain, explained
-from selfprune.models import hub_is_reachable
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
