@@ -15,13 +15,14 @@ FLOOR_OF_FILE = {
     "archive": 1, "winners": 1, "tracking": 1, "conf_path": 1, "journal": 1, "lock": 1, "prefix": 1, "blocks": 1, "placement": 1,
     "resources": 1, "window_start": 1, "tensor_file": 1, "report_file": 1, "encoding": 1,
     "carried_files": 1, "checkpoint_source": 1, "stored_parts": 3, "pruned_checkpoint": 3,
+    "held_folder": 1,
     "kernels": 1, "checkpoint_files": 1, "stored_tensors": 1, "tensor_cache": 1, "stored_units": 1, "sparsity": 1,
     "unit_seconds": 3, "walk": 3, "gather": 3, "gradients": 3, "shards": 3, "built_levels": 3, "kept_statistics": 3,
     "levels_config": 3, "calibration": 3, "measurements": 3, "level_store": 3, "ladder": 3, "racing": 3, "scoring": 3,
     "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
     "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
     "run": 4, "run_folder": 4, "one_shot": 4, "command_line": 4, "latency_measurement": 4, "census_tables": 4, "workbench": 4,
-    "coverage": 3,
+    "coverage": 3, "recorded_config": 4,
     "__main__": 5, "entry": 5, "inspect": 5, "prune": 5, "latency": 5,
 }  # fmt: skip
 FLOOR_OF_FOLDER = {"language_models": 1, "embedded": 1, "pruners": 2, "proposers": 2, "evaluators": 2, "recovery": 2}

@@ -13,6 +13,7 @@ from selfprune.allocation import LevelGrid
 from selfprune.budget import Budget, Measure
 from selfprune.errors import ConfigError
 from selfprune.latency_table import LatencyTable
+from selfprune.lock import held_file
 from selfprune.models import ModelConfig, load_model
 from selfprune.resources import machine_name
 from selfprune.unit_seconds import Shape, check_latency_table, fastest_rows, unit_shapes
@@ -180,3 +181,11 @@ def test_a_table_by_hand_is_told_as_doubtful(tiny_model_folder, tmp_path):
     budget = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json"))
     (doubt,) = check_latency_table(budget, load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu")))
     assert "does not say machine, torch, n_threads, dtype, n_tokens, shapes of its measurements" in doubt
+
+
+def test_a_table_that_another_process_measures_is_left_to_it(latency, tmp_path):
+    with held_file(tmp_path / "table.json", "in use"):
+        code, out, err = latency("output=table.json", *FAST)
+    assert (code, out) == (2, "")
+    assert "output=table.json is being measured by another process; wait for it, or give another file" in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []

@@ -497,7 +497,13 @@ def test_a_folder_that_exists_and_one_begun_with_another_config_are_refused(fold
         prune(folder_of("llama"), tmp_path / "out")
     monkeypatch.setattr(one_shot, "prune_in_place", prune_in_place)
     begun = contents(tmp_path / "out.partial")
-    for options in ({"seed": 1}, {"pruner": "magnitude"}, {"budget.sparsity": 0.6}, {"model.placement": "STREAM"}):
+    for options in (
+        {"seed": 1},
+        {"pruner": "magnitude"},
+        {"pruner": "obd"},
+        {"budget.sparsity": 0.6},
+        {"model.placement": "STREAM"},
+    ):
         with pytest.raises(ConfigError, match=r"out\.partial holds the beginning of a pruning with another config"):
             prune(folder_of("llama"), tmp_path / "out", **options)
         assert contents(tmp_path / "out.partial") == begun

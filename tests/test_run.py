@@ -72,6 +72,7 @@ def report_of(run_folder):
 def test_a_run_writes_what_the_readme_says_and_nothing_else(smoke):
     folder, _ = smoke
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "archive.jsonl",
         "config.yaml",
         "environment.json",

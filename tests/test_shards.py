@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from selfprune import lock
 from selfprune.calibration import prune_in_place
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.models import ModelConfig, load_model
@@ -16,7 +17,7 @@ from selfprune.placement import Placement
 from selfprune.pruners.sparsegpt import SparseGPT
 from selfprune.pruners.taylor import Taylor
 from selfprune.pruners.wanda import Wanda
-from selfprune.shards import PROGRESS, Shards
+from selfprune.shards import PROGRESS, Shards, growing
 from selfprune.units import weight_view
 
 WINDOWS_NT = torch.randint(300, (5, 16), generator=torch.Generator().manual_seed(0))
@@ -262,15 +263,34 @@ def test_what_a_walk_left_that_was_killed_in_its_first_block_is_taken_for_its_ow
 
 def test_what_was_begun_is_kept_and_what_was_not_is_removed_with_the_folders_made_for_it(folder_of, tmp_path):
     (tmp_path / "mine").mkdir()
-    shards = Shards(tmp_path / "mine" / "a" / "b" / "out", ORIGIN)
-    (shards.scratch).mkdir()
-    shards.discard_unless_begun()
+    out = tmp_path / "mine" / "a" / "b" / "out"
+    with pytest.raises(FileExistsError), growing(out, ORIGIN) as shards:
+        [shards.scratch.mkdir() for _ in range(2)]
     assert list((tmp_path / "mine").iterdir()) == []
-    shards = Shards(tmp_path / "mine" / "a" / "b" / "out", ORIGIN)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), growing(out, ORIGIN) as shards:
         prune(load(folder_of("llama"), tmp_path), shards, stop_after=1)
-    shards.discard_unless_begun()
-    assert Shards(tmp_path / "mine" / "a" / "b" / "out", ORIGIN).resume()[2] == 1
+    assert Shards(out, ORIGIN).resume()[2] == 1
+
+
+@pytest.mark.skipif(lock.fcntl is None, reason="this system has no such locks")
+def test_no_two_processes_grow_one_checkpoint_and_the_second_changes_nothing(folder_of, tmp_path):
+    loaded = load(folder_of("llama"), tmp_path)
+    with growing(tmp_path / "out", ORIGIN) as shards:
+        for is_begun in (False, True):
+            if is_begun:
+                with pytest.raises(KeyboardInterrupt):
+                    prune(loaded, shards, stop_after=1)
+            before = contents(tmp_path / "out.partial")
+            for origin in (ORIGIN, {"config": {"seed": 1}}):
+                with pytest.raises(ConfigError, match=r"output=.*out is being written by another process, in .*out\.partial"):
+                    growing(tmp_path / "out", origin).__enter__()
+            assert contents(tmp_path / "out.partial") == before
+        assert prune(load(folder_of("llama"), tmp_path), shards) == [1, 2, 3]
+        publish(loaded, shards)
+    with pytest.raises(ConfigError, match="exists already"), growing(tmp_path / "out", ORIGIN):
+        pytest.fail("a checkpoint was grown into another")
+    assert not any(name.startswith(".") for name in contents(tmp_path / "out"))
+    assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize(
@@ -306,5 +326,7 @@ def test_a_full_disk_leaves_whole_files_and_the_walk_goes_on_later(file, error, 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SelfpruneError, match=r"file/out\.partial could not be written: Not a directory"):
-        Shards(tmp_path / "file" / "out", ORIGIN)
+    for name, reason in (("file/out", "Not a directory"), ("n" * 300, "File name too long")):
+        with pytest.raises(SelfpruneError, match=rf"{name}\.partial could not be written: {reason}"):
+            growing(tmp_path / name, ORIGIN).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

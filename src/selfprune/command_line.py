@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,8 +22,8 @@ from selfprune.errors import SelfpruneError, complain
 from selfprune.signals import STOPPED, Stopped, stoppable
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-Work = Callable[[DictConfig, list[str], int | None], object]
-"""Takes what Hydra composed, the overrides that it was composed from, and the number of the job in a sweep."""
+Work = Callable[[DictConfig, list[str], Path | None], object]
+"""Takes what Hydra composed, the overrides that it was composed from, and, in a sweep, the folder that this job may make."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class HydraCommand:
         @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=self.config_name)
         def start(composed: DictConfig) -> None:
             config = HydraConfig.get()
-            job = config.job.num if config.mode == RunMode.MULTIRUN else None
-            codes.append(guarded(lambda: self.work(composed, list(config.overrides.task), job), self.name, self.stopped))
+            named = Path(config.sweep.dir) / str(config.job.num) if config.mode == RunMode.MULTIRUN else None
+            codes.append(guarded(lambda: self.work(composed, list(config.overrides.task), named), self.name, self.stopped))
             if codes[-1] in STOPPED:
                 # Whoever stops a sweep means all of it.
                 raise _JobStoppedError

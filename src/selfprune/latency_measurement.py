@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 
 from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
+from selfprune.lock import held_file
 from selfprune.models import DType, ModelConfig, find_source, load_skeleton
 from selfprune.pruners.selection import parse_pattern
 from selfprune.tracking import Display
@@ -65,10 +66,17 @@ def measure(config: LatencyConfig) -> None:
     Raises:
         SelfpruneError: on a user's mistake.
     """
-    output, device = Path(config.output).expanduser(), config.model.torch_device()
-    if output.exists() or not output.parent.is_dir():
-        what = "exists already" if output.exists() else f"has no folder {output.parent} to be in"
-        raise ConfigError(f"output={config.output} {what}; give a new file in a folder that exists")
+    output = Path(config.output).expanduser()
+    if not output.parent.is_dir():
+        raise ConfigError(f"output={config.output} has no folder {output.parent} to be in; give a file in a folder that exists")
+    with held_file(output, f"output={config.output} is being measured by another process; wait for it, or give another file"):
+        _measure(config, output)
+
+
+def _measure(config: LatencyConfig, output: Path) -> None:
+    if output.exists():
+        raise ConfigError(f"output={config.output} exists already; give a new file in a folder that exists")
+    device = config.model.torch_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"model.device={device}, but torch sees no GPU here; give model.device=cpu")
     display = Display()

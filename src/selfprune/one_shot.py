@@ -5,7 +5,7 @@ import math
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from selfprune.allocation import Allocation, Unit
@@ -19,9 +19,10 @@ from selfprune.journal import write_whole
 from selfprune.models import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.placement import Placement
 from selfprune.pruners.statistics import InputGram
+from selfprune.recorded_config import to_record
 from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, matmul_flops_per_second, peak_memory_bytes
 from selfprune.self_generated import text_writer
-from selfprune.shards import Shards
+from selfprune.shards import Shards, growing
 from selfprune.tracking import Display, describe_environment
 from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, weight_view
@@ -52,30 +53,24 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
             "does not hold; choose another pruner or placement"
         )
     preflight_memory(config.model)
-    origin = OmegaConf.to_container(
-        OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "output"]), resolve=True
-    )
-    shards = Shards(output, {"config": origin})
-    try:
+    origin = to_record(composed, without=("output",))
+    with growing(output, {"config": origin}) as shards:
         removed, expected, loaded, coverage = _prune(config, shards, display)
-    except BaseException:  # an interruption too, which can come as an error of any library
-        shards.discard_unless_begun()
-        raise
-    shards.finish(loaded)
-    measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
-    record = {
-        "config": origin,
-        "sparsity": sum(removed.values()) / sum(unit.n_weights for unit in loaded.units),
-        "window_start": loaded.tokenizer.convert_ids_to_tokens(list(_window_start(config, loaded))),
-        "removed": removed,
-        "expected": expected.as_dict(),
-        "measured": measured.as_dict(),
-        "calibration": coverage.as_dict(),
-        "warnings": display.warnings,
-        "environment": describe_environment([]),
-    }
-    write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
-    shards.publish()
+        shards.finish(loaded)
+        measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
+        record = {
+            "config": origin,
+            "sparsity": sum(removed.values()) / sum(unit.n_weights for unit in loaded.units),
+            "window_start": loaded.tokenizer.convert_ids_to_tokens(list(_window_start(config, loaded))),
+            "removed": removed,
+            "expected": expected.as_dict(),
+            "measured": measured.as_dict(),
+            "calibration": coverage.as_dict(),
+            "warnings": display.warnings,
+            "environment": describe_environment([]),
+        }
+        write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
+        shards.publish()
     display.say(f"Measured: {measured}\nModel: {output}")
     return output
 

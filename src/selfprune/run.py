@@ -31,7 +31,7 @@ from selfprune.recorded_files import Metrics, Score
 from selfprune.report import print_table, write_report
 from selfprune.resources import Resources, folder_bytes, peak_memory_bytes
 from selfprune.results import Results, Spent
-from selfprune.run_folder import opened, preflight, recompose
+from selfprune.run_folder import hold_run_folder, opened, preflight
 from selfprune.search import Progress, run_search
 from selfprune.signals import naming_on_stop
 from selfprune.swap_gradients import SwapGradients
@@ -54,13 +54,13 @@ class Measured(Accuracies):
     warnings: NotRequired[list[str]]
 
 
-def run_composed(composed: DictConfig, overrides: list[str], job: int | None) -> Path:
+def run_composed(composed: DictConfig, overrides: list[str], named: Path | None = None) -> Path:
     """Runs a composed config, or continues the run folder that its `resume` names.
 
     Args:
         composed: what Hydra composed.
         overrides: the command line's config overrides, kept for `resume`.
-        job: number of the job in a multirun.
+        named: the run folder where the config names none; `runs/<date and time>` when None. One that exists is not taken.
 
     Returns:
         the run folder.
@@ -69,16 +69,12 @@ def run_composed(composed: DictConfig, overrides: list[str], job: int | None) ->
         SelfpruneError: on a user's mistake.
         KeyboardInterrupt: with the run folder, when the user interrupts.
     """
-    if composed.resume:
-        folder = Path(composed.resume)
-        composed, overrides = recompose(folder)
-    else:
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = Path(composed.run_folder or (f"runs/{stamp}" if job is None else f"runs/{stamp}_{job}"))
-    config = to_config(composed, RunConfig)
-    expected = preflight(config, folder)
-    with naming_on_stop(str(folder)), opened(folder, composed, overrides):
-        return run(config, folder, expected)
+    if not composed.resume:
+        to_config(composed, RunConfig)  # a mistake in the config is told before a folder is made
+    held = hold_run_folder(composed, named or Path(f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"))
+    with opened(held, composed, overrides) as recorded, naming_on_stop(str(held.folder)):
+        config = to_config(recorded, RunConfig)
+        return run(config, held.folder, preflight(config, held.folder))
 
 
 def run(config: RunConfig, folder: Path, expected: Resources) -> Path:

@@ -1,58 +1,39 @@
 """The run folder: who owns it, whether the run fits, and how a broken run is taken up again."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from selfprune.config import RunConfig
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
+from selfprune.held_folder import HeldFolder, hold_existing_folder, hold_folder, hold_new_folder
 from selfprune.journal import disk_error, write_whole
 from selfprune.level_store import number_dtype
 from selfprune.levels_config import LevelKind
-from selfprune.lock import hold
+from selfprune.lock import LOCK
 from selfprune.models import preflight_memory
 from selfprune.placement import Placement
+from selfprune.recorded_config import recompose, settled_overrides, to_record
 from selfprune.recorded_files import read_text
 from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
 from selfprune.tracking import Display, describe_environment, read_environment
 from selfprune.units import list_units, n_row_groups, weight_view
 
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+OWN_FILE = re.compile(rf"{re.escape(LOCK)}(\.owner)?|{ENVIRONMENT}|\.({CONFIG}|{ENVIRONMENT})\.partial|{CONFIG}")
+"""What a run writes before its config.yaml says that it was begun, and that file itself."""
 HARNESS_BYTES = 300_000_000
 """Main memory of lm-eval and the libraries of data that a run adds to those of any command."""
 GRADIENT_BYTES = 4
 """Memory per weight while a pruner gathers gradients."""
-
-
-def recompose(folder: Path) -> tuple[DictConfig, list[str]]:
-    """The config of a run that was begun, composed from its recorded overrides, and these.
-
-    Raises:
-        ConfigError: when the folder is none of a run.
-    """
-    environment = folder / "environment.json"
-    if not environment.is_file() or not (folder / "config.yaml").is_file():
-        raise ConfigError(
-            f"resume must name a run folder with a config.yaml and an environment.json, got {folder}; give the folder "
-            f"of a run that was begun"
-        )
-    overrides = read_environment(folder)["overrides"]
-    try:
-        return hydra.compose("config", overrides=overrides), overrides
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(
-            f"{environment} must hold the overrides that the run was begun with, but no config can be made of them "
-            f"({str(error).splitlines()[0]}); restore it from a copy, or begin the run anew, in another run_folder"
-        ) from error
 
 
 def preflight(config: RunConfig, folder: Path) -> Resources:
@@ -135,66 +116,102 @@ def _held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_w
     return needed
 
 
+def hold_run_folder(composed: DictConfig, default: Path) -> HeldFolder:
+    """Makes or takes the folder of a run, in which no other process works from now on.
+
+    Args:
+        composed: names it with `resume` or `run_folder`.
+        default: where neither names one; with a number after it where that exists.
+
+    Raises:
+        ConfigError: when another process works in it, or `resume` names none.
+        SelfpruneError: when it cannot be written.
+    """
+    folder = Path(composed.resume or composed.run_folder or default).expanduser()
+    refusal = f"the run folder {folder} is in use by another process; wait for it, or choose another run_folder"
+    try:
+        if not composed.resume:
+            return hold_folder(folder, refusal) if composed.run_folder else hold_new_folder(folder)
+        if not folder.is_dir():
+            raise ConfigError(f"resume must name the folder of a run that was begun, but there is no folder {folder}")
+        return hold_existing_folder(folder, refusal)
+    except OSError as error:
+        raise disk_error(folder, error, "choose another run_folder") from error
+
+
 @contextmanager
-def opened(folder: Path, composed: DictConfig, overrides: list[str]) -> Iterator[None]:
-    """Holds the folder for a run: a new one gets config and environment first, another must belong to this config.
+def opened(held: HeldFolder, composed: DictConfig, overrides: list[str]) -> Iterator[DictConfig]:
+    """A run in its folder: a new one gets config and environment first, another must belong to this config.
 
     A new folder is removed again when a user's mistake ends the run before anything was measured.
 
+    Args:
+        held: the folder, which is released at the end.
+        composed: the config.
+        overrides: those of the command line, kept for `resume`.
+
+    Yields:
+        the config, composed from what was recorded where `resume` names the folder.
+
     Raises:
-        ConfigError: when the folder belongs to another run or to something else, or another process works in it.
+        ConfigError: when the folder belongs to another run or to something else.
         SelfpruneError: when it cannot be written.
     """
-    content = OmegaConf.to_yaml(
-        OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("run_folder", "resume")]), resolve=True
-    )
-    path = folder / "config.yaml"
+    folder, is_new = held.folder, False
+    try:
+        if composed.resume:
+            composed, overrides = recompose(folder)
+        content = _content(composed)
+        is_new = _is_unused(folder, content)
+        if is_new:
+            _clear(folder)
+            environment = describe_environment(settled_overrides(overrides, composed))
+            write_whole(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+            write_whole(folder / CONFIG, content)
+        yield composed
+    except BaseException as error:
+        is_kept = (folder / CONFIG).is_file() and not isinstance(error, SelfpruneError)
+        if not is_kept and not (folder / "evaluations.jsonl").exists():
+            if is_new:
+                _clear(folder)
+            held.withdraw()
+        raise
+    finally:
+        held.release()
+
+
+def _content(composed: DictConfig) -> str:
+    """What config.yaml holds."""
+    record = to_record(composed, without=("run_folder", "resume"))
+    return OmegaConf.to_yaml(OmegaConf.create(record))
+
+
+def _is_unused(folder: Path, content: str) -> bool:
+    """Whether a folder holds no run yet.
+
+    Raises:
+        ConfigError: when it holds another one or something else.
+    """
+    path = folder / CONFIG
     if path.exists():
-        read_environment(folder)  # which the report needs at the end
-        if read_text(path, "restore it from a copy, or choose another run_folder") != content:
+        # earlier versions did not record the methods
+        earlier = content[: content.rfind("\nmethods:\n") + 1]
+        if read_text(path, "restore it from a copy, or choose another run_folder") not in (content, earlier):
             raise ConfigError(
                 f"the run folder {folder} belongs to another config (its config.yaml differs from this run's); choose another "
                 f"run_folder, or continue that run with `python -m selfprune resume={folder}`"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        read_environment(folder)  # which the report needs at the end
+        return False
+    if any(not OWN_FILE.fullmatch(file.name) for file in folder.iterdir()):
         raise ConfigError(
             f"the run folder {folder} exists and holds other things than a run; choose a new or an empty run_folder"
         )
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    is_new = not path.exists()
-    try:
-        if is_new:
-            _begin(folder, content, overrides)
-        with _held(folder):
-            yield
-    except SelfpruneError:
-        if is_new and not (folder / "evaluations.jsonl").exists():
-            _remove(folder, made)
-        raise
+    return True
 
 
-def _held(folder: Path) -> IO[bytes]:
-    """The lock on a run folder that was begun."""
-    path = folder / "environment.json"
-    try:
-        return hold(path, f"the run folder {folder} is in use by another process; wait for it, or choose another run_folder")
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def _begin(folder: Path, content: str, overrides: list[str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    write_whole(folder / "environment.json", json.dumps(describe_environment(overrides), indent=2) + "\n")
-    write_whole(folder / "config.yaml", content)
-
-
-def _remove(folder: Path, made: list[Path]) -> None:
-    """Removes the two files of a run that never began, and the folders that were made for it."""
-    for name in ("config.yaml", "environment.json"):
-        (folder / name).unlink(missing_ok=True)
-    for parent in made:
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+def _clear(folder: Path) -> None:
+    """Removes the files of a run that never began."""
+    for file in folder.iterdir():
+        if OWN_FILE.fullmatch(file.name) and not file.name.startswith(LOCK):
+            file.unlink(missing_ok=True)

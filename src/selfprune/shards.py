@@ -6,7 +6,8 @@ Shape suffixes: N sequences, T tokens, D hidden width.
 import json
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from safetensors import safe_open
 from torch import Tensor
 
 from selfprune.errors import ConfigError
+from selfprune.held_folder import hold_folder
 from selfprune.journal import disk_error
+from selfprune.lock import LOCK
 from selfprune.models import LoadedModel
 from selfprune.pruned_checkpoint import PrunedCheckpoint
 from selfprune.tensor_file import UNFINISHED, write_tensors
 
 PROGRESS = "progress.safetensors"
-OWN_FILE = re.compile(rf"offload|model-\d+-of-\d+\.safetensors|{UNFINISHED.pattern}")
+OWN_FILE = re.compile(rf"offload|model-\d+-of-\d+\.safetensors|{UNFINISHED.pattern}|{re.escape(LOCK)}.*")
 """What a walk leaves behind that is killed before its first block is done."""
 REMEDY = "give the same command again, which goes on after the blocks that are done"
 
 
 class Shards:
     """A checkpoint that grows by one file per block in `<folder>.partial`, and becomes `folder` when it is whole.
+
+    No two processes may grow one: `growing` sees to that.
 
     Args:
         folder: the checkpoint to make; it must not exist.
@@ -38,7 +43,7 @@ class Shards:
 
     def __init__(self, folder: Path, origin: dict[str, Any]) -> None:
         self.folder = folder
-        self.partial = folder.with_name(f"{folder.name}.partial")
+        self.partial = partial_of(folder)
         self.scratch = self.partial / "offload"
         self.origin = origin
         self._checkpoint: PrunedCheckpoint | None = None
@@ -50,7 +55,6 @@ class Shards:
                 "folder"
             )
         self._check_own()
-        self._made = [parent for parent in self.partial.absolute().parents if not parent.exists()]
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -111,17 +115,23 @@ class Shards:
         try:
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.partial.rename(self.folder)
-            (self.folder / PROGRESS).unlink()
+            for path in (self.folder / PROGRESS, *self.folder.glob(f"{LOCK}*")):
+                path.unlink()
         except OSError as error:
             raise disk_error(self.partial, error, REMEDY) from error
 
-    def discard_unless_begun(self) -> None:
-        """Removes what a user's mistake left behind before the first block was pruned."""
-        if not self._progress():
-            shutil.rmtree(self.partial, ignore_errors=True)
-            for parent in self._made:
-                with suppress(OSError):
-                    parent.rmdir()
+    @property
+    def is_begun(self) -> bool:
+        """Whether a block was pruned already."""
+        return bool(self._progress())
+
+    def clear(self) -> None:
+        """Removes what was written so far, but for the lock."""
+        for path in list(self.partial.iterdir()) if self.partial.is_dir() else []:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.name.startswith(LOCK):
+                path.unlink(missing_ok=True)
 
     def _check_own(self) -> None:
         """Refuses a folder that is not ours, since it would be removed after a mistake."""
@@ -141,3 +151,40 @@ class Shards:
         with safe_open(path, framework="pt") as file:
             progress: dict[str, Any] = json.loads(file.metadata()["progress"])
         return progress
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a checkpoint grows."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+@contextmanager
+def growing(folder: Path, origin: dict[str, Any]) -> Iterator[Shards]:
+    """While open, this process alone grows a checkpoint; what ends before its first block leaves nothing behind.
+
+    Args:
+        folder: the checkpoint to make.
+        origin: everything that decides the result.
+
+    Raises:
+        ConfigError: when another process grows it, or as `Shards` does.
+        SelfpruneError: when the folder cannot be written.
+    """
+    partial = partial_of(folder)
+    refusal = f"output={folder} is being written by another process, in {partial}; wait for it, or choose another output"
+    try:
+        held = hold_folder(partial, refusal)
+    except OSError as error:
+        raise disk_error(partial, error, "choose another output") from error
+    shards = None
+    try:
+        shards = Shards(folder, origin)
+        yield shards
+    except BaseException:  # an interruption too, which can come as an error of any library
+        if shards is None or not shards.is_begun:
+            if shards is not None:
+                shards.clear()
+            held.withdraw()
+        raise
+    finally:
+        held.release()

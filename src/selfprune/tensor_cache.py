@@ -13,26 +13,26 @@ import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.journal import disk_error, write_whole
-from selfprune.lock import hold
+from selfprune.lock import LOCK, Lock, hold
 from selfprune.tensor_file import UNFINISHED, write_tensors
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, LOCK = "manifest.json", "lock"
+MANIFEST = "manifest.json"
 EVICTABLE, PINNED = re.compile(r"level-.+\.safetensors"), re.compile(r"statistics-.+\.safetensors")
 OWN = (EVICTABLE, PINNED, UNFINISHED, re.compile(r"\..+\.partial"))
 REMEDY = (
     "continue with `python -m selfprune resume=<run folder>`; search.levels.cache_gb bounds what levels take, and "
     "search.levels.folder says where they lie"
 )
-_held: dict[Path, IO[bytes]] = {}
+_held: dict[Path, Lock] = {}
 """The lock files of this process, which keeps them: closing one would give up the lock of every other use of that folder."""
 
 
@@ -144,7 +144,7 @@ class TensorCache:
     def _check_own(self) -> None:
         """Refuses a folder that is not ours, since files in it are removed."""
         names = [path.name for path in self.folder.iterdir()]
-        foreign = [name for name in names if name != LOCK and not _is_own(name)]
+        foreign = [name for name in names if not name.startswith(LOCK) and not _is_own(name)]
         if foreign and MANIFEST not in names:
             raise ConfigError(
                 f"search.levels.folder={self.folder} should be empty or a cache of levels, but it holds other things, such as "
@@ -187,9 +187,9 @@ def _file_name(name: str) -> str:
 def _hold(folder: Path) -> None:
     """Keeps other processes away from a folder for as long as this one lives."""
     path = (folder / LOCK).resolve()
-    if path not in _held:
+    if path not in _held or not _held[path].is_in_place():
         _held[path] = hold(
             path,
             f"search.levels.folder={folder} is in use by another process; wait for it, or choose a folder for this run alone",
         )
-        atexit.register(_held[path].close)
+        atexit.register(_held[path].release)
