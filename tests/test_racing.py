@@ -21,8 +21,9 @@ from selfprune.journal import Journal
 from selfprune.ladder import Ladder
 from selfprune.level_store import LevelStore, first_levels
 from selfprune.models import LoadedModel
+from selfprune.paired import paired_z
 from selfprune.pruners.magnitude import Magnitude
-from selfprune.racing import Racer, paired_z
+from selfprune.racing import Racer
 from selfprune.scoring import Scorer, block_versions, visiting_order
 from selfprune.units import find_blocks, list_units
 
@@ -306,6 +307,16 @@ def test_the_last_champions_meet_on_all_windows_for_what_was_announced():
     assert best([*races.candidates, *heat], 3)[:2] == heat
     assert races.racer.n_tokens_of_final_heat(2) == 0
     assert races.racer.n_tokens_of_final_heat(9) == 2 * 6 * N_TOKENS
+
+
+@pytest.mark.parametrize(("max_tokens", "levels"), [(18, [20, 30, 40]), (17, [20, 30]), (12, [20, 30]), (11, []), (0, [])])
+def test_the_oldest_champions_stay_away_from_a_final_heat_that_is_not_paid(max_tokens, levels):
+    races = Races(scripted(lambda level, window: float(level), Ladder([2, 4], [2], z_better=0.0)))
+    for level in (50, 40, 30, 20):
+        races.race(level)
+    heat = races.racer.final_heat(len(races.candidates), 3, max_tokens * N_TOKENS)
+    assert [c.allocation for c in heat] == [at(level) for level in levels]
+    assert sum(c.n_tokens for c in heat) <= max_tokens * N_TOKENS
 
 
 def test_a_champion_that_won_its_place_again_is_in_the_final_heat_once():

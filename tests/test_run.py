@@ -53,7 +53,7 @@ def run_here(folder, *overrides):
 def tiny(tiny_model_folder):
     """The smoke run in a second, at 50%, of a model with random weights."""
     model = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", "data.n_tokens_per_window=32"]
-    return [*SMOKE, *model, "data.n_calibration=4", "search.max_tokens=500", "harness=none", "budget.sparsity=0.5"]
+    return [*SMOKE, *model, "data.n_calibration=4", "search.max_tokens=1_500", "harness=none", "budget.sparsity=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,15 @@ def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, t
     assert firsts["main"] == firsts["random"] > 0
 
 
+def test_tokens_that_do_not_pay_for_the_first_round_are_refused_with_what_it_needs(tiny_model_folder, tmp_path):
+    # On windows of 32: two yardsticks and six candidates on two windows each, and gradients that count as eight passes on two.
+    needs = [r"max_tokens=1023 .* first round of the main search, which needs 1,024 tokens: 128 for 2 yardsticks, ",
+             r"512 for gradients at 1 allocations, 384 for the first rung of 6 candidates; raise it"]  # fmt: skip
+    with pytest.raises(ConfigError, match="".join(needs)):
+        run_here(tmp_path / "runs/run", *tiny(tiny_model_folder), "search.max_tokens=1023")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mixed_objective_keeps_every_kind_of_score_and_reports_who_is_not_dominated(tiny_model_folder, tmp_path):
     register_schemas()
     units = list_units(AutoModelForCausalLM.from_pretrained(tiny_model_folder("llama")))
@@ -233,6 +242,8 @@ def test_the_archive_accounts_for_every_candidate(smoke):
     new = [c for c in candidates if not c.is_champion_again and c.state is not State.FAILED]
     assert all(c.n_tokens == 64 * c.n_windows + c.proposal.proposal_tokens for c in new)
     n_tokens = sum(c.n_tokens for c in candidates if c.search == "main")
+    spent = [sum(c.n_tokens for c in candidates if c.search == search) for search in ("main", "random")]
+    assert spent[1] <= spent[0] == n_tokens <= 6_000
     assert n_tokens == report_of(smoke[0])["search"]["n_tokens"] > 64 * sum(c.n_windows for c in new if c.search == "main")
     calls = (smoke[0] / "language_model_calls.jsonl").read_text().splitlines()
     assert len(calls) == report_of(smoke[0])["language_model"]["calls"] >= 1

@@ -1,7 +1,9 @@
 import json
 import logging
 import random
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,22 +11,35 @@ import torch
 from selfprune.allocation import LevelGrid
 from selfprune.archive import Archive, read_archive
 from selfprune.calibration import calibrate
-from selfprune.candidate import Proposal, State, best
+from selfprune.candidate import Candidate, Proposal, State, best
+from selfprune.config import find_methods
 from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.first_round import check_first_round
 from selfprune.journal import Journal
 from selfprune.ladder import Ladder
+from selfprune.language_models.base import Reply
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.level_store import LevelStore, first_levels
 from selfprune.models import LoadedModel
+from selfprune.proposers.alphapruning import AlphaPruning
+from selfprune.proposers.atp import ATP
 from selfprune.proposers.base import FixedProposals, ProposerConfig, SearchSpace
+from selfprune.proposers.dlp import DLP
+from selfprune.proposers.dynamic_programme import DynamicProgramme
 from selfprune.proposers.evolutionary import Evolutionary
 from selfprune.proposers.evopress import EvoPress
 from selfprune.proposers.gradient import Gradient
+from selfprune.proposers.optuna_sampler import OptunaSampler
+from selfprune.proposers.owl import OWL
 from selfprune.proposers.portfolio import Portfolio
 from selfprune.proposers.random import Random
+from selfprune.proposers.self_pruner import SelfPruner
+from selfprune.proposers.self_pruner_paper import SelfPrunerPaper
 from selfprune.proposers.sensitivity import Sensitivity
+from selfprune.proposers.stored import Stored
+from selfprune.proposers.surrogate import Surrogate
 from selfprune.proposers.uniform import Uniform
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.racing import Racer
@@ -38,6 +53,7 @@ N_WINDOWS = 4
 LADDER = Ladder([1, 4], [2], grows=False)
 GROWING = Ladder([1, 2, 4], [3, 2])
 FRESH = Ladder([1, 2], [2], grows=False, fresh=True)
+SINGLE = Ladder([2], [], grows=False, fresh=True)
 NOBODY = ScriptedLanguageModel.from_texts([])
 
 
@@ -175,34 +191,95 @@ def test_the_proposer_hears_of_every_candidate_in_order(search, space):
     assert [c.id for c in candidates] == list(range(9))
 
 
-def test_only_a_first_rung_goes_beyond_the_tokens(search, space):
+def test_the_last_round_is_as_small_as_the_tokens_left(search, space):
     # A round of four: each sees one window, two go on to three more. All windows are known then, so the final heat is free.
-    first, whole = 4 * N_TOKENS, (4 * 1 + 2 * 3) * N_TOKENS
-    for max_tokens, spent in ((1, first), (whole, whole), (whole + 1, whole + first), (3 * whole, 3 * whole)):
+    one, whole = N_TOKENS, (4 * 1 + 2 * 3) * N_TOKENS
+    budgets = {one - 1: 0, 4 * one - 1: 3 * one, whole: whole, whole + 1: whole, whole + one: whole + one, 3 * whole: 3 * whole}
+    for max_tokens, spent in budgets.items():
         candidates = search(Random().build(space, 0, NOBODY), config(max_tokens), f"{max_tokens}")
         assert sum(c.n_tokens for c in candidates) == spent
-        assert best(candidates)
+        assert len(best(candidates)) == (spent > 0)
+
+
+class Answers:
+    """A language model that knows one answer, which is no reply."""
+
+    name = "answers"
+
+    def complete(self, prompt, schema, n, seed):
+        return [Reply("no", None, 1, 1)] * n
+
+    def score(self, prompt, options):
+        return [Reply(option, -float(len(option)), 1, 1) for option in options]
+
+
+def proposers(space):
+    """Every proposer, and a portfolio of those that spend tokens on gradients."""
+    Path("winner").mkdir()
+    Archive(Path("winner/archive.jsonl")).extend([Candidate(0, "main", uniform(space), State.COMPLETE, 0.5, 4, 9)])
+    Path("winner/report.json").write_text(json.dumps({"search": {"winner": {"id": 0}}}))
+    looking = {"dynamic_programme": DynamicProgramme(n_windows=2), "gradient": Gradient(n_windows=1), "self_pruner": SelfPruner()}
+    return looking | {
+        "alphapruning": AlphaPruning(),
+        "atp": ATP(),
+        "dlp": DLP(),
+        "evolutionary": Evolutionary(),
+        "evopress": EvoPress(),
+        "optuna_sampler": OptunaSampler(),
+        "owl": OWL(),
+        "portfolio": Portfolio(looking),
+        "random": Random(),
+        "self_pruner_paper": SelfPrunerPaper(population=4, n_crossovers=2, n_mutations=2),
+        "sensitivity": Sensitivity(),
+        "stored": Stored("winner"),
+        "surrogate": Surrogate(n_children=8),
+        "uniform": Uniform(),
+    }
+
+
+@pytest.mark.parametrize("name", find_methods("proposer"))
+@pytest.mark.parametrize("ladder", [GROWING, FRESH, SINGLE], ids=["growing", "fresh", "single"])
+def test_no_proposer_spends_more_than_the_tokens(name, ladder, bench, space, tmp_path, monkeypatch):
+    """Budgets from less than a window to several rounds; from what the first round needs on, candidates are scored."""
+    monkeypatch.chdir(tmp_path)
+    measured = {m: {0: 0.1, 1: 0.3} for form in (OWL(), AlphaPruning(), DLP()) for m in form.measurements()}
+    proposer = proposers(space)[name]
+    for max_tokens in (N_TOKENS - 1, 170, 500):
+        bench[0].restore()
+        scorer = Scorer(*bench, Journal(tmp_path / f"{max_tokens}.jsonl"))
+        gradients = SwapGradients(scorer)
+        working = proposer.build(replace(space, measured=measured, move_values=gradients), 3, Answers())
+        settings = config(max_tokens, ladder=ladder, n_finalists=3, n_sensitivity_windows=0, batch_size=1)
+        archive = Archive(tmp_path / f"archive_{max_tokens}.jsonl")
+        racer = Racer("main", scorer, ladder, 0)
+        candidates = run_search(working, racer, archive, settings, [uniform(space)], n_tokens_before=9, gradients=gradients)
+        path = tmp_path / f"{max_tokens}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        n_scored = sum(len(record.get("window_scores", [])) for record in records)
+        n_valued = sum(2 * FORWARD_PASSES * len(record["batches"]) for record in records if "gradients" in record)
+        spent = (n_scored + n_valued) * N_TOKENS
+        assert spent == sum(c.n_tokens for c in candidates)
+        assert spent <= max(0, max_tokens - 9)
+        with suppress(ConfigError):
+            check_first_round("main", replace(settings, max_tokens=max_tokens - 9), proposer, N_WINDOWS, N_TOKENS, 1)
+            assert [c for c in candidates if c.proposal.operator != "final"][1:]
 
 
 def test_what_was_spent_before_counts(search, space):
-    candidates = search(Random().build(space, 0, NOBODY), config(1000), n_tokens_before=999)
-    assert len(without_final_heat(candidates)) == 4
+    candidates = search(Random().build(space, 0, NOBODY), config(1000), n_tokens_before=1000 - 2 * N_TOKENS)
+    assert len(without_final_heat(candidates)) == 2
     assert search(Random().build(space, 0, NOBODY), config(1000), "none", n_tokens_before=1000) == []
 
 
 @pytest.mark.parametrize("max_tokens", [200, 400, 700, 1300])
 def test_the_final_heat_is_paid_from_what_was_kept_back_for_it(max_tokens, search, space):
-    """Beyond the limit there is at most one round, and what that round adds to the heat."""
     ladder = Ladder([1, 2], [2])
     candidates = search(portfolio(space, 0), config(max_tokens, ladder=ladder, n_finalists=3))
     heat = [c for c in candidates if c.proposal.operator == "final"]
     assert 1 <= len(heat) <= 3
     assert {c.n_windows for c in heat} == {N_WINDOWS}
-    spent_before_last_round = sum(c.n_tokens for c in candidates[: -len(heat) - 5])
-    assert spent_before_last_round < max_tokens
-    # four on a window each, two on one more, the incumbent on one more, and a new champion on those that are left
-    last_round = (4 + 2 + 1 + 3) * N_TOKENS
-    assert sum(c.n_tokens for c in candidates) < max_tokens + last_round
+    # What is left pays for no further candidate, or for no further champion in the heat.
+    assert max_tokens - N_WINDOWS * N_TOKENS < sum(c.n_tokens for c in candidates) <= max_tokens
 
 
 def test_the_final_heat_is_on_all_windows_and_gives_the_best(search, space):

@@ -7,7 +7,6 @@ Towards the end of the budget no rung is opened that cannot be paid, and no more
 
 import math
 import random
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from selfprune.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
 from selfprune.ladder import Ladder
 from selfprune.objective import Aspects
+from selfprune.paired import paired_z
 from selfprune.scoring import Scorer, first_batches, visiting_order
 
 
@@ -69,7 +69,7 @@ class Racer:
         Args:
             first_id: id of the first.
             proposals: what to score.
-            max_tokens: what the race may cost; its first rung is run in any case.
+            max_tokens: what the race may cost; the proposals and their first rung must not cost more (`n_payable_entrants`).
         """
         runners = [self._enter(first_id + i, proposal) for i, proposal in enumerate(proposals)]
         rungs = self._rungs(len(runners), self._n_left(runners, max_tokens))
@@ -86,13 +86,25 @@ class Racer:
         self._decide(runners, holder, is_news, rungs[-1])
         return [runner.candidate for runner in [*runners, *([holder] if holder and is_news else [])]]
 
-    def final_heat(self, first_id: int, n: int) -> list[Candidate]:
+    def n_payable_entrants(self, n_tokens: int) -> int:
+        """How many candidates so many tokens can see through the first rung of a race, whatever the candidates."""
+        n_met = 1 if self.incumbent and self.ladder.fresh and len(self.ladder.n_windows) == 1 else 0
+        return max(0, n_tokens // self.n_tokens_of_entrants(1) - n_met)
+
+    def n_tokens_of_entrants(self, n: int) -> int:
+        """Tokens that the first rung costs so many candidates at most."""
+        return n * self.ladder.n_windows[0] * self.scorer.n_tokens_per_window
+
+    def final_heat(self, first_id: int, n: int, max_tokens: int = sys.maxsize) -> list[Candidate]:
         """The last `n` champions on all windows; a single one of a nested ladder has nobody to meet, and is spared.
 
         Args:
             first_id: id of the first.
             n: how many.
+            max_tokens: what the heat may cost; the oldest champions stay away where it would cost more.
         """
+        while n and self.n_tokens_of_final_heat(n) > max_tokens:
+            n -= 1
         runners = [self._enter(first_id + i, _again(champion, FINAL)) for i, champion in enumerate(self._finalists(n))]
         batches = list(range(self.scorer.n_batches))
         self._run(runners, batches)
@@ -220,18 +232,6 @@ class Racer:
     def _held(self) -> Candidate:
         assert self.incumbent is not None
         return self.incumbent
-
-
-def paired_z(scores: Sequence[float], others: Sequence[float]) -> float:
-    """Mean difference of paired scores in standard errors; positive when `scores` are higher; 0 where one pair shows none."""
-    differences = [a - b for a, b in zip(scores, others, strict=True)]
-    if len(differences) < 2:
-        return 0.0
-    mean = statistics.fmean(differences)
-    spread = statistics.stdev(differences)
-    if spread == 0.0:
-        return 0.0 if mean == 0.0 else math.copysign(math.inf, mean)
-    return mean / (spread / math.sqrt(len(differences)))
 
 
 def _again(champion: Candidate, operator: str) -> Proposal:

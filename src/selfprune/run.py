@@ -109,6 +109,11 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         candidates = _search(bench, name, control, spent["main"].n_tokens)
         for leader in best(candidates):
             leaders[name] = leader
+        if name not in leaders:
+            bench.display.warn(
+                f"the control {name} scored no candidate to the end with the {spent['main'].n_tokens:,} tokens that the main "
+                "search spent, so it has no row in the report; raise search.max_tokens"
+            )
         spent[name] = Spent(sum(c.n_tokens for c in candidates), bench.scorer.seconds - seconds_before)
     allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
     allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
@@ -146,11 +151,12 @@ def _search(
             update(state.n_tokens, f"best {best_score}, {state.n_candidates} candidates, {state.n_tokens:,} tokens")
 
         # The arms of a search share gradients, but no search has another's for nothing.
-        space = replace(bench.space, move_values=SwapGradients(bench.scorer))
+        gradients = SwapGradients(bench.scorer)
+        space = replace(bench.space, move_values=gradients)
         working = proposer.build(space, bench.config.seed, bench.language_model)
         racer = Racer(name, bench.scorer, config.ladder, bench.config.seed, bench.aspects)
         n_before = bench.n_sensitivity_tokens if name == "main" else 0
-        return run_search(working, racer, bench.archive, config, yardsticks, show, n_before)
+        return run_search(working, racer, bench.archive, config, yardsticks, show, n_before, gradients)
 
 
 def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:

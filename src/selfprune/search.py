@@ -14,6 +14,7 @@ from selfprune.ladder import Ladder
 from selfprune.levels_config import LevelsConfig
 from selfprune.proposers.base import Proposer
 from selfprune.racing import Racer
+from selfprune.swap_gradients import SwapGradients
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +27,16 @@ class SearchConfig:
     """What one search may spend, and how.
 
     Attributes:
-        max_tokens: tokens of evaluation. Beyond them go at most the gradients and the first rung of a round that has begun, and
-            what its new champion adds to the final heat.
+        max_tokens: tokens of evaluation that the search spends at most, on sensitivities, yardsticks, gradients, candidates and
+            the final heat; a run whose first round costs more is refused. What the report measures does not count.
         max_candidates: candidates; none when null.
         max_seconds: wall-clock seconds since the search was begun or resumed; none when null. A search that ends so does not
             repeat exactly in another run.
-        n_per_round: proposals asked for at once.
+        n_per_round: proposals asked for at once; fewer where the tokens left do not see as many through the first rung.
         ladder: racing.
         race_yardsticks: the yardsticks are the first candidates; otherwise they are only reported.
-        n_finalists: last champions that meet on all windows at the end, and then on the lm-eval search documents.
+        n_finalists: last champions that meet on all windows at the end, as many as the tokens left pay for, and then on the
+            lm-eval search documents.
         n_sensitivity_windows: search windows on which every unit is pruned alone, before the search, to tell proposers how
             sensitive it is; a number that `ladder` stops at, or 0 for no such measurement. Costs as many windows for every unit.
         level_fraction: step of the level grid as a fraction of the smallest unit.
@@ -114,6 +116,7 @@ def run_search(
     yardsticks: Sequence[Proposal] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
     n_tokens_before: int = 0,
+    gradients: SwapGradients | None = None,
 ) -> list[Candidate]:
     """Searches until a limit is reached or the proposer has no more to say; then the last champions meet on all windows.
 
@@ -125,6 +128,7 @@ def run_search(
         yardsticks: known allocations that race first.
         on_progress: called after every round.
         n_tokens_before: tokens that the search has spent already, on sensitivities.
+        gradients: those that the proposer asks, which are told what they may cost.
 
     Returns:
         the candidates of this search.
@@ -157,23 +161,23 @@ def run_search(
         key = {"search": racer.search, "candidates": len(candidates)}
         return racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= limit}, TimeLimit)["is_over"]
 
-    if yardsticks:
-        go_on(yardsticks, 0)
-    n_idle_rounds = 0
+    if paid := yardsticks[: racer.n_payable_entrants(config.max_tokens - n_tokens)]:
+        go_on(paid, 0)
+    n_idle_rounds, reserved = 0, 0
     while n_idle_rounds < MAX_IDLE_ROUNDS:
-        reserved = racer.n_tokens_of_final_heat(config.n_finalists)
-        if not _within(config, len(candidates), n_tokens + reserved) or is_out_of_time():
+        n_left = config.max_tokens - n_tokens - reserved
+        n_asked = min(config.n_per_round, racer.n_payable_entrants(n_left))
+        is_full = config.max_candidates is not None and len(candidates) >= config.max_candidates
+        if n_asked < 1 or is_full or is_out_of_time():
             break
-        proposals = proposer.ask(config.n_per_round)
+        if gradients:
+            gradients.max_tokens = n_left - racer.n_tokens_of_entrants(n_asked)
+        proposals = proposer.ask(n_asked)
         if not proposals:
             break
         n_idle_rounds = 0 if go_on(proposals, reserved) else n_idle_rounds + 1
-    if finalists := racer.final_heat(len(archive.candidates), config.n_finalists):
+        # Kept back for the final heat, but the first round comes before it.
+        reserved = racer.n_tokens_of_final_heat(config.n_finalists)
+    if finalists := racer.final_heat(len(archive.candidates), config.n_finalists, config.max_tokens - n_tokens):
         record(finalists)
     return candidates
-
-
-def _within(config: SearchConfig, n_candidates: int, n_tokens: int) -> bool:
-    if config.max_candidates is not None and n_candidates >= config.max_candidates:
-        return False
-    return n_tokens < config.max_tokens

@@ -7,8 +7,12 @@ carry curvature; so they are valued as restorations, at the model in which every
 Shape suffixes: O out, I in.
 """
 
+import sys
 import time
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -38,9 +42,11 @@ class SwapGradients:
 
     Attributes:
         scorer: model, levels and search windows.
+        max_tokens: what gradients may still cost; a search sets it before it asks for proposals.
     """
 
     scorer: Scorer
+    max_tokens: int = sys.maxsize
     _known: dict[tuple[int, ...], MoveValues] = field(default_factory=dict, init=False)
 
     @property
@@ -50,19 +56,19 @@ class SwapGradients:
 
     def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
         """See `MoveOracle`; windows are taken in whole batches."""
-        batches, n_taken = [], 0
-        index = self._batch_of(start % self.n_windows)
-        while n_taken < min(n_windows, self.n_windows):
-            batches.append(index)
-            n_taken += self.scorer.batch_sizes[index]
-            index = (index + 1) % self.scorer.n_batches
+        batches = batches_from(self.scorer.batch_sizes, start, n_windows)
         key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "batches": batches}
         record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches), Falls, self._fault)
         self.scorer.seconds += record["seconds"]
-        n_tokens = 2 * FORWARD_PASSES * n_taken * self.scorer.n_tokens_per_window
+        n_tokens = self._n_tokens(batches)
+        self.max_tokens -= n_tokens
         values = MoveValues(record["restoring"], record["removing"], n_tokens)
         self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
         return values
+
+    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
+        """See `MoveOracle`."""
+        return n_times * self._n_tokens(batches_from(self.scorer.batch_sizes, start, n_windows)) <= self.max_tokens
 
     def known(self, allocation: Allocation) -> MoveValues | None:
         """See `MoveOracle`."""
@@ -73,12 +79,9 @@ class SwapGradients:
         strange = sorted((record["restoring"].keys() | record["removing"].keys()) - units)
         return f"{strange[0]!r} is no unit of the model" if strange else ""
 
-    def _batch_of(self, window: int) -> int:
-        for index, size in enumerate(self.scorer.batch_sizes):
-            window -= size
-            if window < 0:
-                return index
-        raise AssertionError("there is no such window")
+    def _n_tokens(self, batches: Sequence[int]) -> int:
+        n_windows = sum(self.scorer.batch_sizes[batch] for batch in batches)
+        return n_look_tokens(n_windows, self.scorer.n_tokens_per_window)
 
     def _measure(self, allocation: Allocation, bracket: float, batches: list[int]) -> dict[str, Any]:
         began = time.perf_counter()
@@ -105,3 +108,26 @@ class SwapGradients:
             tokens_NT, loss = self.scorer.evaluator.batch(batch)
             backward_blocks(store.loaded, tokens_NT, add, loss)
         return falls
+
+
+def batches_from(batch_sizes: Sequence[int], start: int, n_windows: int) -> list[int]:
+    """The batches that hold some windows; past the last batch, the first follows, and none is taken twice.
+
+    Args:
+        batch_sizes: windows of every batch.
+        start: first window; past the last one, the first follows.
+        n_windows: how many windows there must be at least, as far as there are as many.
+    """
+    start %= sum(batch_sizes)
+    ends = list(accumulate(batch_sizes))
+    index, batches, n_taken = bisect_right(ends, start), [], 0
+    while n_taken < min(n_windows, ends[-1]):
+        batches.append(index)
+        n_taken += batch_sizes[index]
+        index = (index + 1) % len(batch_sizes)
+    return batches
+
+
+def n_look_tokens(n_windows: int, n_tokens_per_window: int) -> int:
+    """Tokens that the values of moves at one allocation count as: two gradients on so many windows."""
+    return 2 * FORWARD_PASSES * n_windows * n_tokens_per_window

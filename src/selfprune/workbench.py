@@ -18,6 +18,7 @@ from selfprune.coverage import Coverage
 from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.first_round import check_first_round
 from selfprune.journal import Journal, NothingElse
 from selfprune.kept_statistics import KeptStatistics
 from selfprune.language_models.base import LanguageModel, Reply
@@ -99,6 +100,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
             display.warn(doubt)
         grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
+        _check_first_rounds(config, len(grid.units))
         splits = _draw_splits(config, loaded, harness, kinds)
         kept = _open_statistics(config, loaded, grid, splits, folder)
         journal.once({"splits": splits.hashes}, dict, NothingElse)
@@ -131,6 +133,15 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         display,
         seconds,
     )
+
+
+def _check_first_rounds(config: RunConfig, n_units: int) -> None:
+    """Every search must be able to begin; the main one pays for sensitivities and yardsticks, too."""
+    windows = config.n_search_windows, config.data.n_tokens_per_window
+    n_yardsticks = len(config.yardsticks) if config.search.race_yardsticks else 0
+    check_first_round("main", config.search, config.proposer, *windows, n_yardsticks, n_units)
+    for name, control in config.controls.items():
+        check_first_round(name, config.search, control, *windows)
 
 
 def _open_language_model(config: RunConfig, loaded: LoadedModel, store: LevelStore) -> LanguageModel:

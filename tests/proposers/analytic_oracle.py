@@ -15,6 +15,7 @@ class AnalyticOracle:
         grid: the units.
         sensitivities: unit name -> the factor.
         steepness: 0 makes the score linear.
+        is_rich: whether calls can be paid.
         asked: the arguments of every call.
     """
 
@@ -22,6 +23,7 @@ class AnalyticOracle:
     sensitivities: dict[str, float]
     steepness: float = 4.0
     n_windows: int = 16
+    is_rich: bool = True
     asked: list = field(default_factory=list)
 
     @classmethod
@@ -47,6 +49,9 @@ class AnalyticOracle:
                 if end != here:
                     costs[unit.name] = (self.damage(unit, here) - self.damage(unit, end)) / (here - end) * step
         return MoveValues(restoring, removing, 6 * n_windows)
+
+    def affords(self, start, n_windows, n_times=1):
+        return self.is_rich
 
     def known(self, allocation):
         return None

@@ -284,3 +284,8 @@ def test_what_the_oracle_leaves_out_at_the_ends_of_the_grid_is_done_without():
         for oracle in (AnalyticOracle.of(GRID), Silent.of(GRID)):
             space = make_space(oracle, sparsity)
             assert all(space.meets_budget(proposal.allocation) for proposal in ask(space))
+
+
+def test_looks_that_are_not_paid_leave_it_silent():
+    oracle = AnalyticOracle.of(GRID, is_rich=False)
+    assert (ask(make_space(oracle)), oracle.asked) == ([], [])

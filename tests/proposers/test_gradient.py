@@ -37,6 +37,7 @@ class ExactOracle:
 
     offsets: tuple[float, ...] = (0.0,)
     n_windows: int = N_WINDOWS
+    is_rich: bool = True
     asked: list[tuple[dict[str, int], float, int, int]] = field(default_factory=list)
 
     def __call__(self, allocation, bracket, start, n_windows):
@@ -53,6 +54,9 @@ class ExactOracle:
                     n_moved = (level - allocation[unit.name]) / STEP
                     values[unit.name] = (score({**allocation, unit.name: level}) - here) / n_moved + noise * STEP / unit.n_items
         return MoveValues(restoring, removing, N_TOKENS)
+
+    def affords(self, start, n_windows, n_times=1):
+        return self.is_rich
 
 
 def build(oracle, n_target=N_TARGET, **settings):
@@ -289,3 +293,18 @@ def test_it_needs_gradients():
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(ConfigError, match=r"gradient proposer .* got "):
         Gradient(**changes)
+
+
+def test_without_the_tokens_for_gradients_at_a_new_place_there_is_no_step():
+    oracle = ExactOracle(is_rich=False)
+    proposer, _ = build(oracle, factors=[1.0])
+    assert (proposer.ask(1), oracle.asked) == ([], [])
+    oracle.is_rich = True
+    (first,) = proposer.ask(1)
+    oracle.is_rich = False
+    # The values that were taken here still serve.
+    proposer.tell([Candidate(0, "main", first, State.STOPPED, 1.0)])
+    (second,) = proposer.ask(1)
+    assert (second.proposal_tokens, len(oracle.asked)) == (0, 1)
+    proposer.tell([Candidate(1, "main", second, State.COMPLETE, 0.5, gain=0.5)])
+    assert (proposer.ask(1), len(oracle.asked)) == ([], 1)

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -78,17 +78,15 @@ class WindowEvaluator:
         self.forward = PrefixForward(model, blocks, prefix_bytes)
         self.n_windows, self.n_tokens_per_window = windows_NT.shape
         device = next(model.parameters()).device
-        edges = sorted({0, *boundaries, self.n_windows})
         self._batches: list[_Batch] = []
         self.dense_scores: list[float] = []
         began = time.perf_counter()
-        for low, high in pairwise(edges):
-            for start in range(low, high, batch_size):
-                batch_NT = windows_NT[start : min(start + batch_size, high)].to(device)
-                dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
-                targets = {name: _prepared(metric, dense_NTV, batch_NT) for name, metric in metrics.items()}
-                self._batches.append(_Batch(start, batch_NT, targets))
-                self.dense_scores += self._scores(next(iter(metrics)), dense_NTV, self._batches[-1]).tolist()
+        for start, end in pairwise(accumulate(batch_sizes(self.n_windows, batch_size, boundaries), initial=0)):
+            batch_NT = windows_NT[start:end].to(device)
+            dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
+            targets = {name: _prepared(metric, dense_NTV, batch_NT) for name, metric in metrics.items()}
+            self._batches.append(_Batch(start, batch_NT, targets))
+            self.dense_scores += self._scores(next(iter(metrics)), dense_NTV, self._batches[-1]).tolist()
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.forward.clear()
 
@@ -127,6 +125,18 @@ class WindowEvaluator:
         """Scores of a batch's windows [N], one by one, since what a metric makes of the logits is several times their size."""
         each = _by_window(logits_NTV, batch.batch_NT, *batch.targets[name])
         return torch.cat([self.metrics[name].window_scores(logits, tokens, kept) for logits, tokens, *kept in each])
+
+
+def batch_sizes(n_windows: int, at_most: int, boundaries: Sequence[int] = ()) -> list[int]:
+    """Windows of every batch of a split, in order.
+
+    Args:
+        n_windows: of the split.
+        at_most: windows per batch.
+        boundaries: window counts that no batch crosses.
+    """
+    edges = sorted({0, *boundaries, n_windows})
+    return [min(at_most, high - start) for low, high in pairwise(edges) for start in range(low, high, at_most)]
 
 
 def _prepared(metric: WindowMetric, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:

@@ -51,6 +51,10 @@ class MoveOracle(Protocol):
         """
         ...
 
+    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
+        """Whether the search can still pay for such values at some allocations, and for scoring what is proposed then."""
+        ...
+
     def known(self, allocation: Allocation) -> MoveValues | None:
         """The last values that were taken there, for whomever, at no further tokens; None where none were."""
         ...
@@ -159,6 +163,11 @@ class ProposerConfig(ABC):
     def needs_sensitivities(self) -> bool:
         """Whether `build` fails where the units' sensitivities were not measured."""
         return False
+
+    @property
+    def first_looks(self) -> tuple[int, int]:
+        """At how many allocations it must know the values of moves before it speaks, and on how many windows each."""
+        return 0, 0
 
     @abstractmethod
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:

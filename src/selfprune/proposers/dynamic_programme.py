@@ -68,6 +68,11 @@ class DynamicProgramme(ProposerConfig):
                 f"got {self.n_windows}, {self.bracket} and {self.max_steps}"
             )
 
+    @property
+    def first_looks(self) -> tuple[int, int]:
+        """One for every offset."""
+        return len(self.offsets), self.n_windows
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """Looks when it is asked for the first time.
 
@@ -91,10 +96,13 @@ class DynamicProgrammeProposer:
         self._waiting: list[Proposal] | None = None
 
     def ask(self, n: int) -> list[Proposal]:
-        """The next ones; the first carries the tokens of all looks."""
+        """The next ones; the first carries the tokens of all looks. None where the tokens do not pay for these."""
         if n == 0:
             return []
         if self._waiting is None:
+            assert self.space.move_values is not None
+            if not self.space.move_values.affords(0, self.settings.n_windows, len(self.settings.offsets)):
+                return []
             self._waiting = self._solve()
         said, self._waiting = self._waiting[:n], self._waiting[n:]
         return said

@@ -61,6 +61,11 @@ class Gradient(ProposerConfig):
             if not (0 <= value <= 1 if low_allowed else 0 < value <= 1) or (name == "memory" and value == 1):
                 raise ConfigError(f"{name} of the gradient proposer must lie between 0 and 1, got {value}")
 
+    @property
+    def first_looks(self) -> tuple[int, int]:
+        """One, where it begins."""
+        return 1, self.n_windows
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """Begins at the uniform allocation, unless it is told of a better one.
 
@@ -97,9 +102,13 @@ class GradientProposer:
         """At most one step per factor, the middle ones first.
 
         When every step was proposed before, at smaller radii too, there is none, or a failure that says what the gradients cost.
+        There is none either where the tokens do not pay for gradients at the incumbent.
         """
         if self._valued != self._here or self._n_looks < MAX_LOOKS:
-            self._look()
+            if self._affords_look():
+                self._look()
+            elif self._valued != self._here:
+                return []
         factors = sorted(self.settings.factors, key=lambda factor: abs(math.log(factor)))[:n]
         for _ in range(MAX_HALVINGS):
             proposals = [step for factor in factors if (step := self._new_step(min(1.0, factor * self._radius))) is not None]
@@ -135,6 +144,10 @@ class GradientProposer:
         self._seen.add(genome)
         self._asked[genome] = radius
         return Proposal(child, self.name, f"radius {radius:.3g}", self._parents())
+
+    def _affords_look(self) -> bool:
+        assert self.space.move_values is not None
+        return self.space.move_values.affords(self._next_window, self.settings.n_windows)
 
     def _look(self) -> None:
         """Takes the values here, from windows that follow the last ones."""

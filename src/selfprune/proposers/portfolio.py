@@ -7,6 +7,7 @@ shares, so that no arm is written off for good (probability matching with explor
 Limits: a gain counts for the arm that brought it, not for those that prepared it.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,11 @@ class Portfolio(ProposerConfig):
     def needs_sensitivities(self) -> bool:
         """Whether an arm does that has a share."""
         return any(arm.needs_sensitivities for arm in self.sharing())
+
+    @property
+    def first_looks(self) -> tuple[int, int]:
+        """Those of the arm that needs the most."""
+        return max((arm.first_looks for arm in self.sharing()), key=math.prod, default=(0, 0))
 
     def sharing(self) -> list[ProposerConfig]:
         """The arms that have a share."""

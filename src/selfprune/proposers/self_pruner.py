@@ -69,6 +69,11 @@ class SelfPruner(ProposerConfig):
         """Always."""
         return True
 
+    @property
+    def first_looks(self) -> tuple[int, int]:
+        """One, where it begins."""
+        return (1, self.n_windows) if self.n_windows else (0, 0)
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """A proposer that has asked nothing yet."""
         return SelfPrunerProposer(space, language_model, seed, self)
@@ -146,11 +151,17 @@ class SelfPrunerProposer:
         self._here = self.space.stand(self._champions)
 
     def _look(self) -> None:
-        """Takes the gradients at a new incumbent, from windows that follow the last ones, unless another arm has taken them."""
+        """Takes the gradients at a new incumbent, from windows that follow the last ones, unless another arm has taken them.
+
+        Where the tokens do not pay for them, the sensitivities are shown, if measured.
+        """
         oracle, n_windows = self.space.move_values, self.config.n_windows
         if oracle is None or not n_windows or self._valued == self._here:
             return
         values = oracle.known(self._here)
+        if values is None and not oracle.affords(self._next_window, n_windows):
+            self._worth, self._valued = Worth.of_sensitivities(self.space), None
+            return
         if values is None:
             values = oracle(self._here, self.config.bracket, self._next_window, n_windows)
             self._n_unpaid_tokens += values.n_tokens
