@@ -10,9 +10,10 @@ from hydra.errors import HydraException
 from selfprune.archive import Archive
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.conf_path import conf_folder
-from selfprune.config import METHODS, PruneConfig, RunConfig, find_methods, register_schemas, to_config
+from selfprune.config import PruneConfig, RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError
 from selfprune.levels_config import LevelKind
+from selfprune.methods import METHODS, find_methods
 from selfprune.placement import Placement
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in conf_folder().iterdir() if group.is_dir()}

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfprune.archive import read_archive
 from selfprune.candidate import State
 from selfprune.conf_path import conf_folder
-from selfprune.config import find_methods, register_schemas
+from selfprune.config import register_schemas
 from selfprune.errors import ConfigError
+from selfprune.methods import find_methods
 from selfprune.run import run_composed
 from selfprune.units import list_units, weight_view
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
 from selfprune.errors import SelfpruneError, complain
+from selfprune.methods import why_missing
 from selfprune.signals import STOPPED, Stopped, stoppable
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -112,6 +113,8 @@ def _mistake(error: Exception, command: str) -> str | None:
     options = f"To see every option and its default: {command} --cfg job"
     if isinstance(error, SelfpruneError):
         return str(error)
+    if isinstance(error, MissingConfigException) and (reason := why_missing(error.missing_cfg_file or "")):
+        return reason
     if isinstance(error, HydraException | OmegaConfBaseException):
         return f"{_plain(error)} {options}"
     # the one mistake that Hydra tells by an error of Python's own

@@ -1,45 +1,25 @@
-"""The typed configs of a run and of a pruning, and the discovery of methods: every method is a dataclass and its own schema.
-
-A method's YAML file names its schema in its defaults: `wanda_schema` is the dataclass in `pruners/wanda.py`. There is no
-registry to keep: the modules of the method folders are imported, and each dataclass of a contract's kind is offered under
-its file's name.
-"""
+"""The typed configs of a run and of a pruning; `methods` finds what they choose from."""
 
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from selfprune import evaluators, language_models, proposers, pruners
 from selfprune.allocation import LevelGrid, Unit
 from selfprune.budget import Budget
 from selfprune.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness import HarnessConfig
-from selfprune.evaluators.windows import WindowMetric
-from selfprune.language_models.base import LanguageModelConfig
 from selfprune.levels_config import LevelKind
+from selfprune.methods import METHODS, find_methods, register_methods
 from selfprune.models import ModelConfig
 from selfprune.objective import Objective
 from selfprune.proposers.base import ClosedForm, ProposerConfig
-from selfprune.pruners.base import Pruner
 from selfprune.search import SearchConfig
 
 Config = TypeVar("Config")
-
-METHODS: dict[str, tuple[ModuleType, type]] = {
-    "pruner": (pruners, Pruner),
-    "proposer": (proposers, ProposerConfig),
-    "evaluator": (evaluators, WindowMetric),
-    "language_model": (language_models, LanguageModelConfig),
-}
-"""Config group -> the folder of its methods, and the class that they derive from."""
 
 
 @dataclass
@@ -170,39 +150,24 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_chosen(config: Any, group: str) -> None:
-    if not isinstance(getattr(config, group), METHODS[group][1]):
-        raise ConfigError(f"the config needs a {group}; choose one of {', '.join(find_methods(group))}")
-
-
-def find_methods(group: str) -> dict[str, type]:
-    """The methods of a config group: file name -> dataclass.
-
-    Args:
-        group: a key of `METHODS`.
-    """
-    package, kind = METHODS[group]
-    found: dict[str, type] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for _, value in inspect.getmembers(module, inspect.isclass):
-            if (
-                value.__module__ == module.__name__
-                and issubclass(value, kind)
-                and not inspect.isabstract(value)
-                and dataclasses.is_dataclass(value)
-            ):
-                found[info.name] = value
-    return found
+    chosen = getattr(config, group)
+    if isinstance(chosen, METHODS[group][1]):
+        return
+    said = f"the config needs a {group}; choose one of {', '.join(find_methods(group))}"
+    if isinstance(chosen, dict):
+        said += (
+            f". What was chosen has options ({', '.join(chosen) or 'none'}) but no method: its YAML file must begin with the "
+            'lines "defaults:" and "  - NAME_schema"'
+        )
+    raise ConfigError(said)
 
 
 def register_schemas() -> None:
-    """Offers the schema of the run and of every method to Hydra."""
+    """Offers the schema of the run, of a pruning and of every method to Hydra."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="prune_schema", node=PruneConfig)
-    for group in METHODS:
-        for name, method in find_methods(group).items():
-            store.store(group=group, name=f"{name}_schema", node=method)
+    register_methods()
 
 
 def to_config(composed: DictConfig, kind: type[Config]) -> Config:

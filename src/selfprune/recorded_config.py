@@ -11,8 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from selfprune.config import METHODS
 from selfprune.errors import ConfigError
+from selfprune.methods import METHODS
 from selfprune.recorded_files import read_text
 from selfprune.tracking import read_environment
 

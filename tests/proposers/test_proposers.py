@@ -1,4 +1,4 @@
-"""What every proposer must do. A proposer joins by one line in PROPOSERS."""
+"""What every proposer must do. Each file of `proposers/` is found; PROPOSERS names those with options of their own."""
 
 import json
 import math
@@ -18,16 +18,15 @@ from selfprune.archive import Archive
 from selfprune.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import Reply
+from selfprune.methods import find_methods
 from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart
 from selfprune.proposers.atp import ATP
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.dlp import DLP, MedianMetric
+from selfprune.proposers.dlp import MedianMetric
 from selfprune.proposers.dynamic_programme import DynamicProgramme
 from selfprune.proposers.evolutionary import Evolutionary
-from selfprune.proposers.evopress import EvoPress
-from selfprune.proposers.gradient import Gradient
 from selfprune.proposers.optuna_sampler import OptunaSampler
-from selfprune.proposers.owl import OWL, OutlierRatio
+from selfprune.proposers.owl import OutlierRatio
 from selfprune.proposers.portfolio import Portfolio
 from selfprune.proposers.random import Random, draw_offsets
 from selfprune.proposers.self_pruner import SelfPruner
@@ -52,32 +51,20 @@ def stored():
 
 
 PROPOSERS = {
-    "uniform": Uniform(),
-    "owl": OWL(),
-    "alphapruning": AlphaPruning(),
     "alphapruning_middle": AlphaPruning(TailStart.MIDDLE),
-    "dlp": DLP(),
-    "atp": ATP(),
     "atp_flat": ATP(slope=0.0),
     "stored": stored(),
-    "optuna_tpe": OptunaSampler(),
     "optuna_cma_es": OptunaSampler("CMA_ES"),
-    "sensitivity": Sensitivity(),
-    "random": Random(),
-    "evolutionary": Evolutionary(),
     "evolutionary_swaps": Evolutionary(groups=["UNIT"], max_shift=0.0, crossover_rate=0.0, perturb_rate=0.0),
-    "evopress": EvoPress(),
-    "gradient": Gradient(),
     "dynamic_programme": DynamicProgramme(radii=[0.05, 0.1, 0.4]),
     "surrogate": Surrogate(n_children=32),
-    "self_pruner": SelfPruner(),
     "self_pruner_paper": SelfPrunerPaper(population=4, n_crossovers=2, n_mutations=2),
     "portfolio": Portfolio({"sensitivity": Sensitivity(), "evolutionary": Evolutionary(), "self_pruner": SelfPruner()}),
 }
+PROPOSERS |= {name: method() for name, method in find_methods("proposer").items() if name not in PROPOSERS}
 NAMES = {
     "alphapruning_middle": {"alphapruning"},
     "atp_flat": {"atp"},
-    "optuna_tpe": {"optuna_sampler"},
     "optuna_cma_es": {"optuna_sampler"},
     "evolutionary_swaps": {"evolutionary"},
     "portfolio": {"sensitivity", "evolutionary", "self_pruner"},
@@ -231,7 +218,7 @@ class TestEveryProposer:
     "proposer",
     [
         "random",
-        "optuna_tpe",
+        "optuna_sampler",
         "optuna_cma_es",
         "evolutionary",
         "evolutionary_swaps",

@@ -1,4 +1,4 @@
-"""What every pruner must do. A pruner joins by one line: in NESTED if each level contains the one below, else in PRUNERS.
+"""What every pruner must do; every method in `pruners/` is found. `pytest tests/pruners/test_pruners.py -k NAME` looks at one.
 
 Shape suffixes: O out, I in, N sequences, T tokens, E experts.
 """
@@ -12,32 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.admm import ADMM
-from selfprune.pruners.alps import ALPS
-from selfprune.pruners.base import Scope
-from selfprune.pruners.dsnot import DSnoT
+from selfprune.methods import find_methods
+from selfprune.pruners.base import Pruner, Scope, ScorePruner
 from selfprune.pruners.magnitude import Magnitude
-from selfprune.pruners.obd import OBD
-from selfprune.pruners.ria import RIA
 from selfprune.pruners.selection import lowest_in_turns
-from selfprune.pruners.sparsegpt import SparseGPT
-from selfprune.pruners.taylor import Taylor
 from selfprune.pruners.wanda import Wanda, wanda_metric
 
-NESTED = [
-    Wanda,
-    Magnitude,
-    RIA,
-    Taylor,
-    OBD,
-]
-PRUNERS = [
-    *NESTED,
-    SparseGPT,
-    ADMM,
-    ALPS,
-    DSnoT,
-]
+PRUNERS = list(find_methods("pruner").values())
+NESTED = [method for method in PRUNERS if issubclass(method, ScorePruner)]
+"""Each level contains the one below."""
 PATTERNS = ["2:4", "4:8"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 N_OUT, N_IN = 12, 24
@@ -215,7 +198,7 @@ class TestEveryPruner:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_inputs_that_are_not_finite_are_refused_however_often(self, pruner, value):
-        if isinstance(pruner, Magnitude):
+        if pruner.sees_weights_alone():
             pytest.skip("it looks at no inputs")
         inputs_NTI = normal(3, 5, N_IN)
         inputs_NTI[1, 2, 3] = value
@@ -232,7 +215,8 @@ class TestEveryPruner:
             removed(pruner, normal(N_OUT, N_IN), n_pruned)
 
     def test_every_group_of_rows_is_pruned_by_the_inputs_that_it_saw(self, pruner):
-        if isinstance(pruner, Wanda | Magnitude | Taylor | OBD) and pruner.scope is Scope.MATRIX and not pruner.pattern:
+        has_own_order = type(pruner).ranks is not Pruner.ranks
+        if isinstance(pruner, ScorePruner) and pruner.scope is Scope.MATRIX and not (pruner.pattern or has_own_order):
             pytest.skip("over the whole matrix its groups of rows compete with each other")
         weight_EOI, inputs_ENTI = normal(3, 4, N_IN), normal(3, 2, 30, N_IN, seed=1) * torch.linspace(0.5, 2, N_IN)
         fused = gathered(pruner, weight_EOI.flatten(0, 1), *inputs_ENTI)
