@@ -48,3 +48,9 @@ def test_whole_models_are_pruned_by_every_method_that_is_asked_for(output_of):
 def test_the_published_loop_and_ours_prune_one_layer_alike(output_of):
     said = output_of("pruning", "--shapes 64x128 --methods wanda --n-sequences 2 --n-tokens 32 --repeat 1")
     assert "masks 0e+00 apart" in said
+
+
+@pytest.mark.parametrize("kind", ["plain", "ours"])
+def test_lm_eval_requests_are_scored_alike_in_both_ways(kind, output_of):
+    said = output_of("scored_tokens", f"--kind {kind} --n-tokens 16 --vocabulary 64")
+    assert float(said.rpartition(" ")[2]) == pytest.approx(-42.213825, rel=2e-5)

@@ -28,6 +28,7 @@ NOT_A_METHOD = {
     "proposers/replies": "reads JSON out of replies",
     "evaluators/windows": "what the evaluators on token windows share",
     "evaluators/harness": "lm-eval, with a config group of its own: harness",
+    "evaluators/scored_tokens": "lm-eval's model class in bounded memory, for the harness",
     "evaluators/task_documents": "the requests and documents of lm-eval tasks, for the harness",
     "evaluators/task_loading": "finds lm-eval tasks and loads their documents, for the harness",
     "evaluators/task_metrics": "what lm-eval tasks measure, for the harness",

@@ -10,6 +10,7 @@ from selfprune.allocation import LevelGrid
 from selfprune.conf_path import conf_folder
 from selfprune.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.evaluators.base import N_LOGITS_AT_ONCE
 from selfprune.models import ModelConfig, load_model
 from selfprune.run_folder import hold_run_folder, opened, preflight
 
@@ -151,6 +152,22 @@ def test_two_configs_that_differ_in_a_method_alone_are_told_apart(tmp_path):
     config.write_text(recorded[: recorded.index("methods:\n")])
     with start(tmp_path / "run", wanda):
         pass
+
+
+def test_the_logits_of_lm_eval_are_expected_where_they_take_more_than_those_of_windows(tiny_model_folder, tmp_path):
+    register_schemas()
+
+    def expected(*overrides):
+        given = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", *overrides]
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return preflight(to_config(compose("config", overrides=given), RunConfig), tmp_path).peak_memory_bytes
+
+    small = ["search.batch_size=1", "data.n_tokens_per_window=4"]
+    of_windows = 4 * 300 * (4 + 16)
+    added = expected(*small, "harness.batch_size=2") - expected(*small, "harness=none")
+    assert added == 2 * 64 * 300 * (4 + 8) - of_windows  # two requests of all 64 positions
+    most = expected(*small, "harness.batch_size=100000") - expected(*small, "harness=none")
+    assert most == N_LOGITS_AT_ONCE * (4 + 8) - of_windows
 
 
 def test_built_levels_are_expected_to_take_their_bounds_or_all_of_them_where_that_is_less(tiny_model_folder, tmp_path):

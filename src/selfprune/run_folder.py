@@ -19,7 +19,7 @@ from selfprune.journal import disk_error, write_whole
 from selfprune.level_store import number_dtype
 from selfprune.levels_config import LevelKind
 from selfprune.lock import LOCK
-from selfprune.models import preflight_memory
+from selfprune.models import max_positions, preflight_memory
 from selfprune.placement import Placement
 from selfprune.recorded_config import recompose, settled_overrides, to_record
 from selfprune.recorded_files import read_text
@@ -93,20 +93,21 @@ def _bytes_of_levels(config: RunConfig, skeleton: Any, bytes_per_weight: int) ->
 def _held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int) -> int:
     """Memory of a run besides the weights, built levels apart.
 
-    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of a batch; the
-    hidden states of the calibration windows before and after a block; and those of the search windows before every block, as far
-    as they may be kept.
+    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of a batch, of
+    windows or of lm-eval's requests; the hidden states of the calibration windows before and after a block; and those of the
+    search windows before every block, as far as they may be kept.
     """
     per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
     text_config = skeleton.config.get_text_config()
     data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
     kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
     per_position = sum(metric.kept_bytes(n_vocabulary) * n_windows for metric, n_windows in kept)
-    per_position += search.batch_size * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
     hidden_bytes = text_config.hidden_size * bytes_per_weight
     per_position += 2 * data.n_calibration * hidden_bytes
     prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
     needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
+    of_windows = data.n_tokens_per_window * search.batch_size * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
+    needed += max(of_windows, config.harness.logit_bytes(n_vocabulary, max_positions(skeleton), bytes_per_weight))
     # under SPREAD they lie beside the weights, of which nobody knows where either
     if search.levels.kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
         units = list_units(skeleton)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfprune.embedded.tasks import TASKS
 from selfprune.errors import ConfigError
+from selfprune.evaluators.base import N_LOGITS_AT_ONCE
 from selfprune.evaluators.task_documents import answered_documents, build_requests, set_num_fewshot
 from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_metrics import DocumentScores, primary_metric
@@ -49,6 +50,21 @@ class HarnessConfig:
             raise ConfigError(
                 f"harness.include_path must be a folder of lm-eval YAML files, got {self.include_path!r}; correct it"
             )
+
+    def logit_bytes(self, vocab_size: int, n_positions: int | None, bytes_per_weight: int) -> int:
+        """The most memory that the logits of scored tokens take at once, with their copy in fp32 and its softmax.
+
+        Args:
+            vocab_size: of the model.
+            n_positions: tokens of its longest input; None where it does not say.
+            bytes_per_weight: of a logit.
+        """
+        if not self.tasks and not self.search_tasks:
+            return 0
+        n_logits = max(vocab_size, N_LOGITS_AT_ONCE)
+        if n_positions is not None:
+            n_logits = min(n_logits, self.batch_size * n_positions * vocab_size)
+        return n_logits * (bytes_per_weight + 8)
 
 
 class Harness:

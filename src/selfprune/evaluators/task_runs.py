@@ -39,13 +39,14 @@ def run_tasks(
         limit: documents per task; None for all.
     """
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+
+    from selfprune.evaluators.scored_tokens import ScoredTokensLM
 
     was_training = model.training
     try:
         with undisturbed():
-            # A copy, because HFLM adds a padding token. In bf16, choices would tie, and lm-eval gives ties to the first.
-            lm = HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32")
+            # A copy, because lm-eval adds a padding token. In bf16, choices would tie, and lm-eval gives ties to the first.
+            lm = ScoredTokensLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32")
             task_dict = {"tasks": tasks, "groups": groups}
             return dict(evaluate(lm, task_dict, limit=limit, bootstrap_iters=N_BOOTSTRAPS, log_samples=False))
     finally:
