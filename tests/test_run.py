@@ -100,6 +100,9 @@ def test_the_report_says_how_windows_begin(smoke, tiny_model_folder, tmp_path):
         tmp_path / "run", *tiny(tiny_model_folder), "data.bos=ALWAYS", "proposer=uniform", "~yardsticks", "~controls"
     )
     assert report_of(folder)["window_start"] == ["<|end|>"]
+    # nor is the tiny model, which never was trained, told to be sound
+    assert report_of(smoke[0])["warnings"] == []
+    assert "no better than chance" in report_of(folder)["warnings"][0]
     assert "Every window begins with `<|end|>`, which is not scored." in (folder / "report.md").read_text()
 
 

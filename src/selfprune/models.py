@@ -15,11 +15,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.allocation import Unit
-from selfprune.checkpoint_source import hub_is_reachable, source_folder
+from selfprune.checkpoint_source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ConfigError, ModelError
 from selfprune.placement import Placement, entry_device, loading_options, n_parameters_at_once
 from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory
 from selfprune.units import find_blocks, list_units
+from selfprune.vocabulary import check_vocabulary
+from selfprune.weight_checks import check_numbers, doubts_of_loading
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -83,6 +85,7 @@ class LoadedModel:
         blocks: the decoder blocks, first to last.
         device: where the weights lie.
         source: the folder of the checkpoint that it was loaded from; None for a model that was made in memory.
+        doubts: what makes results with it doubtful, a paragraph each.
     """
 
     model: Any
@@ -91,6 +94,7 @@ class LoadedModel:
     blocks: list[nn.Module]
     device: torch.device
     source: Path | None = None
+    doubts: tuple[str, ...] = ()
 
     def block_prefix(self, index: int) -> str:
         """What the names of a block's parameters begin with."""
@@ -119,8 +123,9 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     preflight = _check_memory(config, skeleton)
     logger.info("loading %s: %s parameters, %d units", config.path, f"{preflight.n_parameters:,}", len(units))
     tokenizer = _attempt(config, "reading the tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
+    check_vocabulary(config.path, tokenizer, skeleton)
     options |= loading_options(config.placement, skeleton, config.torch_device(), scratch)
-    model = _attempt(config, "reading the weights", lambda: _load_weights(config, path, options))
+    model, unused = _attempt(config, "reading the weights", lambda: _load_weights(config, path, options))
     device = entry_device(config.placement, model, config.torch_device())
     if config.placement is Placement.WHOLE:
         model = _attempt(config, f"moving to {device}", lambda: model.to(device))
@@ -129,7 +134,7 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     blocks_path, blocks = find_blocks(model)
     check = check_entry if config.placement is Placement.STREAM else check_by_running
     _attempt(config, "a trial run", lambda: check(model, blocks_path, blocks, device))
-    return LoadedModel(model, tokenizer, units, blocks, device, source)
+    return LoadedModel(model, tokenizer, units, blocks, device, source, tuple(doubts_of_loading(config.path, model, unused)))
 
 
 def preflight_memory(config: ModelConfig, more: MoreBytes = lambda *_: 0) -> Preflight:
@@ -211,7 +216,8 @@ def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> An
     return _attempt(config, "building the architecture", build)
 
 
-def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:
+def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> tuple[Any, set[str]]:
+    """The model, and the names of the checkpoint's tensors that it has no place for."""
     # Only the eager loop over experts shows calibration what each of them sees; the default kernels take all of them at once.
     model, loading = AUTO_MODEL.from_pretrained(
         path, dtype=config.dtype.value, experts_implementation="eager", output_loading_info=True, **options
@@ -222,14 +228,8 @@ def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> An
             f"the checkpoint of model.path={config.path} lacks {len(missing)} weights that {type(model).__name__} needs, such as "
             f"{', '.join(missing[:3])}, which would be random; give a whole checkpoint of a causal language model"
         )
-    at_hand = ((name, parameter) for name, parameter in model.named_parameters() if not parameter.is_meta)
-    broken = next((name for name, parameter in at_hand if not parameter.isfinite().all()), None)
-    if broken is not None:
-        raise ModelError(
-            f"the weight {broken} of model.path={config.path} holds NaN or infinite numbers; the checkpoint is broken, fetch it "
-            "again"
-        )
-    return model
+    check_numbers(config.path, model, lambda: open_source(source_folder(path, options)))
+    return model, set(loading["unexpected_keys"])
 
 
 def _check_memory(config: ModelConfig, skeleton: Any, more: MoreBytes = lambda *_: 0) -> Preflight:

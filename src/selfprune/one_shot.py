@@ -26,6 +26,7 @@ from selfprune.shards import Shards, growing
 from selfprune.tracking import Display, describe_environment
 from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, weight_view
+from selfprune.vocabulary import check_windows, n_embedding_rows
 from selfprune.window_start import start_tokens
 from selfprune.winners import fits, read_winner
 
@@ -78,7 +79,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
 def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model, scratch=shards.scratch)
-        for doubt in check_latency_table(config.budget, loaded):
+        for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)
     allocation = _allocation(config, loaded)
@@ -100,7 +101,9 @@ def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[
 
 def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
     generate = text_writer(loaded.model, loaded.tokenizer, config.data)
-    return draw_calibration(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
+    windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
+    check_windows(windows_NT, loaded.tokenizer, n_embedding_rows(loaded.model), "calibration")
+    return windows_NT
 
 
 def _window_start(config: PruneConfig, loaded: LoadedModel) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from selfprune.blocks import check_same_arguments, enter
 from selfprune.errors import ModelError
+from selfprune.weight_checks import overflow
 
 N_PROBE_TOKENS = 8
 MoreBytes = Callable[[Any, int, int], int]
@@ -122,10 +123,13 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
             "be pruned"
         )
     if not logits_NTV.isfinite().all():
-        raise ModelError(
-            f"{type(model).__name__} gives NaN or infinite logits as loaded; its weights are broken, or it needs "
-            "model.dtype=FLOAT32"
+        dtype = logits_NTV.dtype
+        cause = (
+            "its weights are finite, but too large or broken: fetch the checkpoint again"
+            if dtype == torch.float32
+            else f"what it computes on the way overflows, since {overflow(dtype)}"
         )
+        raise ModelError(f"{type(model).__name__} gives NaN or infinite logits as loaded; {cause}")
     prefix_NTV = logits_NTV[:, :-1].float()
     if (prefix_NTV[0] - prefix_NTV[1]).abs().max() > 8 * torch.finfo(logits_NTV.dtype).eps * prefix_NTV.abs().max():
         raise ModelError(

@@ -13,6 +13,7 @@ from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.archive import Archive
 from selfprune.budget import Measure
 from selfprune.built_levels import BuiltLevels, open_statistics
+from selfprune.chance import doubt_of_chance
 from selfprune.config import RunConfig
 from selfprune.coverage import Coverage
 from selfprune.data import Splits, draw_splits
@@ -37,6 +38,7 @@ from selfprune.self_generated import text_writer
 from selfprune.tracking import Display
 from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, token_share
+from selfprune.vocabulary import check_windows, n_embedding_rows
 
 
 @dataclass
@@ -96,7 +98,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model)
         # What the model cannot do is said before anything is recorded.
-        for doubt in check_latency_table(config.budget, loaded):
+        for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
             display.warn(doubt)
         grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
@@ -108,6 +110,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     with display.stage("calibrating"):
         store, measured = _open_store(config, loaded, grid, splits, kept, coverage)
         evaluator = _make_evaluator(config, loaded, splits)
+    _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
     n_rows = 2 + len(config.yardsticks) + len(config.controls)
     n_tokens = (1 + len(config.controls)) * config.search.max_tokens + n_rows * splits.report_NT.numel()
     seconds = n_tokens / evaluator.tokens_per_second
@@ -152,7 +155,10 @@ def _open_language_model(config: RunConfig, loaded: LoadedModel, store: LevelSto
 def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds: Sequence[str]) -> Splits:
     generate = text_writer(loaded.model, loaded.tokenizer, config.data)
     splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
-    return mix_search_windows(splits, kinds, loaded, harness, config.seed)
+    splits = mix_search_windows(splits, kinds, loaded, harness, config.seed)
+    for split, windows_NT in (("calibration", splits.calibration_NT), ("search", splits.search_NT), ("report", splits.report_NT)):
+        check_windows(windows_NT, loaded.tokenizer, n_embedding_rows(loaded.model), split)
+    return splits
 
 
 def _open_statistics(
@@ -196,6 +202,12 @@ def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> W
         [] if ladder.fresh else ladder.n_windows,
         config.search.prefix_cache_mb * 10**6,
     )
+
+
+def _warn_of_chance(display: Display, evaluator: WindowEvaluator, loaded: LoadedModel, windows_NT: Tensor) -> None:
+    doubt = doubt_of_chance(evaluator.dense_nll_per_token, windows_NT, loaded.model.config.get_text_config().vocab_size)
+    if doubt is not None:
+        display.warn(doubt)
 
 
 def _seconds(config: RunConfig, grid: LevelGrid) -> Callable[[Allocation], float] | None:

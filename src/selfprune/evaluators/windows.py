@@ -58,6 +58,7 @@ class WindowEvaluator:
     Attributes:
         tokens_per_second: of the dense passes at construction.
         dense_scores: the first metric's scores of the dense model, window by window.
+        dense_nll_per_token: negative log-likelihood of the dense model over all windows, in nats.
 
     Example:
         >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4, boundaries=[4, 16])
@@ -80,14 +81,17 @@ class WindowEvaluator:
         device = next(model.parameters()).device
         self._batches: list[_Batch] = []
         self.dense_scores: list[float] = []
+        nll: list[float] = []
         began = time.perf_counter()
         for start, end in pairwise(accumulate(batch_sizes(self.n_windows, batch_size, boundaries), initial=0)):
             batch_NT = windows_NT[start:end].to(device)
             dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
             targets = {name: _prepared(metric, dense_NTV, batch_NT) for name, metric in metrics.items()}
             self._batches.append(_Batch(start, batch_NT, targets))
+            nll += _each_nll(dense_NTV, batch_NT)
             self.dense_scores += self._scores(next(iter(metrics)), dense_NTV, self._batches[-1]).tolist()
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
+        self.dense_nll_per_token = math.fsum(nll) / len(nll)
         self.forward.clear()
 
     @property
@@ -152,6 +156,12 @@ def _by_window(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def negative_log_likelihood(logits_NTV: Tensor, batch_NT: Tensor) -> Tensor:
     """Negative log-likelihood of every token but the first, in nats [N, T-1], computed in fp32."""
     return nn.functional.cross_entropy(logits_NTV[:, :-1].float().transpose(1, 2), batch_NT[:, 1:], reduction="none")
+
+
+def _each_nll(logits_NTV: Tensor, batch_NT: Tensor) -> list[float]:
+    """Mean negative log-likelihood of every window, taken window by window."""
+    each = _by_window(logits_NTV, batch_NT)
+    return [float(mean_per_window(negative_log_likelihood(logits, tokens))) for logits, tokens in each]
 
 
 def mean_per_window(values_NT: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""What the weights of a checkpoint say against it once they are loaded."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from selfprune.checkpoint_source import AnySource
+from selfprune.errors import ModelError
+
+N_NAMED = 3
+
+
+def doubts_of_loading(path: str, model: Any, unused: set[str]) -> list[str]:
+    """What a run should tell about a checkpoint that loads.
+
+    Args:
+        path: the model as the user named it.
+        model: the loaded model.
+        unused: names of the checkpoint's tensors that it has no place for.
+    """
+    if not unused:
+        return []
+    named = ", ".join(sorted(unused)[:N_NAMED])
+    return [
+        f"the checkpoint of model.path={path} holds {len(unused)} tensors that {type(model).__name__} does not use, such as "
+        f"{named}; if its config.json names fewer blocks (num_hidden_layers) or another architecture than it was trained with, "
+        "this is not the model that was trained, so compare config.json with the original's"
+    ]
+
+
+def check_numbers(path: str, model: Any, stored: Callable[[], Mapping[str, AnySource]]) -> None:
+    """Refuses weights with NaN or infinite numbers, and says where these come from.
+
+    Args:
+        path: the model as the user named it.
+        model: the loaded model; weights that are not at hand are passed over.
+        stored: opens the checkpoint's own tensors.
+
+    Raises:
+        ModelError: when a weight has one.
+    """
+    at_hand = ((name, parameter) for name, parameter in model.named_parameters() if not parameter.is_meta)
+    broken = next(((name, parameter.dtype) for name, parameter in at_hand if not parameter.isfinite().all()), None)
+    if broken is None:
+        return
+    name, dtype = broken
+    if largest := _largest_stored(name, dtype, stored):
+        raise ModelError(
+            f"the weight {name} of model.path={path} is sound in the checkpoint, but goes up to {largest:.3g}, and "
+            f"{overflow(dtype)}"
+        )
+    raise ModelError(
+        f"the weight {name} of model.path={path} holds NaN or infinite numbers; the checkpoint is broken, fetch it again"
+    )
+
+
+def overflow(dtype: torch.dtype) -> str:
+    """The end of a sentence on numbers that a format cannot hold."""
+    name = str(dtype).removeprefix("torch.")
+    wider = "model.dtype=BFLOAT16 or FLOAT32" if dtype == torch.float16 else "model.dtype=FLOAT32"
+    return f"{name} ends at {torch.finfo(dtype).max:.5g}; give {wider}"
+
+
+def _largest_stored(name: str, dtype: torch.dtype, stored: Callable[[], Mapping[str, AnySource]]) -> float | None:
+    """The largest magnitude of a weight on disk, where it is finite and beyond a narrower format; None otherwise."""
+    try:
+        tensor = stored()[name].read()
+    except (ModelError, KeyError):  # a pickle of another form, or a weight that is made of several
+        return None
+    largest = float(tensor.double().abs().max())
+    return largest if torch.finfo(dtype).max < largest < float("inf") else None
