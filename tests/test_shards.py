@@ -330,3 +330,39 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         with pytest.raises(SelfpruneError, match=rf"{name}\.partial could not be written: {reason}"):
             growing(tmp_path / name, ORIGIN).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def with_progress(path, change):
+    """Rewrites what the header of a progress file says."""
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n])
+    header["__metadata__"]["progress"] = json.dumps(change(json.loads(header["__metadata__"]["progress"])))
+    told = json.dumps(header).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told + content[8 + n :])
+
+
+DAMAGES = {
+    "cut short": (lambda folder: (folder / PROGRESS).write_bytes((folder / PROGRESS).read_bytes()[:-9]), "cannot be read back"),
+    "no tensors": (lambda folder: (folder / PROGRESS).write_bytes(b"5"), "cannot be read back"),
+    "a list": (lambda folder: with_progress(folder / PROGRESS, lambda _: []), "must be an object"),
+    "no origin": (lambda folder: with_progress(folder / PROGRESS, lambda told: {}), "origin is missing"),
+    "no block": (lambda folder: with_progress(folder / PROGRESS, lambda told: told | {"next_block": 0}), "next_block must be"),
+    "other block": (lambda folder: with_progress(folder / PROGRESS, lambda told: told | {"next_block": 3}), "not belong to this"),
+    "fewer units": (lambda folder: with_progress(folder / PROGRESS, lambda told: told | {"removed": {}}), "not belong to this"),
+    "block cut short": (lambda folder: (folder / "model-00001-of-00005.safetensors").write_bytes(b"cut"), "cannot be read back"),
+    "block gone": (lambda folder: (folder / "model-00002-of-00005.safetensors").unlink(), "cannot be read back"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_beginning_is_refused_and_left_as_it_is(name, folder_of, tmp_path):
+    damage, said = DAMAGES[name]
+    folder = folder_of("llama")
+    with pytest.raises(KeyboardInterrupt):
+        prune(load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN), stop_after=2)
+    damage(tmp_path / "out.partial")
+    before = contents(tmp_path / "out.partial")
+    with pytest.raises(ConfigError, match=rf"(?s)out\.partial.*{said}.*remove the folder and begin anew"):
+        prune(load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN))
+    assert contents(tmp_path / "out.partial") == before

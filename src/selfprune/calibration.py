@@ -93,6 +93,8 @@ def prune_in_place(
     coverage = coverage or Coverage(loaded)
     make = _maker(loaded, pruner, len(windows_NT))
     gradients = _gather_gradients(loaded, windows_NT, make, coverage) if pruner.needs_gradients else None
+    if shards:
+        shards.check_begun(loaded, torch.split(windows_NT, batch_size))
     removed, n_tokens_of, start, hidden = shards.resume() if shards else ({}, {}, 0, None)
     coverage.n_tokens_of |= n_tokens_of
     for visit in walk_blocks(loaded, windows_NT, batch_size, start, hidden):

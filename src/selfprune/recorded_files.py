@@ -54,7 +54,26 @@ def read_json(path: Path, kind: type[Kind], remedy: str, error: type[SelfpruneEr
     Raises:
         SelfpruneError: when it is missing, no JSON, or of another kind; the message names the file and the place in it.
     """
-    return checked(_parsed(read_bytes(path, remedy, error), str(path), remedy, error), kind, str(path), remedy, error, extra)
+    return parsed(read_bytes(path, remedy, error), kind, str(path), remedy, error, extra)
+
+
+def parsed(
+    content: bytes, kind: type[Kind], place: str, remedy: str, error: type[SelfpruneError] = ConfigError, extra: bool = False
+) -> Kind:
+    """JSON of one kind.
+
+    Args:
+        content: the JSON.
+        kind: its schema.
+        place: where it was read, for the message.
+        remedy: what to do when it is something else.
+        error: what to raise then.
+        extra: whether keys that the schema lacks are kept instead of refused.
+
+    Raises:
+        SelfpruneError: when it is no JSON or of another kind; the message says where and what was got.
+    """
+    return checked(_parsed(content, place, remedy, error), kind, place, remedy, error, extra)
 
 
 def read_json_lines(

@@ -6,13 +6,14 @@ Shape suffixes: N sequences, T tokens, D hidden width.
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import safe_open
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from selfprune.errors import ConfigError
 from selfprune.held_folder import hold_folder
@@ -20,12 +21,23 @@ from selfprune.journal import disk_error
 from selfprune.lock import LOCK
 from selfprune.models import LoadedModel
 from selfprune.pruned_checkpoint import PrunedCheckpoint
-from selfprune.tensor_file import UNFINISHED, write_tensors
+from selfprune.recorded_files import Count, parsed
+from selfprune.tensor_file import UNFINISHED, reading, write_tensors
 
 PROGRESS = "progress.safetensors"
 OWN_FILE = re.compile(rf"offload|model-\d+-of-\d+\.safetensors|{UNFINISHED.pattern}|{re.escape(LOCK)}.*")
 """What a walk leaves behind that is killed before its first block is done."""
+DAMAGED = "restore it from a copy, or remove the folder and begin anew"
 REMEDY = "give the same command again, which goes on after the blocks that are done"
+
+
+class _Progress(TypedDict):
+    """What the header of the progress file says beside its hidden states."""
+
+    origin: dict[str, Any]
+    removed: dict[str, Count]
+    n_tokens_of: dict[str, list[Count | None]]
+    next_block: Annotated[int, Field(ge=1)]
 
 
 class Shards:
@@ -49,7 +61,8 @@ class Shards:
         self._checkpoint: PrunedCheckpoint | None = None
         if folder.exists():
             raise ConfigError(f"output={folder} exists already; choose another output, or remove it")
-        if self._progress() and self._progress()["origin"] != origin:
+        begun = self._progress()
+        if begun and begun["origin"] != origin:
             raise ConfigError(
                 f"{self.partial} holds the beginning of a pruning with another config; choose another output, or remove that "
                 "folder"
@@ -61,13 +74,40 @@ class Shards:
             raise disk_error(self.partial, error, REMEDY) from error
 
     def resume(self) -> tuple[dict[str, int], dict[str, list[int | None]], int, list[Tensor] | None]:
-        """What was removed so far, the tokens that reached it, the block to go on with, and per batch what enters that."""
+        """What was removed so far, the tokens that reached it, the block to go on with, and per batch what enters that.
+
+        Raises:
+            ConfigError: when what was written before is damaged.
+        """
         progress = self._progress()
         if not progress:
             return {}, {}, 0, None
-        with safe_open(self.partial / PROGRESS, framework="pt") as file:
+        with reading(self.partial / PROGRESS, DAMAGED) as file:
             hidden = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
         return progress["removed"], progress["n_tokens_of"], progress["next_block"], hidden
+
+    def check_begun(self, loaded: LoadedModel, batches: Sequence[Tensor]) -> None:
+        """Checks that what was written before is whole and belongs to a model and its windows.
+
+        Args:
+            loaded: the model that is pruned.
+            batches: token windows [N, T] of every batch.
+
+        Raises:
+            ConfigError: when it does not.
+        """
+        removed, n_tokens_of, next_block, hidden = self.resume()
+        if hidden is None:
+            return
+        units = {unit.name for unit in loaded.units if unit.block < next_block}
+        alike = [h.ndim == 3 and h.shape[:2] == b.shape and h.is_floating_point() for h, b in zip(hidden, batches, strict=False)]
+        if len(hidden) != len(batches) or not all(alike) or not removed.keys() == n_tokens_of.keys() == units:
+            raise ConfigError(f"{self.partial / PROGRESS} does not belong to this model and its windows; {DAMAGED}")
+        files = self.checkpoint(loaded).files
+        for name in list(files)[: min(next_block, len(loaded.blocks))]:
+            with reading(self.partial / name, DAMAGED) as file:
+                if set(file.keys()) != set(files[name]):
+                    raise ConfigError(f"{self.partial / name} does not hold the tensors that were written there; {DAMAGED}")
 
     def save_block(
         self,
@@ -143,14 +183,14 @@ class Shards:
                     "another output, or move them away"
                 )
 
-    def _progress(self) -> dict[str, Any]:
-        """How far it came; empty before the first block."""
+    def _progress(self) -> _Progress | None:
+        """How far it came; None before the first block."""
         path = self.partial / PROGRESS
         if not path.is_file():
-            return {}
-        with safe_open(path, framework="pt") as file:
-            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-        return progress
+            return None
+        with reading(path, DAMAGED) as file:
+            told = (file.metadata() or {}).get("progress", "")
+        return parsed(told.encode(), _Progress, f"the header of {path}", DAMAGED)
 
 
 def partial_of(folder: Path) -> Path:

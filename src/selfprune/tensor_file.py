@@ -4,12 +4,16 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from selfprune.errors import ConfigError
 from selfprune.journal import disk_error
 
 UNFINISHED = re.compile(r"\..+\.unfinished")
@@ -47,6 +51,24 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise disk_error(path, _system_error(error), remedy) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[Any]:
+    """A safetensors file that was written earlier, open for its names, metadata and tensors.
+
+    Args:
+        path: the file.
+        remedy: what to do when it cannot be read.
+
+    Raises:
+        ConfigError: when it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read back: {error}; {remedy}") from error
 
 
 def _system_error(error: SafetensorError) -> OSError:
