@@ -1,5 +1,6 @@
 """What the commands share: Hydra composes, and a user's mistake becomes one paragraph and exit code 2."""
 
+import argparse
 import logging
 import os
 import sys
@@ -7,8 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -16,9 +20,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils.logging import disable_progress_bar
 
+from selfprune.choices import brought_along
 from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
-from selfprune.errors import SelfpruneError, complain
+from selfprune.errors import ConfigError, SelfpruneError, complain
 from selfprune.methods import why_missing
 from selfprune.signals import STOPPED, Stopped, stoppable
 
@@ -52,20 +57,60 @@ class HydraCommand:
         set_up()
         codes: list[int] = []
 
+        def work_on(composed: DictConfig) -> None:
+            config = HydraConfig.get()
+            overrides = list(config.overrides.task)
+            in_sweep = config.mode == RunMode.MULTIRUN
+            if in_sweep and (more := brought_along(self.config_name, overrides)):  # of choices that are swept over
+                overrides += more
+                composed = hydra.compose(self.config_name, overrides=overrides)
+            named = Path(config.sweep.dir) / str(config.job.num) if in_sweep else None
+            self.work(composed, overrides, named)
+
         # Mistakes are told here, inside the job: Hydra would put a line of its own before them.
         @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=self.config_name)
         def start(composed: DictConfig) -> None:
-            config = HydraConfig.get()
-            named = Path(config.sweep.dir) / str(config.job.num) if config.mode == RunMode.MULTIRUN else None
-            codes.append(guarded(lambda: self.work(composed, list(config.overrides.task), named), self.name, self.stopped))
+            codes.append(guarded(lambda: work_on(composed), self.name, self.stopped))
             if codes[-1] in STOPPED:
                 # Whoever stops a sweep means all of it.
                 raise _JobStoppedError
 
-        sys.argv[1:] = arguments
+        def compose_and_start() -> None:
+            sys.argv[1:] = self._completed(arguments)
+            start()
+
         with suppress(_JobStoppedError):
-            codes.append(guarded(start, self.name, self.stopped))
+            codes.append(guarded(compose_and_start, self.name, self.stopped))
         return max(codes)
+
+    def _completed(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments with what their choices bring along.
+
+        Raises:
+            SelfpruneError: when there is a flag that is none.
+            hydra.errors.HydraException: when an override or a choice cannot be read.
+        """
+        parsed = _read(arguments)
+        place = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"] if parsed.config_dir else []
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            overrides = [*parsed.overrides, *brought_along(self.config_name, parsed.overrides, place)]
+        # Hydra reads overrides only where they stand together
+        return [*overrides, *(argument for argument in arguments if argument not in parsed.overrides)]
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags and overrides of a command line, as Hydra reads them.
+
+    Raises:
+        ConfigError: when there is a flag that is none.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; options are given as NAME=VALUE, as in budget.sparsity=0.5")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(arguments)
 
 
 class _JobStoppedError(BaseException):
