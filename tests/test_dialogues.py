@@ -273,7 +273,7 @@ def test_the_sums_are_said_in_a_sentence_and_a_table():
         told(3, (0, 3), State.FAILED, failure="no JSON object: d"),
     ]
     page = page_of(calls, candidates)
-    assert "4 replies were read as proposals: 2 valid ones, 1 of them after a repair, and 2 that failed." in page
+    assert "4 replies were read as proposals: 2 gave an allocation (1 after a repair), 2 failed." in page
     # 0.25 on 40 tokens, those of failed candidates included
     assert "1 became the incumbent and lowered the score by 0.25 in all, which is 6.25 per thousand tokens" in page
     assert "| main | edits | 4 | 2 | 1 | 2 | 1 | 0.25 |" in page

@@ -84,6 +84,8 @@ def test_a_run_writes_what_the_readme_says_and_nothing_else(smoke):
         "report.json",
         "report.md",
         "sparsity.png",
+        "table.csv",
+        "table.tex",
     ]
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
@@ -235,6 +237,31 @@ def test_the_table_and_the_places_are_printed(smoke):
     _, done = smoke
     for word in ("uniform", "owl", "random", "winner", "Options: +experiment=smoke run_folder=run", "report.md"):
         assert word in done.stdout
+
+
+def test_the_report_tells_how_the_winner_was_chosen_and_what_it_beat(smoke):
+    report = report_of(smoke[0])
+    records = [json.loads(line) for line in (smoke[0] / "evaluations.jsonl").read_text().splitlines()]
+    answers = {record["finalist"]: record["answers"]["selfprune_sums_search"] for record in records if "finalist" in record}
+    contest = report["search"]["finalists"]
+    assert contest["n_documents"] == 16
+    assert {one["id"]: one["n_right"] for one in contest["candidates"]} == {id_: sum(all_) for id_, all_ in answers.items()}
+    leader, rival = contest["candidates"]
+    assert leader["score"] <= rival["score"]
+    assert contest["decided"] == (rival["p"] <= 0.05)
+    assert report["search"]["winner"]["id"] == (rival if contest["decided"] else leader)["id"]
+    windows = {record["row"]: record["window_kl"] for record in records if "row" in record}
+    kl = {row["name"]: row["kl"] for row in report["rows"]}
+    assert {name: sum(scores) / len(scores) for name, scores in windows.items()} == pytest.approx(kl)
+    for comparison in report["verdict"]["comparisons"]:
+        assert comparison["kl_difference"] == pytest.approx(kl[comparison["name"]] - kl["winner"])
+    for text in ((smoke[0] / "report.md").read_text(), smoke[1].stdout):
+        assert report["verdict"]["sentence"] in text
+    winner = next(c for c in read_archive(smoke[0] / "archive.jsonl") if c.id == report["search"]["winner"]["id"])
+    assert report["search"]["winner"]["sparsities"].keys() == winner.allocation.keys()
+    table = (smoke[0] / "table.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in table] == ["name", *kl]
+    assert "\\toprule" in (smoke[0] / "table.tex").read_text()
 
 
 def test_the_archive_accounts_for_every_candidate(smoke):

@@ -43,15 +43,24 @@ class Target:
         n_saved: what an allocation must save at least.
         costs: unit name -> what its levels save.
         n_weights: weights that the uniform allocation removes to save that much, whatever the grid.
+        n_all: what there is to save in the dense model, of which `budget.sparsity` is a share.
     """
 
     n_saved: int
     costs: Mapping[str, UnitCost]
     n_weights: int
+    n_all: int
 
     def is_met(self, allocation: Allocation) -> bool:
         """Whether an allocation saves enough."""
-        return sum(self.costs[name].saved(level) for name, level in allocation.items()) >= self.n_saved
+        return self._saved(allocation) >= self.n_saved
+
+    def share(self, allocation: Allocation) -> float:
+        """The share of what is measured that an allocation saves."""
+        return self._saved(allocation) / self.n_all
+
+    def _saved(self, allocation: Allocation) -> int:
+        return sum(self.costs[name].saved(level) for name, level in allocation.items())
 
 
 @dataclass
@@ -135,7 +144,7 @@ class Budget:
             n_all = grid.n_weights() if self.measure is Measure.WEIGHTS else n_parameters
             costs, n_target = grid.weight_costs, _whole_target(self.sparsity, n_all)
             self._check_reachable(costs, n_target, n_all)
-            return Target(n_target, costs, n_target)
+            return Target(n_target, costs, n_target, n_all)
         if self.measure is Measure.FLOPS:
             shares = {unit.name: token_share(unit) for unit in grid.units}
             # so many tokens are counted that every share of them is a whole number
@@ -149,7 +158,7 @@ class Budget:
             n_all = sum(round(PER_SECOND * table.seconds(unit, 0.0)) for unit in grid.units)
         n_target = _whole_target(self.sparsity, n_all)
         self._check_reachable(costs, n_target, n_all)
-        return Target(n_target, costs, grid.n_removed_weights(self.uniform(grid.units, n_parameters)))
+        return Target(n_target, costs, grid.n_removed_weights(self.uniform(grid.units, n_parameters)), n_all)
 
     def uniform_sparsity(self, units: Sequence[Unit], n_parameters: int) -> float:
         """The one sparsity of all units that meets the budget, apart from any grid.

@@ -119,8 +119,8 @@ def _ledger_sentence(search: str, totals: Mapping[str, Any]) -> str:
     return (
         f"The {search} search called the language model {_number(totals['calls'], 'time')} "
         f"({totals['prompt_tokens']:,} prompt and {totals['reply_tokens']:,} reply tokens, {totals['seconds']:.1f} s). "
-        f"{_number(read, 'reply was', 'replies were')} read as proposals: {totals['valid']:,} valid ones, "
-        f"{totals['repaired']:,} of them after a repair, and {totals['failed']:,} that failed. {gained}. "
+        f"{_number(read, 'reply was', 'replies were')} read as proposals: {totals['valid']:,} gave an allocation "
+        f"({totals['repaired']:,} after a repair), {totals['failed']:,} failed. {gained}. "
         f"The winner {'came' if totals['has_winner'] else 'did not come'} from a reply.{rest}"
     )
 

@@ -14,6 +14,13 @@ from rich.table import Table
 
 from selfprune.allocation import Allocation
 from selfprune.candidate import best
+from selfprune.conclusions import (
+    compare_with_winner,
+    contest_record,
+    contest_sentence,
+    cost_sentence,
+    verdict_sentence,
+)
 from selfprune.dialogues import sample_dialogues
 from selfprune.journal import write_whole
 from selfprune.language_models.calls import Call, read_calls
@@ -21,9 +28,10 @@ from selfprune.ledger import count_by_proposer, count_by_search
 from selfprune.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
 from selfprune.pareto import best_rivals, rivals
 from selfprune.pictures import draw_front, draw_progress, draw_sparsities
+from selfprune.report_table import table_cells, table_csv, table_latex
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
-from selfprune.task_columns import standard_error, task_columns
+from selfprune.task_columns import standard_error
 from selfprune.tracking import read_environment
 
 
@@ -46,6 +54,8 @@ def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> di
     draw_progress(folder / "progress.png", results.candidates, {"main": results.spent["main"].n_tokens - n_scored})
     if field := rivals(main):
         draw_front(folder / "pareto.png", field, best_rivals(main), results.winner.allocation)
+    write_whole(folder / "table.csv", table_csv(report))
+    write_whole(folder / "table.tex", table_latex(report))
     write_whole(folder / "report.md", to_markdown(report))
     write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report
@@ -61,6 +71,8 @@ def print_table(report: dict[str, Any], folder: Path) -> None:
         table.add_row(*row, style="bold" if row[0] == "winner" else None)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+    said = f"{report['verdict']['sentence']}\n{cost_sentence(report)}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     said = f"Options: {_options(report)}\nReport:  {folder / 'report.md'}\nModel:   {folder / 'model'}"
     console.print(said, highlight=False, markup=False)
 
@@ -75,28 +87,51 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
     main = [c for c in results.candidates if c.search == "main"]
     costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
     front = front_records(best_rivals(main))
+    asked = _language_model_record(results, calls)
     rows = []
     for row in results.rows:
         cost = costs.get(row["name"], Spent(0, 0.0))
         tasks = {task: {**metrics, "stderr": standard_error(metrics)} for task, metrics in row["tasks"].items()}
-        rows.append({**row, "tasks": tasks, "n_tokens": cost.n_tokens, "seconds": round(cost.seconds, 3)})
+        known = {name: value for name, value in row.items() if name != "window_kl"}
+        totals = asked["searches"].get("main" if row["name"] == "winner" else row["name"], {})
+        n_asked = totals.get("prompt_tokens", 0) + totals.get("reply_tokens", 0)
+        spent = {"n_tokens": cost.n_tokens, "seconds": round(cost.seconds, 3), "language_model_tokens": n_asked}
+        rows.append({**known, "tasks": tasks, **spent})
+    sparsities = results.grid.sparsities(results.winner.allocation)
     return {
         "rows": rows,
+        "verdict": _verdict_record(results),
+        "budget": {"measure": results.measure.name, "sparsity": results.sparsity},
         "search": {
             "n_candidates": len(main),
             "n_tokens": results.spent["main"].n_tokens,
             "seconds": round(results.spent["main"].seconds, 3),
-            "winner": {"id": results.winner.id, "proposer": results.winner.proposal.proposer, "score": results.winner.score},
+            "n_proposal_tokens": sum(c.proposal.proposal_tokens for c in main),
+            "winner": {
+                "id": results.winner.id,
+                "proposer": results.winner.proposal.proposer,
+                "score": results.winner.score,
+                "sparsities": {unit: round(share, 6) for unit, share in sparsities.items()},
+            },
+            "finalists": contest_record(results.contest),
             "by_proposer": count_by_proposer(main),
             **({"pareto_front": front} if front else {}),
         },
-        "language_model": _language_model_record(results, calls),
+        "language_model": asked,
         "splits": results.hashes,
         "window_start": results.window_start,
         "calibration": results.calibration,
         "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
         "warnings": list(results.warnings),
     }
+
+
+def _verdict_record(results: Results) -> dict[str, Any]:
+    """Whether the winner beat the yardsticks and controls, in numbers and in a sentence."""
+    comparisons = compare_with_winner(results.rows)
+    winner = next(row for row in results.rows if row["name"] == "winner")
+    sentence = verdict_sentence(winner["kl"], comparisons, len(winner.get("window_kl", [])))
+    return {"sentence": sentence, "comparisons": comparisons}
 
 
 def _language_model_record(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
@@ -120,22 +155,10 @@ def _pictured(results: Results) -> dict[str, Allocation]:
     return {**({"owl": owl[0]} if owl else {}), "winner": results.winner.allocation}
 
 
-def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the comparison, as text."""
-    columns = task_columns([row["tasks"] for row in report["rows"]])
-    header = ["", "sparsity", "KL", "perplexity", *columns, "tokens", "seconds"]
-    cells = []
-    for i, row in enumerate(report["rows"]):
-        measured = [f"{row['sparsity']:.2%}", f"{max(row['kl'], 0.0):.4f}", f"{row['perplexity']:.3f}"]
-        of_tasks = [column[i] for column in columns.values()]
-        cells.append([row["name"], *measured, *of_tasks, f"{row['n_tokens']:,}", f"{row['seconds']:.0f}"])
-    return header, cells
-
-
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     header, cells = table_cells(report)
-    winner, environment = report["search"]["winner"], report["environment"]
+    environment = report["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     splits = ", ".join(f"{split} `{digest[:12]}`" for split, digest in report["splits"].items())
     lines = [
@@ -143,12 +166,17 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         "KL (nats per token, against the dense model) and perplexity are measured on the report split, which the search never",
         "saw. lm-eval's metrics are shown ± one standard error, shares in percent; ↓ marks those that are better when lower, and",
-        "report.json holds all of them. Tokens and seconds are those that the search for this row spent on evaluation.",
+        "report.json holds all of them. Tokens and seconds are those that the search for this row spent on evaluation, LM tokens",
+        "its prompts and replies. The table is also in table.csv, with all digits, and in table.tex.",
         "",
         *table_lines(header, cells),
         "",
         *warning_lines(report["warnings"]),
-        f"The winner is candidate {winner['id']}, proposed by `{winner['proposer']}`.",
+        report["verdict"]["sentence"],
+        "",
+        contest_sentence(report["search"]["winner"], report["search"]["finalists"]),
+        "",
+        cost_sentence(report),
         "",
         "![Sparsity per block and module type](sparsity.png)",
         "",

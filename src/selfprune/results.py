@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfprune.allocation import LevelGrid
+from selfprune.budget import Measure
 from selfprune.candidate import Candidate
+from selfprune.finalists import Verdict
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.resources import Resources
 
@@ -24,13 +26,35 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Contest:
+    """How the winner was chosen.
+
+    Attributes:
+        finalists: of the main search, the best search score first.
+        verdict: on their answers to the documents of lm-eval's search tasks.
+    """
+
+    finalists: Sequence[Candidate]
+    verdict: Verdict
+
+    @property
+    def winner(self) -> Candidate:
+        """The finalist that won."""
+        return self.finalists[self.verdict.chosen]
+
+
+@dataclass(frozen=True)
 class Results:
     """All that the report is made from.
 
     Attributes:
-        rows: one per reported allocation: name, sparsity, kl, perplexity, tasks.
+        rows: one per reported allocation: name, sparsity, saved, kl, window_kl (missing in journals of earlier versions),
+            perplexity, tasks.
         candidates: the whole archive.
         winner: of the main search.
+        contest: how it was chosen.
+        measure: what the budget is a share of.
+        sparsity: the budget's target.
         grid: units and levels.
         spent: search -> its cost.
         language_model: the recorder of its calls.
@@ -45,6 +69,9 @@ class Results:
     rows: list[dict[str, Any]]
     candidates: Sequence[Candidate]
     winner: Candidate
+    contest: Contest
+    measure: Measure
+    sparsity: float
     grid: LevelGrid
     spent: dict[str, Spent]
     language_model: RecordingLanguageModel

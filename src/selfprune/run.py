@@ -18,6 +18,7 @@ from selfprune.allocation import Allocation
 from selfprune.calibration import prune_in_place
 from selfprune.candidate import Candidate, Proposal, best
 from selfprune.config import RunConfig, to_config
+from selfprune.contest import hold_contest
 from selfprune.coverage import Coverage
 from selfprune.errors import SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
@@ -40,16 +41,12 @@ from selfprune.workbench import Workbench, prepare
 logger = logging.getLogger(__name__)
 
 
-class Accuracies(TypedDict):
-    """What the journal keeps of a finalist: lm-eval task -> its metrics."""
+class Measured(TypedDict):
+    """What the journal keeps of a row of the report; earlier versions kept no KL of single windows."""
 
     tasks: dict[str, Metrics]
-
-
-class Measured(Accuracies):
-    """What the journal keeps of a row of the report."""
-
     kl: Score
+    window_kl: NotRequired[list[Score]]
     perplexity: Score
     warnings: NotRequired[list[str]]
 
@@ -100,9 +97,9 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
             f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in "
             f"{folder / 'archive.jsonl'}"
         )
-    winner = _choose_winner(bench, best(main, config.search.n_finalists))
+    contest = hold_contest(bench, best(main, config.search.n_finalists))
     spent = {"main": Spent(sum(c.n_tokens for c in main) + bench.n_sensitivity_tokens, bench.scorer.seconds)}
-    winner = _on_all_windows(bench, winner)
+    winner = _on_all_windows(bench, contest.winner)
     leaders: dict[str, Candidate] = {}
     for name, control in config.controls.items():
         seconds_before = bench.scorer.seconds
@@ -123,6 +120,9 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         rows,
         bench.archive.candidates,
         winner,
+        contest,
+        config.budget.measure,
+        config.budget.sparsity,
         bench.space.grid,
         spent,
         bench.language_model,
@@ -159,22 +159,6 @@ def _search(
         return run_search(working, racer, bench.archive, config, yardsticks, show, n_before, gradients)
 
 
-def _choose_winner(bench: Workbench, finalists: list[Candidate]) -> Candidate:
-    """The best score wins, unless another finalist's lm-eval accuracy is higher by more than one standard error."""
-    names = bench.config.harness.search_tasks
-    if not names:
-        return finalists[0]
-    accuracies: list[tuple[float, float]] = []
-    with bench.display.stage("finalists on lm-eval", total=len(finalists)) as update:
-        for i, finalist in enumerate(finalists):
-            record = bench.journal.once({"finalist": finalist.id}, partial(_measure_finalist, bench, finalist, names), Accuracies)
-            accuracies.append(mean_accuracy(record["tasks"]))
-            update(i + 1)
-    best_mean, error = accuracies[0]
-    better = [(mean, i) for i, (mean, _) in enumerate(accuracies) if mean > best_mean + error]
-    return finalists[max(better)[1]] if better else finalists[0]
-
-
 def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
     """The winner with its score on all search windows, for the report; no search pays for it."""
     if winner.n_windows == sum(bench.scorer.batch_sizes):
@@ -182,22 +166,6 @@ def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
     scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_batches))
     values = [value for batch in scores.values() for value in batch]
     return replace(winner, score=math.fsum(values) / len(values), n_windows=len(values))
-
-
-def _measure_finalist(bench: Workbench, finalist: Candidate, names: list[str]) -> dict[str, Any]:
-    bench.store.load(finalist.allocation)
-    return {"tasks": bench.harness.evaluate(bench.loaded.model, bench.loaded.tokenizer, names)}
-
-
-def mean_accuracy(tasks: dict[str, dict[str, Any]]) -> tuple[float, float]:
-    """Mean accuracy over tasks, and its standard error, which is infinite where lm-eval gives none (a single document)."""
-    accuracies = [metrics["acc"] for metrics in tasks.values() if "acc" in metrics]
-    errors = [metrics["acc_stderr"] for metrics in tasks.values() if "acc" in metrics]
-    if not accuracies:
-        return 0.0, 0.0
-    if not all(isinstance(error, float) for error in errors):
-        return math.fsum(accuracies) / len(accuracies), math.inf
-    return math.fsum(accuracies) / len(accuracies), math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
 
 
 def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[dict[str, Any]]:
@@ -226,12 +194,15 @@ def _measure_rows(bench: Workbench, allocations: dict[str, Allocation]) -> list[
             scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
             tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
-            return {"kl": means["kl"], "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
+            kl = {"kl": means["kl"], "window_kl": scores["kl"]}
+            return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
 
         for i, (name, allocation) in enumerate(allocations.items()):
             row = bench.journal.once({"row": name}, partial(measure, name, allocation), Measured)
+            sparsity = bench.space.grid.sparsity(allocation)
             for doubt in row.pop("warnings", []):
                 bench.display.warn(doubt)
-            rows.append({"name": name, "sparsity": bench.space.grid.sparsity(allocation), **row})
+            saved = bench.space.target.share(allocation) if bench.space.target else sparsity
+            rows.append({"name": name, "sparsity": sparsity, "saved": saved, **row})
             update(i + 1, name)
     return rows

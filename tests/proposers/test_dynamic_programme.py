@@ -229,7 +229,7 @@ def test_another_budget_than_weights_is_met_and_its_prices_count():
         bound = unit.n_items // 2 if unit.block == 2 else unit.n_items
         savings = [(3 if unit.block == 0 else 1) * min(level, bound) for level in levels]
         costs[unit.name] = TableCost.of_useful(unit.n_items, GRID.step[unit.name], savings)
-    space = make_space(oracle, target=Target(5000, costs, 3000))
+    space = make_space(oracle, target=Target(5000, costs, 3000, 9000))
     (proposal,) = ask(space, **UNBOUNDED)
     assert space.meets_budget(proposal.allocation)
     sparsities = GRID.sparsities(proposal.allocation)
