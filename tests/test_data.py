@@ -7,7 +7,7 @@ import torch
 from datasets import config as datasets_config
 from huggingface_hub import constants
 
-from selfprune.data import draw_calibration, draw_splits
+from selfprune.data import check_texts, draw_calibration, draw_splits
 from selfprune.data_config import DataConfig, Source
 from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError, DataError
@@ -348,6 +348,19 @@ def test_a_hub_text_without_a_network_fails_at_once_with_a_remedy(spec, offline,
     assert time.monotonic() - start < 10
     assert "\n" not in str(error.value)
     assert bool(no_network) is not offline
+
+
+def test_texts_are_checked_without_being_read(no_network, monkeypatch, text_file, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    check_texts(DataConfig())
+    check_texts(files_config(text_file))
+    check_texts(files_config(text_file, tmp_path / "absent.txt"), ["calibration"])
+    with pytest.raises(DataError, match=r"data\.search=.*absent\.txt: there is no file or folder"):
+        check_texts(files_config(text_file, tmp_path / "absent.txt"))
+    with pytest.raises(DataError, match=r"data\.report=c4 lies on the hub, which does not answer; .*HF_HUB_OFFLINE=1 a cached"):
+        check_texts(DataConfig(Source.HUB, "c4", "c4", "c4"))
+    with pytest.raises(DataError, match=r"data\.n_report=0 takes the whole report text, but c4 is read as a stream"):
+        check_texts(DataConfig(Source.HUB, "c4", "c4", "c4", n_report=0))
 
 
 def test_an_unknown_hub_text_lists_the_known_ones_nearest_first(tiny_tokenizer):

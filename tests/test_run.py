@@ -21,7 +21,7 @@ from selfprune.archive import read_archive
 from selfprune.candidate import State
 from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
-from selfprune.errors import ConfigError
+from selfprune.errors import ConfigError, DataError
 from selfprune.methods import find_methods
 from selfprune.run import run_composed
 from selfprune.units import list_units, weight_view
@@ -93,6 +93,13 @@ def test_a_run_writes_what_the_readme_says_and_nothing_else(smoke):
 def test_the_report_meets_its_schema(smoke):
     schema = json.loads(files("selfprune").joinpath("report_schema.json").read_text())
     jsonschema.validate(report_of(smoke[0]), schema)
+
+
+def test_a_missing_text_is_told_before_the_model_is_looked_for(tmp_path):
+    texts = [f"data.{split}={tmp_path / 'absent.txt'}" for split in ("calibration", "search", "report")]
+    with pytest.raises(DataError, match=r"there is no file or folder .*absent\.txt"):
+        run_here(tmp_path / "run", *SMOKE, "model=local", f"model.path={tmp_path / 'no-model'}", "data=files", *texts)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_report_says_how_windows_begin(smoke, tiny_model_folder, tmp_path):

@@ -20,7 +20,7 @@ from selfprune.embedded.corpus import write_corpus
 from selfprune.embedded.world import stable_hash
 from selfprune.encoding import encode_text
 from selfprune.errors import ConfigError, DataError
-from selfprune.hub_texts import find_hub_text, read_hub_text
+from selfprune.hub_texts import check_hub_text, find_hub_text, read_hub_text
 from selfprune.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
 from selfprune.window_start import begin_windows, start_tokens
 
@@ -49,6 +49,19 @@ class Splits:
     report_NT: Tensor
     hashes: dict[str, str]
     start: tuple[int, ...] = ()
+
+
+def check_texts(config: DataConfig, splits: Sequence[str] = SPLITS) -> None:
+    """Refuses texts that are not there, before a model is loaded for them.
+
+    Raises:
+        DataError: when a file is missing or shared by unlike splits, or a text on the hub is unknown or out of reach.
+    """
+    texts = _Texts(config, None, 0, None)
+    texts.check_files(splits)
+    for split in splits:
+        if texts.source(split) is Source.HUB:
+            check_hub_text(texts.spec(split), split, whole=texts.n_windows(split) == 0)
 
 
 def draw_splits(

@@ -4,9 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import constants
+
 from selfprune.checkpoint_source import hub_is_reachable
 from selfprune.errors import DataError, did_you_mean
 from selfprune.text_files import document_of
+
+REMEDY = (
+    "check the name and the network, or download the text elsewhere and give "
+    "data=files data.calibration=… data.search=… data.report=…"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,29 @@ def find_hub_text(spec: str) -> HubText:
     return HubText(dataset, config or None, split or "train", split or "train", column or "text")
 
 
+def check_hub_text(spec: str, split: str, whole: bool) -> HubText:
+    """Finds a text, and checks that the hub answers, before anything else is read.
+
+    Args:
+        spec: a named text, or one spelt out.
+        split: which of our splits wants it.
+        whole: refuse a text that can only be read as a stream.
+
+    Raises:
+        DataError: when the text is unknown or out of reach, or would have to be read as a whole and cannot.
+    """
+    hub_text = find_hub_text(spec)
+    if whole and hub_text.streaming:
+        raise DataError(
+            f"data.n_report=0 takes the whole report text, but {spec} is read as a stream; give data.n_report of at least 1"
+        )
+    if not constants.HF_HUB_OFFLINE and not hub_is_reachable():
+        raise DataError(
+            f"data.{split}={spec} lies on the hub, which does not answer; {REMEDY}; with HF_HUB_OFFLINE=1 a cached copy is used"
+        )
+    return hub_text
+
+
 def read_hub_text(spec: str, split: str, n_characters: int, whole: bool) -> str:
     """Rows joined by a blank line, as the reference measures WikiText-2; of a streamed text only its beginning.
 
@@ -76,19 +106,7 @@ def read_hub_text(spec: str, split: str, n_characters: int, whole: bool) -> str:
     """
     import datasets  # here, because it takes a second that only a hub run should pay
 
-    hub_text = find_hub_text(spec)
-    if whole and hub_text.streaming:
-        raise DataError(
-            f"data.n_report=0 takes the whole report text, but {spec} is read as a stream; give data.n_report of at least 1"
-        )
-    remedy = (
-        "check the name and the network, or download the text elsewhere and give "
-        "data=files data.calibration=… data.search=… data.report=…"
-    )
-    if not hub_is_reachable() and not datasets.config.HF_HUB_OFFLINE:
-        raise DataError(
-            f"data.{split}={spec} lies on the hub, which does not answer; {remedy}; with HF_HUB_OFFLINE=1 a cached copy is used"
-        )
+    hub_text = check_hub_text(spec, split, whole)
     name = hub_text.report_split if split == "report" else hub_text.split
     try:
         rows = datasets.load_dataset(
@@ -100,7 +118,7 @@ def read_hub_text(spec: str, split: str, n_characters: int, whole: bool) -> str:
     except Exception as error:  # the client raises anything here, from ValueError to its HTTP library's errors
         said = " ".join(str(error).split())[:300]
         raise DataError(
-            f"data.{split}={spec} could not be read from the hub ({type(error).__name__}: {said}); {remedy}"
+            f"data.{split}={spec} could not be read from the hub ({type(error).__name__}: {said}); {REMEDY}"
         ) from error
 
 

@@ -187,13 +187,19 @@ def _attempt(config: ModelConfig, doing: str, call: Callable[[], Result]) -> Res
                 "check that the folder holds a whole checkpoint of a causal language model that the installed transformers knows"
             )
         else:
-            remedy = (
-                "there is no such folder here, so it was taken for a hub id; check its spelling and access rights and the "
-                "network, or download it elsewhere and give model.path=<folder>"
-            )
-            remedy += ", or unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
+            remedy = f"there is no such folder here, so it was taken for a hub id; {_hub_remedy()}"
         said = f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
         raise ModelError(f"{doing} of model.path={config.path} failed ({said}); {remedy}") from error
+
+
+def _hub_remedy() -> str:
+    """What to do about a model of the hub that cannot be read, by what is known of the hub."""
+    elsewhere = "download it elsewhere and give model.path=<folder>"
+    if constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set, and the cache holds no whole copy of it; {elsewhere}, or unset HF_HUB_OFFLINE"
+    if not hub_is_reachable():
+        return f"the hub does not answer, and the cache holds no whole copy of it; check the network, or {elsewhere}"
+    return f"check its spelling and access rights, or {elsewhere}"
 
 
 def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:

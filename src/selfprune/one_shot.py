@@ -13,7 +13,7 @@ from selfprune.budget import Measure
 from selfprune.calibration import prune_in_place
 from selfprune.config import PruneConfig
 from selfprune.coverage import Coverage
-from selfprune.data import draw_calibration
+from selfprune.data import check_texts, draw_calibration
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import write_whole
 from selfprune.models import LoadedModel, load_model, max_positions, preflight_memory
@@ -53,6 +53,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
             f"pruner={type(config.pruner).__name__.lower()} needs gradients of the whole model, which model.placement=STREAM "
             "does not hold; choose another pruner or placement"
         )
+    check_texts(config.data, ("calibration",))
     preflight_memory(config.model)
     origin = to_record(composed, without=("output",))
     with growing(output, {"config": origin}) as shards:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from selfprune.config import RunConfig
+from selfprune.data import check_texts
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
@@ -44,6 +45,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
 
     Raises:
         ConfigError: when the model would stay on disk, where a search cannot change it.
+        DataError: when a text is missing or out of reach.
         LanguageModelError: when the language model of a new run cannot serve, though a search will ask it.
         ModelError: when the model does not fit into memory.
         SelfpruneError: when the results do not fit onto the disk.
@@ -53,6 +55,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
             "a search needs the whole model at hand, but model.placement=STREAM leaves it on disk; choose WHOLE or SPREAD, or "
             "prune it without a search: python -m selfprune.prune"
         )
+    check_texts(config.data)
     estimate = preflight_memory(config.model, partial(_held_bytes, config))
     needed, free = estimate.n_parameters * estimate.bytes_per_weight + 50_000_000, free_bytes(folder)
     if needed > free:
