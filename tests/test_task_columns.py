@@ -1,6 +1,6 @@
 import pytest
 
-from selfprune.task_columns import mean_accuracy, standard_error, task_columns
+from selfprune.task_columns import mean_accuracy, standard_error, task_columns, task_lines
 
 ACC = {"acc": 0.5, "acc_stderr": 0.03, "primary": "acc", "higher_is_better": True, "is_accuracy": True}
 WRITTEN = {
@@ -41,3 +41,14 @@ def test_reports_from_before_tasks_had_a_primary_metric_are_read_by_their_acc():
     assert task_columns([row]) == {"a acc": ["50.0 ± 3.0"], "b acc": ["70.0 ± –"]}
     assert mean_accuracy(row) == pytest.approx(0.6)
     assert mean_accuracy({"c": {"word_perplexity": 3.0}}) is None
+
+
+def test_the_page_says_how_tasks_were_asked():
+    tasks = {"gsm8k": {"version": 3.0, "num_fewshot": 5}, "own": {"version": "Yaml", "num_fewshot": 0}}
+    harness = {"lm_eval": "0.4.13", "prompt_start": ["<bos>"], "tasks": tasks}
+    assert task_lines(harness) == [
+        "Prompts of lm-eval 0.4.13 use no chat template and begin with `<bos>`, as the tokenizer begins a text. Tasks: gsm8k "
+        "(version 3.0, 5 solved examples), own (version Yaml, 0 solved examples)."
+    ]
+    assert "begin with no token of the tokenizer's own" in task_lines(harness | {"prompt_start": []})[0]
+    assert task_lines(harness | {"tasks": {}}) == []

@@ -31,23 +31,23 @@ from selfprune.pictures import draw_front, draw_progress, draw_sparsities
 from selfprune.report_table import table_cells, table_csv, table_latex
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
-from selfprune.task_columns import standard_error
+from selfprune.task_columns import standard_error, task_lines
 from selfprune.tracking import read_environment
 
 
-def write_report(folder: Path, results: Results, versions: dict[str, Any]) -> dict[str, Any]:
+def write_report(folder: Path, results: Results, harness: dict[str, Any]) -> dict[str, Any]:
     """Writes pictures, `report.md` and last `report.json`, whose presence says that the run is complete.
 
     Args:
         folder: the run folder.
         results: what to report.
-        versions: lm-eval's version and those of its tasks.
+        harness: how lm-eval's tasks were asked, as of `Harness.describe`.
 
     Returns:
         the content of `report.json`.
     """
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
-    report["environment"] = dict(read_environment(folder)) | {"lm_eval_tasks": versions}
+    report["environment"] = dict(read_environment(folder)) | {"lm_eval_tasks": harness}
     draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
     main = [c for c in results.candidates if c.search == "main"]
     n_scored = sum(c.n_tokens for c in main)
@@ -196,6 +196,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"Options: `{_options(report)}`.",
         f"Python {environment['python']}, {versions}.",
         f"Splits: {splits}. {_window_start(report)}",
+        *task_lines(environment["lm_eval_tasks"]),
         *(f"Resources {when}: {Resources(**numbers)}." for when, numbers in report["resources"].items()),
         "",
     ]

@@ -133,7 +133,7 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         calibration=bench.coverage.as_dict(),
         warnings=bench.display.warnings,
     )
-    report = write_report(folder, results, bench.harness.versions)
+    report = write_report(folder, results, bench.harness.describe(bench.loaded.tokenizer))
     if not config.search.levels.folder:
         shutil.rmtree(config.search.levels.path(folder), ignore_errors=True)
     print_table(report, folder)

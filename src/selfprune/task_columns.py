@@ -35,6 +35,22 @@ def mean_accuracy(tasks: TaskMetrics) -> float | None:
     return statistics.fmean(accuracies) if accuracies else None
 
 
+def task_lines(harness: Mapping[str, Any]) -> list[str]:
+    """How the tasks were asked, for the report's page; nothing where there were none.
+
+    Args:
+        harness: as of `Harness.describe`.
+    """
+    if not harness["tasks"]:
+        return []
+    start = " ".join(harness["prompt_start"])
+    begin = f"begin with `{start}`, as the tokenizer begins a text" if start else "begin with no token of the tokenizer's own"
+    asked = ", ".join(
+        f"{name} (version {task['version']}, {task['num_fewshot']} solved examples)" for name, task in harness["tasks"].items()
+    )
+    return [f"Prompts of lm-eval {harness['lm_eval']} use no chat template and {begin}. Tasks: {asked}."]
+
+
 def standard_error(metrics: Mapping[str, Any]) -> float | None:
     """That of the primary metric; None where lm-eval has none, as for a single document."""
     name, comma, filter_name = _primary(metrics).partition(",")

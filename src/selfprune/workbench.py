@@ -98,7 +98,8 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model)
         # What the model cannot do is said before anything is recorded.
-        for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
+        doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
+        for doubt in doubts:
             display.warn(doubt)
         grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))

@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 import random
@@ -7,12 +8,13 @@ import lm_eval
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfprune.embedded.tasks import build_documents
 from selfprune.errors import ConfigError, DataError
 from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.task_runs import request_lengths
 
 LIMIT = 12
 
@@ -74,8 +76,28 @@ def test_result_counts_documents_and_tokens_and_names_the_version(harness, model
     documents = build_documents("selfprune_sums", "search")[:LIMIT]
     n_tokens = sum(len(f"{document['query']} {choice}") for document in documents for choice in document["choices"])
     assert (result["n_documents"], result["n_tokens"], result["version"]) == (LIMIT, n_tokens, 1.0)
-    assert harness.versions["lm_eval"] == lm_eval.__version__
-    assert harness.versions["selfprune_sums_search"] == 1.0
+    described = harness.describe(tokenizer)
+    assert (described["lm_eval"], described["prompt_start"]) == (lm_eval.__version__, [])
+    assert described["tasks"]["selfprune_sums_search"] == {"version": 1.0, "num_fewshot": 0}
+
+
+def test_the_token_that_the_tokenizer_puts_before_a_prompt_is_told(harness, tokenizer):
+    begins = copy.deepcopy(tokenizer)
+    first, last = tokenizer.convert_ids_to_tokens([7, 9])
+    begins.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} {last} $A", special_tokens=[(first, 7), (last, 9)]
+    )
+    assert harness.describe(begins)["prompt_start"] == [first, last]
+
+
+def test_prompts_that_are_cut_are_told_before_the_search(harness, model, tokenizer):
+    assert harness.check(model, tokenizer) == []
+    lengths = request_lengths(harness.tasks["selfprune_facts_report"], tokenizer)
+    model.config.max_position_embeddings = sorted(lengths)[LIMIT]
+    n_cut = sum(length > sorted(lengths)[LIMIT] + 1 for length in lengths)
+    assert 0 < n_cut < len(lengths) == 4 * LIMIT
+    told = [warning for warning in harness.check(model, tokenizer) if "'selfprune_facts_report'" in warning]
+    assert told[0].startswith(f"{n_cut} of {4 * LIMIT} prompts of the lm-eval task 'selfprune_facts_report' are longer than")
 
 
 def test_report_tasks_are_the_default(harness, model, tokenizer):

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from selfprune.embedded.tasks import build_documents
+from selfprune.errors import DataError
 from selfprune.evaluators.harness import Harness, HarnessConfig
 from selfprune.evaluators.task_documents import answered_documents
 from selfprune.evaluators.task_loading import load_tasks
@@ -119,7 +121,7 @@ def test_a_task_keeps_its_own_number_of_examples_unless_told_otherwise(tmp_path)
     write_sums(tmp_path, "silent", "fewshot_split: test\n")
     for wanted, used in ((None, {"three": 3, "none": 0, "silent": 0}), (1, {"three": 1, "none": 0, "silent": 1})):
         harness = Harness(HarnessConfig([*used], [], limit=2, include_path=str(tmp_path), num_fewshot=wanted))
-        for name, task in loaded_tasks(harness).items():
+        for name, task in harness.tasks.items():
             assert [request.args[0].count("=") for request in task.instances] == [used[name] + 1] * 2
 
 
@@ -131,12 +133,36 @@ def test_prompts_and_results_are_those_of_lm_eval_itself(models, tiny_tokenizer,
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     theirs = simple_evaluate(lm, tasks=["three"], task_manager=manager, bootstrap_iters=0)
     prompts = [sample["arguments"][0][0] for sample in theirs["samples"]["three"]]
-    assert [request.args[0] for request in loaded_tasks(harness)["three"].instances] == prompts
+    assert [request.args[0] for request in harness.tasks["three"].instances] == prompts
     assert (ours["num_fewshot"], ours["exact_match"]) == (3, theirs["results"]["three"]["exact_match,none"])
 
 
-def loaded_tasks(harness):
-    return {name: task for loaded in harness._loaded.values() for name, task in loaded["tasks"].items()}
+def test_a_task_that_would_write_more_than_the_model_has_positions_for_is_refused_before_the_search(
+    models, tiny_tokenizer, tmp_path
+):
+    write_sums(tmp_path, "own", "")
+    config = HarnessConfig(["own"], [], include_path=str(tmp_path))
+    assert Harness(config).check(models[0], tiny_tokenizer) == []
+    written = tmp_path / "own.yaml"
+    written.write_text(written.read_text().replace("max_gen_toks: 8", "max_gen_toks: 256"))
+    with pytest.raises(DataError, match=r"'own' lets the model write 256 tokens .* less than the model's 256 positions"):
+        Harness(config).check(models[0], tiny_tokenizer)
+
+
+def test_an_answer_that_is_written_ends_before_the_first_of_its_stops_whatever_the_batch(models, tiny_tokenizer, tmp_path):
+    write_sums(tmp_path, "own", "")
+    answers = []
+    for batch_size in (1, 7):
+        harness = Harness(HarnessConfig(["own"], [], include_path=str(tmp_path), batch_size=batch_size))
+        harness.evaluate(models[0], tiny_tokenizer)
+        answers.append([request.resps[0] for request in harness.tasks["own"].instances])
+    for request, answer in zip(harness.tasks["own"].instances, answers[0], strict=True):
+        tokens = tiny_tokenizer(request.args[0])["input_ids"]
+        for _ in range(8):
+            tokens.append(int(models[0](torch.tensor([tokens])).logits[0, -1].argmax()))
+        written = tiny_tokenizer.decode(tokens[-8:])
+        assert answer == re.split(r"<\|end\|>|[ .]", written)[0]
+    assert answers[1] == answers[0]
 
 
 def write_sums(folder, name, lines):

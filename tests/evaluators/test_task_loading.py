@@ -53,7 +53,7 @@ def write(tmp_path):
 
 
 def test_the_task_without_a_mistake_is_accepted(write):
-    assert Harness(write()).versions["own"] == "Yaml"
+    assert [*Harness(write()).tasks] == ["own"]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -83,3 +83,14 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_not_waited_for(write, no_n
     assert len(no_network) == 1
     assert not constants.HF_HUB_OFFLINE
     assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_task_that_two_names_ask_in_different_ways_is_refused_and_in_one_way_asked_once(write, tmp_path):
+    config = write()
+    (tmp_path / "all.yaml").write_text("group: all\ntask: [own]\naggregate_metric_list: [{metric: exact_match}]\n")
+    both = ["all", "own"]
+    harness = Harness(HarnessConfig(both, [], include_path=config.include_path))
+    assert harness._loaded["all"]["tasks"]["own"] is harness._loaded["own"]["tasks"]["own"]
+    (tmp_path / "all.yaml").write_text("group: all\ntask: [{task: own, num_fewshot: 2}]\n")
+    with pytest.raises(ConfigError, match=r"'own' of harness\.tasks .* asks the lm-eval task 'own' in another way"):
+        Harness(HarnessConfig(both, [], include_path=config.include_path))

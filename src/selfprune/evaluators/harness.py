@@ -1,22 +1,27 @@
 """Accuracies on lm-eval tasks: the embedded ones, those that lm-eval ships, and a user's own YAML files."""
 
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfprune.data_config import Bos
 from selfprune.embedded.tasks import TASKS
 from selfprune.errors import ConfigError
 from selfprune.evaluators.base import N_LOGITS_AT_ONCE
 from selfprune.evaluators.task_documents import answered_documents, build_requests, set_num_fewshot
 from selfprune.evaluators.task_loading import load_tasks
-from selfprune.evaluators.task_metrics import DocumentScores, primary_metric
-from selfprune.evaluators.task_runs import count_tokens, is_broken, run_tasks, undisturbed
+from selfprune.evaluators.task_metrics import DocumentScores, check_right_or_wrong, named_metrics, primary_metric
+from selfprune.evaluators.task_runs import count_cut_prompts, is_broken, request_lengths, run_tasks, undisturbed
+from selfprune.models import max_positions
+from selfprune.window_start import start_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_POSITIONS = 2048
+"""What lm-eval takes for the positions of a model that does not say."""
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Harness:
 
     Attributes:
         config: what was asked for.
-        versions: `lm_eval` -> its version, and each task's name -> the task's version.
+        tasks: name -> every task of the report and of the search, with its requests.
 
     Example:
         >>> harness = Harness(HarnessConfig())
@@ -90,22 +95,55 @@ class Harness:
         # Imported here and below because it takes seconds, and this module is also imported for its config.
         import lm_eval
 
-        self.config = config
-        names = [*config.tasks, *config.search_tasks]
+        self.config, self._version = config, lm_eval.__version__
         with undisturbed():
-            self._loaded = load_tasks(names, config.include_path)
+            self._loaded = load_tasks([*config.tasks, *config.search_tasks], config.include_path)
+            self.tasks = {name: task for loaded in self._loaded.values() for name, task in loaded["tasks"].items()}
             report, search = (
                 [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.tasks, config.search_tasks)
             )
             _check_apart(report, search)
-            self.versions: dict[str, Any] = {"lm_eval": lm_eval.__version__}
-            self._scores: dict[str, DocumentScores] = {}
-            for name, task in chain.from_iterable(loaded["tasks"].items() for loaded in self._loaded.values()):
-                self.versions[name] = task.VERSION
+            for task in self.tasks.values():
                 set_num_fewshot(task, config.num_fewshot)
                 build_requests(task, config.limit)
-                self._scores[name] = DocumentScores(task)
-        _check_right_or_wrong({name: self._scores[name].is_right_or_wrong for name in search})
+            self._scores = {name: DocumentScores(task) for name, task in self.tasks.items()}
+        self._encoded: dict[str, tuple[Any, list[int]]] = {}
+        check_right_or_wrong({name: self._scores[name] for name in search})
+
+    def check(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """Compares the prompts with the model's positions; takes as long as encoding them, which is then not done again.
+
+        Args:
+            model: a causal language model.
+            tokenizer: its tokenizer.
+
+        Returns:
+            a paragraph on each task of which lm-eval will cut prompts.
+
+        Raises:
+            DataError: when a task lets the model write more tokens than it has positions for.
+        """
+        n_positions = max_positions(model) or DEFAULT_POSITIONS
+        cut = {name: count_cut_prompts(task, self._lengths(name, tokenizer), n_positions) for name, task in self.tasks.items()}
+        return [
+            f"{n_cut:,} of {len(self.tasks[name].instances):,} prompts of the lm-eval task {name!r} are longer than the model's "
+            f"{n_positions:,} positions, so that lm-eval cuts off their beginning, and solved examples with it; give a lower "
+            "harness.num_fewshot, or leave the task out"
+            for name, n_cut in cut.items()
+            if n_cut
+        ]
+
+    def describe(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+        """How the tasks are asked, for the report: lm-eval's version, what every prompt begins with, and each task's numbers.
+
+        Args:
+            tokenizer: the model's; lm-eval lets it put its own tokens before a prompt, and applies no chat template.
+        """
+        start = start_tokens(tokenizer, Bos.AUTO, sys.maxsize)
+        of_tasks = {
+            name: {"version": task.VERSION, "num_fewshot": task.get_config("num_fewshot")} for name, task in self.tasks.items()
+        }
+        return {"lm_eval": self._version, "prompt_start": tokenizer.convert_ids_to_tokens(list(start)), "tasks": of_tasks}
 
     def evaluate(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", names: Sequence[str] | None = None
@@ -137,13 +175,13 @@ class Harness:
         found = {}
         for name, raw in results["results"].items():
             members = [task.task_name for task in groups[name].get_all_tasks()] if name in groups else []
-            metrics = _metrics(raw, bool(broken & {name, *members}))
+            metrics = named_metrics(raw, bool(broken & {name, *members}))
             primary = primary_metric(metrics)
             better = results["higher_is_better"].get(name, {})
             found[name] = metrics | {
                 "n_documents": raw.get("sample_len", 0),
                 "version": results["versions"].get(name),
-                "n_tokens": count_tokens(tasks[name], tokenizer) if name in tasks else 0,
+                "n_tokens": sum(self._lengths(name, tokenizer)) if name in tasks else 0,
                 "num_fewshot": results["n-shot"].get(name),
                 "primary": primary,
                 "higher_is_better": better.get(primary.partition(",")[0]) if primary else None,
@@ -190,6 +228,13 @@ class Harness:
             self._scores[name].clear()
         return run_tasks(tasks, groups, model, tokenizer, self.config.batch_size, self.config.limit)
 
+    def _lengths(self, name: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        known_by, lengths = self._encoded.get(name, (None, []))
+        if known_by is not tokenizer:
+            lengths = request_lengths(self.tasks[name], tokenizer)
+            self._encoded[name] = tokenizer, lengths
+        return lengths
+
     def _configured(self, name: str) -> dict[str, Any]:
         if name not in self._loaded:
             raise ConfigError(f"the harness was built without the task {name!r}; it has {', '.join(self._loaded)}")
@@ -202,19 +247,3 @@ def _check_apart(report: Sequence[str], search: Sequence[str]) -> None:
             "harness.tasks and harness.search_tasks must not share a task, or the search would choose on what the report "
             f"measures; both hold {name!r}, so leave it out of one of them"
         )
-
-
-def _check_right_or_wrong(tasks: dict[str, bool]) -> None:
-    unfit = [name for name, is_right_or_wrong in tasks.items() if not is_right_or_wrong]
-    if unfit:
-        raise ConfigError(
-            "harness.search_tasks must be tasks whose documents are answered right or wrong, as of multiple choice or exact "
-            f"matches, because finalists are compared document by document; the primary metric of {', '.join(unfit)} is "
-            "another; leave it out of harness.search_tasks, or measure it for the report in harness.tasks"
-        )
-
-
-def _metrics(raw: dict[str, Any], is_broken: bool) -> dict[str, Any]:
-    """lm-eval's `acc,none` as `acc` (a filter other than `none` stays in the name), and its `N/A` as None."""
-    metrics = {key.removesuffix(",none"): None if value == "N/A" else value for key, value in raw.items() if "," in key}
-    return dict.fromkeys(metrics, math.nan) if is_broken else metrics

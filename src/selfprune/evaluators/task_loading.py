@@ -24,7 +24,7 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, dict
         include_path: a folder of further task YAML files.
 
     Raises:
-        ConfigError: when a name is unknown.
+        ConfigError: when a name is unknown, or two names ask one task in different ways.
         DataError: when documents are out of reach or broken, or a task does not fit them.
     """
     manager = _find_tasks(names, include_path)
@@ -34,7 +34,9 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, dict
         if any(path is None or path.parent != TASK_FOLDER for path in paths)
         else contextlib.nullcontext()
     ):
-        return {name: _load(name, manager) for name in names}
+        loaded = {name: _load(name, manager) for name in names}
+    _share(loaded)
+    return loaded
 
 
 def _find_tasks(names: Sequence[str], include_path: str | None) -> "TaskManager":
@@ -83,6 +85,20 @@ def _load(name: str, manager: "TaskManager") -> dict[str, Any]:
                 ) from error
             _load(member, manager)
         raise explained(name, entry.yaml_path, config, error) from error
+
+
+def _share(loaded: dict[str, dict[str, Any]]) -> None:
+    """Lets a task that is named several times, as by itself and by a group, be one object."""
+    tasks: dict[str, Any] = {}
+    for name, each in loaded.items():
+        for task_name, task in each["tasks"].items():
+            first = tasks.setdefault(task_name, task)
+            if first is not task and first.dump_config() != task.dump_config():
+                raise ConfigError(
+                    f"{name!r} of harness.tasks or harness.search_tasks asks the lm-eval task {task_name!r} in another way than "
+                    "a name before it, so that its numbers would mean two things; leave one of the two out"
+                )
+        each["tasks"] = {task_name: tasks[task_name] for task_name in each["tasks"]}
 
 
 def _members(config: dict[str, Any], tagged: set[str]) -> list[str]:

@@ -27,6 +27,17 @@ def primary_metric(names: Iterable[str]) -> str | None:
     return next((name for name in listed if name.split(",")[0] == "acc"), listed[0] if listed else None)
 
 
+def named_metrics(raw: dict[str, Any], is_broken: bool) -> dict[str, float | None]:
+    """lm-eval's `acc,none` as `acc` (a filter other than `none` stays in the name), and its `N/A` as None.
+
+    Args:
+        raw: lm-eval's results of one task or group.
+        is_broken: the model's answers were NaN, and so are the metrics.
+    """
+    metrics = {key.removesuffix(",none"): None if value == "N/A" else value for key, value in raw.items() if "," in key}
+    return dict.fromkeys(metrics, math.nan) if is_broken else metrics
+
+
 class DocumentScores:
     """Notes what a task's own scorer says about each document, in the order of the documents; numbers only.
 
@@ -79,6 +90,24 @@ class DocumentScores:
         value = scores.get(primary_metric(scores))
         self._noted.append(float(value) if _is_number(value) and not math.isnan(value) else 0.0)
         return scores
+
+
+def check_right_or_wrong(tasks: dict[str, DocumentScores]) -> None:
+    """Checks that finalists can be compared document by document.
+
+    Args:
+        tasks: of the search, by name.
+
+    Raises:
+        ConfigError: when the primary metric of one is another.
+    """
+    others = [name for name, scores in tasks.items() if not scores.is_right_or_wrong]
+    if others:
+        raise ConfigError(
+            "harness.search_tasks must be tasks whose documents are answered right or wrong, as of multiple choice or exact "
+            f"matches, because finalists are compared document by document; the primary metric of {', '.join(others)} is "
+            "another; leave it out of harness.search_tasks, or measure it for the report in harness.tasks"
+        )
 
 
 def _is_number(value: Any) -> bool:

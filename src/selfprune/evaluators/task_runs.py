@@ -6,9 +6,11 @@ import io
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+from selfprune.errors import DataError
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -60,10 +62,42 @@ def is_broken(task: "Task") -> bool:
     return any(isinstance(number, float) and math.isnan(number) for number in numbers)
 
 
-def count_tokens(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Tokens of context and choice of every request."""
+def request_lengths(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Tokens of context and choice of every request.
+
+    Args:
+        task: with its requests.
+        tokenizer: the model's.
+    """
     texts = ["".join(part for part in instance.args if isinstance(part, str)) for instance in task.instances]
-    return sum(map(len, tokenizer(texts)["input_ids"]))
+    return [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]]
+
+
+def count_cut_prompts(task: "Task", lengths: Sequence[int], n_positions: int) -> int:
+    """How many requests lose their beginning because they do not fit; whole texts do not, as lm-eval scores them part by part.
+
+    Args:
+        task: with its requests.
+        lengths: of these requests.
+        n_positions: of the model.
+
+    Raises:
+        DataError: when the answers that the model is to write do not fit alone.
+    """
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return 0
+    if task.OUTPUT_TYPE != "generate_until":
+        return sum(length > n_positions + 1 for length in lengths)
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    n_written = [normalize_gen_kwargs(instance.args[1])["max_gen_toks"] for instance in task.instances]
+    if max(n_written) >= n_positions:
+        raise DataError(
+            f"the lm-eval task {task.task_name!r} lets the model write {max(n_written):,} tokens (max_gen_toks of its "
+            f"generation_kwargs), which must be less than the model's {n_positions:,} positions; leave it out of harness.tasks "
+            "and harness.search_tasks"
+        )
+    return sum(length > n_positions - n for length, n in zip(lengths, n_written, strict=True))
 
 
 @contextlib.contextmanager
