@@ -22,9 +22,9 @@ from rich.table import Table
 from selfprune.allocation import Allocation, LevelGrid
 from selfprune.built_levels import BuiltLevels, open_statistics
 from selfprune.calibration import calibrate_blocks
-from selfprune.config import find_methods
 from selfprune.level_store import LevelStore, first_levels
 from selfprune.levels_config import LevelKind, LevelsConfig
+from selfprune.methods import find_methods
 from selfprune.resources import folder_bytes
 
 VOCAB_SIZE = 512

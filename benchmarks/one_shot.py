@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from selfprune.calibration import prune_in_place
-from selfprune.config import find_methods
+from selfprune.methods import find_methods
 from selfprune.models import LoadedModel
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.statistics import InputGram

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from selfprune.config import find_methods
+from selfprune.methods import find_methods
 from selfprune.resources import matmul_flops_per_second
 
 SPARSITY = 0.5

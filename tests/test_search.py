@@ -12,7 +12,6 @@ from selfprune.allocation import LevelGrid
 from selfprune.archive import Archive, read_archive
 from selfprune.calibration import calibrate
 from selfprune.candidate import Candidate, Proposal, State, best
-from selfprune.config import find_methods
 from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
@@ -22,6 +21,7 @@ from selfprune.ladder import Ladder
 from selfprune.language_models.base import Reply
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.level_store import LevelStore, first_levels
+from selfprune.methods import find_methods
 from selfprune.models import LoadedModel
 from selfprune.proposers.alphapruning import AlphaPruning
 from selfprune.proposers.atp import ATP

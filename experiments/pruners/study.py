@@ -16,11 +16,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from selfprune.calibration import prune_in_place
-from selfprune.config import find_methods
 from selfprune.data import draw_splits
 from selfprune.data_config import Bos, DataConfig, Source
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.methods import find_methods
 from selfprune.models import ModelConfig, load_model, max_positions
 from selfprune.pruners.base import Pruner
 from selfprune.units import weight_view

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,8 +20,9 @@ from selfprune.journal import write_whole
 from selfprune.models import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.placement import Placement
 from selfprune.pruners.statistics import InputGram
+from selfprune.pruning_seconds import pruning_seconds
 from selfprune.recorded_config import to_record
-from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, matmul_flops_per_second, peak_memory_bytes
+from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, peak_memory_bytes
 from selfprune.self_generated import text_writer
 from selfprune.shards import Shards, growing
 from selfprune.tracking import Display, describe_environment
@@ -29,6 +31,9 @@ from selfprune.units import n_parameters, weight_view
 from selfprune.vocabulary import check_windows, n_embedding_rows
 from selfprune.window_start import start_tokens
 from selfprune.winners import fits, read_winner
+
+WRITTEN_BYTES_PER_SECOND = 500e6
+"""What an ordinary disk takes."""
 
 
 def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
@@ -57,7 +62,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     preflight_memory(config.model)
     origin = to_record(composed, without=("output",))
     with growing(output, {"config": origin}) as shards:
-        removed, expected, loaded, coverage = _prune(config, shards, display)
+        removed, expected, loaded, coverage = _prune(config, shards, display, began)
         shards.finish(loaded)
         measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
         record = {
@@ -77,7 +82,9 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     return output
 
 
-def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
+def _prune(
+    config: PruneConfig, shards: Shards, display: Display, began: float
+) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model, scratch=shards.scratch)
         for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
@@ -87,7 +94,11 @@ def _prune(config: PruneConfig, shards: Shards, display: Display) -> tuple[dict[
     checkpoint = shards.checkpoint(loaded)
     for paragraph in checkpoint.left_out:
         display.warn(paragraph)
-    expected = _expected(config, loaded, windows_NT, checkpoint.n_bytes + folder_bytes(shards.scratch))
+    n_stored_bytes = checkpoint.n_bytes + folder_bytes(shards.scratch)
+    seconds = time.monotonic() - began + n_stored_bytes / WRITTEN_BYTES_PER_SECOND
+    with display.stage("timing the pruner"):
+        seconds += pruning_seconds(loaded, windows_NT, config.pruner)
+    expected = replace(_expected(config, loaded, windows_NT, n_stored_bytes), seconds=seconds)
     _check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial)
     display.say(f"Expected: {expected}")
     coverage = Coverage(loaded)
@@ -144,7 +155,7 @@ def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
 
 
 def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, stored_bytes: int) -> Resources:
-    """A forecast from sizes alone: weights at hand, hidden states in and out of a block, statistics, copies of one unit."""
+    """Memory and disk, from sizes alone: weights, hidden states in and out of a block, statistics, copies of one unit."""
     parameters = list(loaded.model.parameters())
     item_bytes = parameters[0].element_size()
     at_hand = sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
@@ -160,10 +171,7 @@ def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, stor
     is_streamed = config.model.placement is Placement.STREAM
     memory = at_hand + (2 * block_bytes if is_streamed else block_bytes) + 2 * hidden_bytes + gram_bytes + gradient_bytes
     memory += largest * 9 + (LIBRARY_BYTES if loaded.device.type == "cpu" else 0)
-    n_products = 2 * windows_NT.numel() * sum(unit.n_weights for unit in loaded.units)
-    n_products += windows_NT.numel() * sum(width**2 for _, width in inputs) * len(loaded.blocks) if is_gram else 0
-    seconds = 2 * n_products / matmul_flops_per_second(loaded.device, parameters[0].dtype)
-    return Resources(memory, stored_bytes + 2 * hidden_bytes, seconds)
+    return Resources(memory, stored_bytes + 2 * hidden_bytes, 0.0)
 
 
 def _shape(loaded: LoadedModel, unit: Unit) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from selfprune.data import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.first_round import check_first_round
+from selfprune.forecast import run_seconds
 from selfprune.journal import Journal, NothingElse
 from selfprune.kept_statistics import KeptStatistics
 from selfprune.language_models.base import LanguageModel, Reply
@@ -112,9 +113,8 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         store, measured = _open_store(config, loaded, grid, splits, kept, coverage)
         evaluator = _make_evaluator(config, loaded, splits)
     _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
-    n_rows = 2 + len(config.yardsticks) + len(config.controls)
-    n_tokens = (1 + len(config.controls)) * config.search.max_tokens + n_rows * splits.report_NT.numel()
-    seconds = n_tokens / evaluator.tokens_per_second
+    with display.stage("timing the pruner"):
+        seconds = run_seconds(config, loaded, grid, splits, evaluator.tokens_per_second)
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the run will take about {seconds / 60:.1f} minutes")
     if not config.pruner.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
