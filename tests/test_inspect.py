@@ -160,7 +160,8 @@ def forget_the_index(folder):
 WRONG = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-    "config of a list": (lambda folder: (folder / "config.json").write_text("[]"), "should hold a JSON object, got list"),
+    "config of a list": (lambda folder: (folder / "config.json").write_text("[]"), "it must be an object, got []"),
+    "config nested deep": (lambda folder: (folder / "config.json").write_text("[" * 3000 + "]" * 3000), "nested too deep"),
     "no weights": (lambda folder: None, "holds no weights"),
     "pickle": (lambda folder: (folder / "pytorch_model.bin").touch(), "pytorch_model.bin, a pickle"),
     "pickled shards": (lambda folder: (folder / "pytorch_model-00001-of-00002.bin").touch(), "save_pretrained(<new folder>)"),
@@ -171,7 +172,12 @@ WRONG = {
     "mixed shards": (mix_shards, "promises 1 tensors that their shards lack, such as b in one.safetensors"),
     "no index": (forget_the_index, "holds 2 safetensors files (one.safetensors, ...) but no model.safetensors.index.json"),
     "broken index": (lambda folder: (folder / "model.safetensors.index.json").write_text("x"), "index.json cannot be read"),
-    "empty index": (write_index, "should map tensors to shards"),
+    "empty index": (write_index, "weight_map must be longer, got {}"),
+    "index of numbers": (lambda folder: write_index(folder, a="b", c=5), "weight_map.c must be a text, got 5"),
+    "index of another folder": (
+        lambda folder: write_index(folder, a="../a.safetensors"),
+        "in its own folder, got '../a.safetensors'",
+    ),
     "no unit": (
         lambda folder: save_file({"a": torch.ones(2, 2)}, folder / "model.safetensors"),
         "no weight that could be pruned",

@@ -3,15 +3,25 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
+from selfprune import recorded_files
 from selfprune.errors import ModelError
 from selfprune.stored_tensors import BitmaskedTensor, StoredTensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FETCH_AGAIN = "fetch the checkpoint again"
 BITMASK_PARTS = (".bitmask", ".compressed", ".shape")
+
+
+class _Index(TypedDict):
+    """What is read of the index of shards; there is more."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
 
 
 class Checkpoint:
@@ -79,13 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: when it cannot be read or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); it should hold JSON, so fetch the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} should hold a JSON object, got {type(content).__name__}; fetch the checkpoint again")
-    return content
+    return recorded_files.read_json(path, dict[str, Any], FETCH_AGAIN, ModelError)
 
 
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -97,9 +101,10 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     single = _single_file(folder)
     if single is not None:
         return _open(single)
-    shard_of = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        raise ModelError(f"{folder / INDEX} should map tensors to shards under weight_map; fetch the checkpoint again")
+    shard_of = recorded_files.read_json(folder / INDEX, _Index, FETCH_AGAIN, ModelError, extra=True)["weight_map"]
+    elsewhere = [shard for shard in shard_of.values() if Path(shard).name != shard]
+    if elsewhere:
+        raise ModelError(f"{folder / INDEX} should name shards in its own folder, got {elsewhere[0]!r}; {FETCH_AGAIN}")
     shards = {shard: _open(folder / shard) for shard in sorted(set(shard_of.values()))}
     lost = [name for name, shard in shard_of.items() if name not in shards[shard]]
     if lost:

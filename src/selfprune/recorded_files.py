@@ -29,6 +29,7 @@ def _check_magnitude(number: float) -> float:
 EXPECTED = {
     "dict_type": "an object", "list_type": "a list", "int_type": "a whole number", "float_type": "a number",
     "string_type": "a text", "is_instance_of": "a text", "bool_type": "true or false", "none_required": "null",
+    "too_short": "longer", "too_long": "shorter",
 }  # fmt: skip
 """Type of an error of pydantic -> what is expected, in the terms of JSON."""
 Text = InstanceOf[str]
