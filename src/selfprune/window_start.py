@@ -23,7 +23,7 @@ def start_tokens(tokenizer: Any, bos: Bos, n_tokens: int) -> tuple[int, ...]:
         n_tokens: length of a window, of which one token of text at least must remain.
 
     Returns:
-        the ids, mostly that of `<bos>` alone; some tokenizers put several before a text.
+        the ids, mostly that of `<bos>` alone; of several, all but the first are scored as the text is.
 
     Raises:
         ConfigError: when the tokenizer has no such token, or the windows are no longer than what they should begin with.
