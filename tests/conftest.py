@@ -1,5 +1,6 @@
 """Fixtures that several tests share: tiny random models of every family, a tiny tokenizer, and a watch on the network."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from selfprune.embedded.corpus import write_corpus
 
 # A shell that starts a job in the background lets it ignore Ctrl-C; the tests that send one would wait for nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Lines about progress would stand in what a test captures.
+os.environ.setdefault("SELFPRUNE_LOG", "WARNING")
 
 # Bars of fixtures would stand in what a test captures.
 disable_progress_bar()

@@ -78,7 +78,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
         }
         write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
         shards.publish()
-    display.say(f"Measured: {measured}\nModel: {output}")
+    display.say(f"Measured: {measured}\nSparsity of the units: {record['sparsity']:.2%}\nModel: {output}")
     return output
 
 

@@ -156,7 +156,10 @@ def _search(
         working = proposer.build(space, bench.config.seed, bench.language_model)
         racer = Racer(name, bench.scorer, config.ladder, bench.config.seed, bench.aspects)
         n_before = bench.n_sensitivity_tokens if name == "main" else 0
-        return run_search(working, racer, bench.archive, config, yardsticks, show, n_before, gradients)
+        candidates = run_search(working, racer, bench.archive, config, yardsticks, show, n_before, gradients)
+    if doubt := bench.language_model.unanswered():
+        bench.display.warn(doubt)
+    return candidates
 
 
 def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:

@@ -1,14 +1,16 @@
 """What a run knows of its surroundings, and what it shows while it works."""
 
+import datetime
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 import torch
 from rich.console import Console
@@ -95,8 +97,21 @@ def _commit() -> str | None:
         return None
 
 
+class Update(Protocol):
+    """Tells how far a stage is."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Takes the work that is done, in the unit of the stage's total, and what else to show."""
+
+
+SECONDS_BETWEEN_LINES = 30.0
+"""At most so often tells a stage how far it is, where there is no terminal."""
+
+
 class Display:
-    """One line per stage, and a bar while a stage searches; silent when the error stream is not a terminal.
+    """One line per stage, and a bar while it works; without a terminal a line when it begins, every 30 s, and when it is done.
+
+    Everything goes to the error stream. `SELFPRUNE_LOG=WARNING` (or a higher level) leaves warnings alone.
 
     Example:
         >>> with Display().stage("searching", total=600_000) as update:
@@ -106,13 +121,26 @@ class Display:
         warnings: what was told by `warn`, in order.
     """
 
-    def __init__(self) -> None:
-        self.console = Console(file=sys.stderr, quiet=not sys.stderr.isatty())
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Shows on a stream.
+
+        Args:
+            stream: the error stream where it is left out.
+            clock: seconds.
+        """
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._quiet = os.environ.get("SELFPRUNE_LOG", "INFO").upper() in ("WARNING", "ERROR", "CRITICAL")
+        self.console = Console(file=self._stream, quiet=self._quiet)
         self.warnings: list[str] = []
 
-    def say(self, line: str) -> None:
-        """Shows one line that stays."""
-        self.console.print(line, highlight=False)
+    def say(self, lines: str) -> None:
+        """Shows lines that stay."""
+        if self._stream.isatty():
+            self.console.print(lines, highlight=False, markup=False)
+        elif not self._quiet:
+            now = datetime.datetime.now().strftime("%H:%M:%S")
+            self._stream.write("".join(f"{now} {line}\n" for line in lines.splitlines()))
+            self._stream.flush()
 
     def warn(self, paragraph: str) -> None:
         """Tells once what makes the results doubtful, and keeps it for the report.
@@ -125,7 +153,7 @@ class Display:
             complain(f"warning: {paragraph}", 0)
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Any]:
+    def stage(self, title: str, total: int | None = None) -> Iterator[Update]:
         """Shows a stage while it lasts.
 
         Args:
@@ -135,6 +163,32 @@ class Display:
         Yields:
             `update(done, note="")`.
         """
+        shown = self._bar(title, total) if self._stream.isatty() else self._lines(title, total)
+        with shown as update:
+            yield update
+
+    @contextmanager
+    def _lines(self, title: str, total: int | None) -> Iterator[Update]:
+        began = told = self._clock()
+        last_note = ""
+        self.say(title)
+
+        def update(done: int, note: str = "") -> None:
+            nonlocal told, last_note
+            last_note, now = note, self._clock()
+            if now - told < SECONDS_BETWEEN_LINES:
+                return
+            told, share = now, min(1.0, done / total) if total else 0.0
+            parts = [f"{share:.0%}" if total else "", note, f"{_in_words(now - began)} so far"]
+            parts += [f"about {_in_words((now - began) * (1 - share) / share)} left"] if share else []
+            self.say(f"{title}: {', '.join(filter(None, parts))}")
+
+        yield update
+        done = f"done in {_in_words(self._clock() - began)}"
+        self.say(f"{title}: {', '.join(filter(None, (done, last_note)))}")
+
+    @contextmanager
+    def _bar(self, title: str, total: int | None) -> Iterator[Update]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -152,3 +206,8 @@ class Display:
             yield update
             if total is None:
                 progress.update(task, total=1, completed=1)
+
+
+def _in_words(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s" if minutes else f"{left} s"

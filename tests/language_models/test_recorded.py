@@ -126,3 +126,23 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     recorder = RecordingLanguageModel(CountingLanguageModel, tmp_path / "missing" / "calls.jsonl")
     with pytest.raises(SelfpruneError, match="could not be written"):
         recorder.complete("prompt", SCHEMA, n=1, seed=0)
+
+
+class RefusingLanguageModel:
+    """Answers a share of its calls."""
+
+    name = "refusing"
+
+    def complete(self, prompt, schema, n, seed):
+        return [Reply("1", 0.0, 7, 1) if seed == 0 else Reply("", 0.0, 0, 0, failure="HTTP 401: bad key") for _ in range(n)]
+
+
+def test_an_endpoint_that_turns_requests_away_is_told_once_with_reason_and_count(path):
+    recorder = RecordingLanguageModel(RefusingLanguageModel, path)
+    for seed in (0, 1):
+        recorder.complete("prompt", SCHEMA, n=2, seed=seed)
+        assert recorder.unanswered() == ""
+    recorder.complete("prompt", SCHEMA, n=2, seed=2)
+    told = "4 of the 6 replies that the language model was asked for did not come, most often (4 times) because of this: "
+    assert recorder.unanswered().startswith(f"{told}HTTP 401: bad key")
+    assert recorder.unanswered() == ""

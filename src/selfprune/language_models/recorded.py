@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,9 @@ class RecordingLanguageModel:
         self.n_prompt_tokens = 0
         self.n_reply_tokens = 0
         self.seconds = 0.0
+        self.n_replies = 0
+        self._has_warned = False
+        self.failures: Counter[str] = Counter()
 
     def complete(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> list[Reply]:
         """The recorded replies to this call, or else new ones, which are on disk before they are returned.
@@ -67,6 +71,19 @@ class RecordingLanguageModel:
         """
         return self._answer({"prompt": prompt, "options": list(options)}, lambda model: model.score(prompt, options))
 
+    def unanswered(self) -> str:
+        """What to warn of where most requests got no reply, with the commonest reason; told once, and empty otherwise."""
+        n_failed = sum(self.failures.values())
+        if self._has_warned or 2 * n_failed <= self.n_replies:
+            return ""
+        self._has_warned = True
+        reason, n_times = self.failures.most_common(1)[0]
+        return (
+            f"{n_failed} of the {self.n_replies} replies that the language model was asked for did not come, most often "
+            f"({n_times} times) because of this: {reason}; the search went on with its other proposals, so mend this "
+            "and begin a new run"
+        )
+
     def _answer(self, key: dict[str, Any], ask: Callable[[LanguageModel], list[Reply]]) -> list[Reply]:
         n_replies = key["n"] if "n" in key else len(key["options"])
 
@@ -79,6 +96,8 @@ class RecordingLanguageModel:
         if self._inner is None:
             self._repeated += replies
         self.n_calls += 1
+        self.n_replies += len(replies)
+        self.failures.update(reply.failure for reply in replies if reply.failure)
         self.n_prompt_tokens += sum(reply.n_prompt_tokens for reply in replies)
         self.n_reply_tokens += sum(reply.n_reply_tokens for reply in replies)
         self.seconds += record["seconds"]
