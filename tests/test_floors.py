@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
 FLOOR_OF_FILE = {
     "methods": 4, "pruning_seconds": 3, "forecast": 4,
     "__init__": 0, "errors": 0, "allocation": 0, "cost": 0, "projection": 0, "budget": 0, "latency_table": 0, "candidate": 0,
-    "objective": 0, "pareto": 0, "signals": 0, "recorded_files": 0,
+    "objective": 0, "pareto": 0, "signals": 0, "path_fields": 0, "recorded_files": 0,
     "models": 1, "units": 1, "preflight": 1, "data": 1, "data_config": 1, "hub_texts": 1, "text_files": 1, "self_generated": 1,
     "archive": 1, "winners": 1, "tracking": 1, "conf_path": 1, "journal": 1, "lock": 1, "prefix": 1, "blocks": 1, "placement": 1,
     "resources": 1, "window_start": 1, "tensor_file": 1, "report_file": 1, "encoding": 1,

@@ -11,6 +11,7 @@ from selfprune.allocation import Allocation, LevelGrid, Unit
 from selfprune.cost import TableCost, UnitCost
 from selfprune.errors import ConfigError
 from selfprune.latency_table import HOW_TO_MEASURE, Circumstances, LatencyTable
+from selfprune.path_fields import path_field
 
 PER_SECOND = 10**12
 """Latencies are counted in whole picoseconds."""
@@ -76,7 +77,7 @@ class Budget:
 
     sparsity: float = 0.7
     measure: Measure = Measure.WEIGHTS
-    latency_table: str = ""
+    latency_table: str = path_field()
     n_tokens: int = 0
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
 from selfprune.errors import ConfigError, SelfpruneError, complain
 from selfprune.methods import why_missing
+from selfprune.path_options import repaired
 from selfprune.signals import STOPPED, Stopped, stoppable
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -39,12 +40,14 @@ class HydraCommand:
     Attributes:
         name: how it is called.
         config_name: the config that is overridden.
+        options: its typed form.
         work: what it does, once, or once for every job of a sweep, where the other jobs go on after a mistake.
         stopped: what to tell of what was left behind when it is stopped.
     """
 
     name: str
     config_name: str
+    options: type
     work: Work
     stopped: Stopped
 
@@ -84,16 +87,18 @@ class HydraCommand:
         return max(codes)
 
     def _completed(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with what their choices bring along.
+        """The arguments with paths that Hydra can read, and with what their choices bring along.
 
         Raises:
             SelfpruneError: when there is a flag that is none.
             hydra.errors.HydraException: when an override or a choice cannot be read.
         """
         parsed = _read(arguments)
+        in_sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
+        overrides = [repaired(override, self.options, in_sweep) for override in parsed.overrides]
         place = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"] if parsed.config_dir else []
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            overrides = [*parsed.overrides, *brought_along(self.config_name, parsed.overrides, place)]
+            overrides += brought_along(self.config_name, overrides, place)
         # Hydra reads overrides only where they stand together
         return [*overrides, *(argument for argument in arguments if argument not in parsed.overrides)]
 

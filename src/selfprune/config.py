@@ -16,6 +16,7 @@ from selfprune.levels_config import LevelKind
 from selfprune.methods import METHODS, find_methods, register_methods
 from selfprune.models import ModelConfig
 from selfprune.objective import Objective
+from selfprune.path_fields import path_field
 from selfprune.proposers.base import ClosedForm, ProposerConfig
 from selfprune.search import SearchConfig
 
@@ -58,8 +59,8 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
-    run_folder: str = ""
-    resume: str = ""
+    run_folder: str = path_field()
+    resume: str = path_field()
 
     def __post_init__(self) -> None:
         _check_seed(self.seed)
@@ -129,8 +130,8 @@ class PruneConfig:
     data: DataConfig = field(default_factory=DataConfig)
     pruner: Any = None
     budget: Budget = field(default_factory=Budget)
-    allocation: str = "uniform"
-    output: str = ""
+    allocation: str = path_field("uniform", names=("uniform",))
+    output: str = path_field()
     batch_size: int = 4
     seed: int = 0
 

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from selfprune.errors import ConfigError
+from selfprune.path_fields import path_field
 
+HUB_NAMES = ("c4", "wikitext2", "fineweb_edu")
+"""Texts of the hub that go by a name; a folder of such a name is given as `./c4`."""
 SPLITS = ("report", "calibration", "search")
 
 
@@ -45,9 +48,9 @@ class DataConfig:
     """
 
     source: Source = Source.EMBEDDED
-    calibration: str = ""
-    search: str = ""
-    report: str = ""
+    calibration: str = path_field(names=HUB_NAMES, or_hub=True)
+    search: str = path_field(names=HUB_NAMES, or_hub=True)
+    report: str = path_field(names=HUB_NAMES, or_hub=True)
     n_tokens_per_window: int = 256
     bos: Bos = Bos.AUTO
     n_calibration: int = 64

@@ -14,11 +14,16 @@ NAME = "python -m selfprune.latency"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
+    from omegaconf import DictConfig
+
     from selfprune.command_line import HydraCommand
     from selfprune.config import to_config
     from selfprune.latency_measurement import LatencyConfig, measure
 
-    return HydraCommand(NAME, "latency", lambda composed, *_: measure(to_config(composed, LatencyConfig)), _stopped)
+    def work(composed: DictConfig, *_: object) -> None:
+        measure(to_config(composed, LatencyConfig))
+
+    return HydraCommand(NAME, "latency", LatencyConfig, work, _stopped)
 
 
 def _stopped(_: KeyboardInterrupt) -> str:

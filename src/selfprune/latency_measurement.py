@@ -16,6 +16,7 @@ from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
 from selfprune.lock import held_file
 from selfprune.models import DType, ModelConfig, find_source, load_skeleton
+from selfprune.path_fields import path_field
 from selfprune.pruners.selection import parse_pattern
 from selfprune.tracking import Display
 from selfprune.unit_seconds import Rows, Shape, circumstances, fastest_rows, unit_shapes
@@ -37,7 +38,7 @@ class LatencyConfig:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    output: str = ""
+    output: str = path_field()
     n_tokens: int = 128
     sparsities: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
     pattern: str = ""

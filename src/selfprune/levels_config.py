@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 
 from selfprune.errors import ConfigError
+from selfprune.path_fields import path_field
 from selfprune.pruners.base import Pruner
 
 
@@ -42,7 +43,7 @@ class LevelsConfig:
     """
 
     kind: LevelKind = LevelKind.AUTO
-    folder: str = ""
+    folder: str = path_field()
     cache_gb: float = 50.0
     memory_gb: float = 2.0
     statistics_gb: float = 4.0

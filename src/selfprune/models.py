@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from selfprune.allocation import Unit
 from selfprune.checkpoint_source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ConfigError, ModelError
+from selfprune.path_fields import path_field
 from selfprune.placement import Placement, entry_device, loading_options, n_parameters_at_once
 from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory
 from selfprune.units import find_blocks, list_units
@@ -50,7 +51,7 @@ class ModelConfig:
         revision: branch, tag or commit on the hub.
     """
 
-    path: str = "embedded"
+    path: str = path_field("embedded", names=("embedded",), or_hub=True)
     dtype: DType = DType.FLOAT32
     device: str = "auto"
     placement: Placement = Placement.WHOLE

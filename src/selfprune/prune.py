@@ -13,11 +13,16 @@ NAME = "python -m selfprune.prune"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
+    from omegaconf import DictConfig
+
     from selfprune.command_line import HydraCommand
     from selfprune.config import PruneConfig, to_config
     from selfprune.one_shot import prune_once
 
-    return HydraCommand(NAME, "prune", lambda composed, *_: prune_once(to_config(composed, PruneConfig), composed), _stopped)
+    def work(composed: DictConfig, *_: object) -> None:
+        prune_once(to_config(composed, PruneConfig), composed)
+
+    return HydraCommand(NAME, "prune", PruneConfig, work, _stopped)
 
 
 def _stopped(_: KeyboardInterrupt) -> str:

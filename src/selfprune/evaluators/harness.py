@@ -15,6 +15,7 @@ from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_metrics import DocumentScores, check_right_or_wrong, named_metrics, primary_metric
 from selfprune.evaluators.task_runs import count_cut_prompts, is_broken, request_lengths, run_tasks, undisturbed
 from selfprune.models import max_positions
+from selfprune.path_fields import path_field
 from selfprune.window_start import start_tokens
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class HarnessConfig:
     search_tasks: list[str] = field(default_factory=lambda: [f"{task}_search" for task in TASKS])
     limit: int | None = None
     batch_size: int = 32
-    include_path: str | None = None
+    include_path: str | None = path_field(None)
     num_fewshot: int | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.language_models.base import LanguageModel, SampledModelConfig
 from selfprune.models import DType, ModelConfig, load_model, preflight_memory
+from selfprune.path_fields import path_field
 
 
 @dataclass
@@ -26,7 +27,7 @@ class LocalLanguageModel(SampledModelConfig):
         revision: branch, tag or commit on the hub.
     """
 
-    path: str = ""
+    path: str = path_field(or_hub=True)
     dtype: DType = DType.AUTO
     device: str = "auto"
     trust_remote_code: bool = False

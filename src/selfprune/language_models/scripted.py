@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from selfprune.errors import LanguageModelError
 from selfprune.language_models.base import LanguageModel, LanguageModelConfig, Reply
 from selfprune.language_models.calls import Call
+from selfprune.path_fields import path_field
 from selfprune.recorded_files import read_json_lines
 
 
@@ -24,7 +25,7 @@ class Scripted(LanguageModelConfig):
         path: the `language_model_calls.jsonl` of that run.
     """
 
-    path: str = MISSING
+    path: str = path_field(MISSING)
 
     def check(self) -> None:
         """Reads the script once.

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from selfprune.errors import ConfigError
+from selfprune.path_fields import path_field
 from selfprune.proposers.base import ClosedForm, SearchSpace
 from selfprune.winners import fits, read_winner
 
@@ -23,7 +24,7 @@ class Stored(ClosedForm):
         run_folder: of the earlier run, which must be finished.
     """
 
-    run_folder: str = MISSING
+    run_folder: str = path_field(MISSING)
 
     def __post_init__(self) -> None:
         self._winner = read_winner(
