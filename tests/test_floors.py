@@ -20,7 +20,7 @@ FLOOR_OF_FILE = {
     "kernels": 1, "checkpoint_files": 1, "stored_tensors": 1, "tensor_cache": 1, "stored_units": 1, "sparsity": 1,
     "unit_seconds": 3, "walk": 3, "gather": 3, "gradients": 3, "shards": 3, "built_levels": 3, "kept_statistics": 3,
     "levels_config": 3, "calibration": 3, "measurements": 3, "level_store": 3, "ladder": 3, "racing": 3, "scoring": 3,
-    "first_round": 3, "finalists": 3, "paired": 0, "contest": 4, "conclusions": 4, "report_table": 4,
+    "first_round": 3, "finalists": 3, "paired": 0, "contest": 4, "conclusions": 4, "report_table": 4, "sparsity_picture": 4,
     "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
     "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
     "run": 4, "run_folder": 4, "one_shot": 4, "choices": 4, "mistakes": 4, "path_options": 4, "command_line": 4,

@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from selfprune.allocation import Allocation
 from selfprune.candidate import best
 from selfprune.conclusions import (
     compare_with_winner,
@@ -27,10 +26,11 @@ from selfprune.language_models.calls import Call, read_calls
 from selfprune.ledger import count_by_proposer, count_by_search
 from selfprune.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
 from selfprune.pareto import best_rivals, rivals
-from selfprune.pictures import draw_front, draw_progress, draw_sparsities
+from selfprune.pictures import WHY_IT_RISES, front_figure, progress_figure, save_figure
 from selfprune.report_table import table_cells, table_csv, table_latex
 from selfprune.resources import Resources
 from selfprune.results import Results, Spent
+from selfprune.sparsity_picture import sparsity_figure
 from selfprune.task_columns import standard_error, task_lines
 from selfprune.tracking import read_environment
 
@@ -48,17 +48,23 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any]) -> dic
     """
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
     report["environment"] = dict(read_environment(folder)) | {"lm_eval_tasks": harness}
-    draw_sparsities(folder / "sparsity.png", _pictured(results), results.grid)
-    main = [c for c in results.candidates if c.search == "main"]
-    n_scored = sum(c.n_tokens for c in main)
-    draw_progress(folder / "progress.png", results.candidates, {"main": results.spent["main"].n_tokens - n_scored})
-    if field := rivals(main):
-        draw_front(folder / "pareto.png", field, best_rivals(main), results.winner.allocation)
+    _draw(folder, results)
     write_whole(folder / "table.csv", table_csv(report))
     write_whole(folder / "table.tex", table_latex(report))
     write_whole(folder / "report.md", to_markdown(report))
     write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _draw(folder: Path, results: Results) -> None:
+    """The pictures: where the yardsticks and the winner are sparse, the searches over their tokens, and several objectives."""
+    winner = results.winner.allocation
+    save_figure(sparsity_figure({**results.yardsticks, "winner": winner}, results.grid), folder / "sparsity.png")
+    main = [c for c in results.candidates if c.search == "main"]
+    n_before = {"main": results.spent["main"].n_tokens - sum(c.n_tokens for c in main)}
+    save_figure(progress_figure(results.candidates, n_before, results.score_title), folder / "progress.png")
+    if field := rivals(main):
+        save_figure(front_figure(field, best_rivals(main), winner, results.score_title), folder / "pareto.png")
 
 
 def print_table(report: dict[str, Any], folder: Path) -> None:
@@ -149,12 +155,6 @@ def _language_model_record(results: Results, calls: Sequence[Call]) -> dict[str,
     }
 
 
-def _pictured(results: Results) -> dict[str, Allocation]:
-    """OWL's allocation, where it was scored, beside the winner's."""
-    owl = [c.allocation for c in results.candidates if c.proposal.proposer == "owl" and c.proposal.allocation is not None]
-    return {**({"owl": owl[0]} if owl else {}), "winner": results.winner.allocation}
-
-
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     header, cells = table_cells(report)
@@ -180,7 +180,9 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         "![Sparsity per block and module type](sparsity.png)",
         "",
-        "![Best score against tokens spent](progress.png)",
+        "![The incumbents' scores against tokens spent](progress.png)",
+        "",
+        f"{WHY_IT_RISES} Lower is better.",
         "",
         *front_lines(report["search"].get("pareto_front", [])),
         "## Who proposed what",

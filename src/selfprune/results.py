@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfprune.allocation import LevelGrid
+from selfprune.allocation import Allocation, LevelGrid
 from selfprune.budget import Measure
 from selfprune.candidate import Candidate
 from selfprune.finalists import Verdict
@@ -55,6 +55,8 @@ class Results:
         contest: how it was chosen.
         measure: what the budget is a share of.
         sparsity: the budget's target.
+        yardsticks: name -> allocation.
+        score_title: what the search minimised, with its unit.
         grid: units and levels.
         spent: search -> its cost.
         language_model: the recorder of its calls.
@@ -72,6 +74,8 @@ class Results:
     contest: Contest
     measure: Measure
     sparsity: float
+    yardsticks: dict[str, Allocation]
+    score_title: str
     grid: LevelGrid
     spent: dict[str, Spent]
     language_model: RecordingLanguageModel

@@ -112,8 +112,8 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
                 "search spent, so it has no row in the report; raise search.max_tokens"
             )
         spent[name] = Spent(sum(c.n_tokens for c in candidates), bench.scorer.seconds - seconds_before)
-    allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
-    allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
+    closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
+    allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)} | closed
     allocations |= {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
     rows = _measure_rows(bench, allocations)
     results = Results(
@@ -123,6 +123,8 @@ def run(config: RunConfig, folder: Path, expected: Resources) -> Path:
         contest,
         config.budget.measure,
         config.budget.sparsity,
+        closed,
+        config.evaluator.title,
         bench.space.grid,
         spent,
         bench.language_model,

@@ -7,6 +7,7 @@ when K reaches the vocabulary. Shape suffixes: N windows, T tokens, V vocabulary
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class KLDivergence(WindowMetric):
     Attributes:
         n_top: dense log-probabilities kept per token (K).
     """
+
+    title: ClassVar[str] = "KL to the dense model (nats per token)"
 
     n_top: int = 512
 

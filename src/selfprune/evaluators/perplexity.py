@@ -5,6 +5,7 @@ Limits: it rewards confidence in frequent tokens and says nothing about what the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from selfprune.evaluators.windows import WindowMetric, mean_per_window, negative
 @dataclass
 class Perplexity(WindowMetric):
     """Mean negative log-likelihood per token of a window; perplexity is its exponential over all windows."""
+
+    title: ClassVar[str] = "negative log-likelihood (nats per token)"
 
     def prepare(self, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
         """Nothing of the dense model is needed."""

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,13 @@ LOGIT_BYTES = 16
 
 
 class WindowMetric(ABC):
-    """A number per window from the logits of a model; a method is one subclass, which is its own config."""
+    """A number per window from the logits of a model; a method is one subclass, which is its own config.
+
+    Attributes:
+        title: what is measured, with its unit, for pictures.
+    """
+
+    title: ClassVar[str] = "score (nats per token)"
 
     def kept_bytes(self, vocab_size: int) -> int:
         """Memory that `prepare` takes for every token."""
