@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from selfprune.checkpoint_source import hub_is_reachable
 from selfprune.embedded.tasks import TASK_FOLDER
 from selfprune.errors import ConfigError
+from selfprune.evaluators.task_index import index_named
 from selfprune.evaluators.task_mistakes import chain, explained
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def _find_tasks(names: Sequence[str], include_path: str | None) -> "TaskManager"
     unknown = set(names) - set(manager.all_tasks)
     if unknown:
         _check_readable(unknown, include_path)
+        manager = index_named(unknown, folders)
+    if not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=folders)
     for name in names:
         if name not in manager.all_tasks:
