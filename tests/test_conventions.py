@@ -129,6 +129,13 @@ def test_every_method_has_a_yaml_of_its_name_and_every_yaml_a_method(family):
     assert choices != []
 
 
+def test_the_readme_names_the_papers_of_the_methods_and_no_others():
+    number = re.compile(r"\b\d{4}\.\d{5}\b")
+    files = [path for family in ("pruners", "proposers") for path in (SOURCE / family).glob("*.py")]
+    named = {found for path in files for found in number.findall(ast.get_docstring(ast.parse(path.read_text())) or "")}
+    assert named == set(number.findall((ROOT / "README.md").read_text()))
+
+
 def test_every_exception_still_exists():
     assert [name for name in NOT_A_METHOD if not (SOURCE / f"{name}.py").exists()] == []
 
