@@ -16,7 +16,7 @@ FLOOR_OF_FILE = {
     "archive": 1, "winners": 1, "tracking": 1, "conf_path": 1, "journal": 1, "lock": 1, "prefix": 1, "blocks": 1, "placement": 1,
     "resources": 1, "window_start": 1, "tensor_file": 1, "report_file": 1, "encoding": 1,
     "carried_files": 1, "checkpoint_source": 1, "stored_parts": 3, "pruned_checkpoint": 3,
-    "held_folder": 1, "weight_checks": 1, "vocabulary": 1, "chance": 1,
+    "held_folder": 1, "extension": 4, "searches": 4, "report_rows": 4, "weight_checks": 1, "vocabulary": 1, "chance": 1,
     "kernels": 1, "checkpoint_files": 1, "stored_tensors": 1, "tensor_cache": 1, "stored_units": 1, "sparsity": 1,
     "unit_seconds": 3, "walk": 3, "gather": 3, "gradients": 3, "shards": 3, "built_levels": 3, "kept_statistics": 3,
     "levels_config": 3, "calibration": 3, "measurements": 3, "level_store": 3, "ladder": 3, "racing": 3, "scoring": 3,

@@ -1,5 +1,6 @@
 """Saves a pruned model that is held as a whole as an ordinary Hugging Face checkpoint."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -32,3 +33,13 @@ def save_checkpoint(checkpoint: PrunedCheckpoint, folder: Path) -> None:
         raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a configuration, a tokenizer and all files of weights that its index names."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        return all((folder / name).is_file() for name in (*names, "config.json", "tokenizer_config.json"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

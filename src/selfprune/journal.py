@@ -5,7 +5,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ def _no_fault(_: object) -> str:
     return ""
 
 
+class _NotRecordedError(Exception):
+    """Ends a block in which nothing may be made."""
+
+
 class Journal:
     """A file of records; what it holds already is recalled in order, what follows is made and appended.
 
@@ -45,12 +50,15 @@ class Journal:
 
     Attributes:
         n_recalled: records that were read back.
+        n_recorded: records that can be read back.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.n_recalled = 0
         self._recorded = _read_whole_lines(path)
+        self.n_recorded = len(self._recorded)
+        self._recalls_alone = False
 
     def once(
         self, key: dict[str, Any], make: Callable[[], dict[str, Any]], kind: type[Kind], check: Callable[[Kind], str] = _no_fault
@@ -72,6 +80,8 @@ class Journal:
             SelfpruneError: when the disk is full.
         """
         plain_key: dict[str, Any] = json.loads(json.dumps(key))
+        if self._recalls_alone and not self._is_next(plain_key):
+            raise _NotRecordedError
         if self.n_recalled < len(self._recorded):
             payload = checked(self._payload(plain_key), kind, at_line(self.path, self.n_recalled), REMOVE_THE_REST)
             if fault := check(payload):
@@ -83,6 +93,22 @@ class Journal:
         made = conforming(json.loads(json.dumps(new)), kind)
         self._append(json.dumps({**key, **new}))
         return made
+
+    @contextmanager
+    def recalling(self) -> Iterator[None]:
+        """While open, nothing is made: the first piece of work that is not recorded next ends the block, without an error."""
+        self._recalls_alone = True
+        try:
+            with contextlib.suppress(_NotRecordedError):
+                yield
+        finally:
+            self._recalls_alone = False
+
+    def _is_next(self, key: dict[str, Any]) -> bool:
+        if self.n_recalled >= self.n_recorded:
+            return False
+        record = self._recorded[self.n_recalled]
+        return all(name in record and record[name] == value for name, value in key.items())
 
     def _payload(self, key: dict[str, Any]) -> dict[str, Any]:
         """What the next record holds beside its key, which must be this one."""

@@ -35,19 +35,22 @@ from selfprune.task_columns import standard_error, task_lines
 from selfprune.tracking import read_environment
 
 
-def write_report(folder: Path, results: Results, harness: dict[str, Any]) -> dict[str, Any]:
+def write_report(folder: Path, results: Results, harness: dict[str, Any], extended: Sequence[str] = ()) -> dict[str, Any]:
     """Writes pictures, `report.md` and last `report.json`, whose presence says that the run is complete.
 
     Args:
         folder: the run folder.
         results: what to report.
         harness: how lm-eval's tasks were asked, as of `Harness.describe`.
+        extended: overrides by which the run was extended, named after those that it was begun with.
 
     Returns:
         the content of `report.json`.
     """
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
-    report["environment"] = dict(read_environment(folder)) | {"lm_eval_tasks": harness}
+    environment = read_environment(folder)
+    overrides = [*environment["overrides"], *extended]
+    report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
     _draw(folder, results)
     write_whole(folder / "table.csv", table_csv(report))
     write_whole(folder / "table.tex", table_latex(report))

@@ -30,8 +30,8 @@ class SearchConfig:
         max_tokens: tokens of evaluation that the search spends at most, on sensitivities, yardsticks, gradients, candidates and
             the final heat; a run whose first round costs more is refused. What the report measures does not count.
         max_candidates: candidates; none when null.
-        max_seconds: wall-clock seconds since the search was begun or resumed; none when null. A search that ends so does not
-            repeat exactly in another run.
+        max_seconds: wall-clock seconds since the search was begun, resumed or extended; none when null. A search that ends so
+            does not repeat exactly in another run.
         n_per_round: proposals asked for at once; fewer where the tokens left do not see as many through the first rung.
         ladder: racing.
         race_yardsticks: the yardsticks are the first candidates; otherwise they are only reported.
@@ -98,7 +98,7 @@ class Progress:
         best_score: the incumbent's score, on the windows of the highest rung that is open; None before the first.
         n_candidates: candidates so far.
         n_tokens: tokens spent.
-        seconds: since the search began or was resumed.
+        seconds: since the search was begun, resumed or extended.
     """
 
     search: str
@@ -106,6 +106,97 @@ class Progress:
     n_candidates: int
     n_tokens: int
     seconds: float
+
+
+class Search:
+    """One search, which goes on with the same proposer and the same champions whenever its limits are raised.
+
+    Args:
+        proposer: asked and told.
+        racer: scores proposals.
+        archive: receives every candidate.
+        yardsticks: known allocations that race first.
+        on_progress: called after every round.
+        n_tokens_before: tokens that the search has spent already, on sensitivities.
+        gradients: those that the proposer asks, which are told what they may cost.
+
+    Attributes:
+        candidates: those of this search.
+        n_tokens: tokens spent.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        racer: Racer,
+        archive: Archive,
+        yardsticks: Sequence[Proposal] = (),
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        n_tokens_before: int = 0,
+        gradients: SwapGradients | None = None,
+    ) -> None:
+        self.candidates: list[Candidate] = []
+        self.n_tokens = n_tokens_before
+        self._proposer, self._racer, self._archive, self._gradients = proposer, racer, archive, gradients
+        self._waiting, self._on_progress = list(yardsticks), on_progress
+        self._began = 0.0
+
+    def go_on(self, config: SearchConfig) -> None:
+        """Searches until a limit is reached or the proposer has no more to say; then the last champions meet on all windows.
+
+        Args:
+            config: limits and round size; the limits count everything since the search was begun, but for the seconds.
+        """
+        self._began = time.monotonic()
+        # Kept back for the final heat, but the first round comes before it.
+        reserved = self._racer.n_tokens_of_final_heat(config.n_finalists)
+        paid = self._waiting[: self._racer.n_payable_entrants(config.max_tokens - self.n_tokens)]
+        self._waiting = []
+        if paid:
+            self._race(paid, config.max_tokens - self.n_tokens)
+        n_idle_rounds = 0
+        while n_idle_rounds < MAX_IDLE_ROUNDS:
+            n_left = config.max_tokens - self.n_tokens - reserved
+            n_asked = min(config.n_per_round, self._racer.n_payable_entrants(n_left))
+            is_full = config.max_candidates is not None and len(self.candidates) >= config.max_candidates
+            if n_asked < 1 or is_full or self._is_out_of_time(config.max_seconds):
+                break
+            if self._gradients:
+                self._gradients.max_tokens = n_left - self._racer.n_tokens_of_entrants(n_asked)
+            proposals = self._proposer.ask(n_asked)
+            if not proposals:
+                break
+            n_idle_rounds = 0 if self._race(proposals, config.max_tokens - self.n_tokens - reserved) else n_idle_rounds + 1
+            reserved = self._racer.n_tokens_of_final_heat(config.n_finalists)
+        n_left = config.max_tokens - self.n_tokens
+        if finalists := self._racer.final_heat(len(self._archive.candidates), config.n_finalists, n_left):
+            self._record(finalists)
+
+    def _race(self, proposals: Sequence[Proposal], max_tokens: int) -> int:
+        """What the race of some proposals cost."""
+        raced = self._racer.race(len(self._archive.candidates), proposals, max_tokens)
+        spent = self._record(raced)
+        self._proposer.tell(raced)
+        return spent
+
+    def _record(self, found: list[Candidate]) -> int:
+        self._archive.extend(found)
+        self.candidates.extend(found)
+        spent = sum(candidate.n_tokens for candidate in found)
+        self.n_tokens += spent
+        name, incumbent = self._racer.search, self._racer.incumbent
+        score = incumbent.score if incumbent else None
+        logger.info("%s: %d candidates, %d tokens, best %s", name, len(self.candidates), self.n_tokens, score)
+        self._on_progress(Progress(name, score, len(self.candidates), self.n_tokens, time.monotonic() - self._began))
+        return spent
+
+    def _is_out_of_time(self, limit: float | None) -> bool:
+        if limit is None:
+            return False
+        # Recorded, because a resumed search must end where this one does.
+        key = {"search": self._racer.search, "candidates": len(self.candidates)}
+        made = self._racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - self._began >= limit}, TimeLimit)
+        return made["is_over"]
 
 
 def run_search(
@@ -118,66 +209,11 @@ def run_search(
     n_tokens_before: int = 0,
     gradients: SwapGradients | None = None,
 ) -> list[Candidate]:
-    """Searches until a limit is reached or the proposer has no more to say; then the last champions meet on all windows.
-
-    Args:
-        proposer: asked and told.
-        racer: scores proposals.
-        archive: receives every candidate.
-        config: limits and round size.
-        yardsticks: known allocations that race first.
-        on_progress: called after every round.
-        n_tokens_before: tokens that the search has spent already, on sensitivities.
-        gradients: those that the proposer asks, which are told what they may cost.
+    """A `Search` that is begun and ends with the limits of one config.
 
     Returns:
         the candidates of this search.
     """
-    began = time.monotonic()
-    candidates: list[Candidate] = []
-    n_tokens = n_tokens_before
-
-    def record(found: list[Candidate]) -> int:
-        nonlocal n_tokens
-        archive.extend(found)
-        candidates.extend(found)
-        n_tokens += sum(candidate.n_tokens for candidate in found)
-        score = racer.incumbent.score if racer.incumbent else None
-        state = Progress(racer.search, score, len(candidates), n_tokens, time.monotonic() - began)
-        logger.info("%s: %d candidates, %d tokens, best %s", racer.search, state.n_candidates, n_tokens, score)
-        on_progress(state)
-        return sum(candidate.n_tokens for candidate in found)
-
-    def go_on(proposals: Sequence[Proposal], n_reserved: int) -> int:
-        raced = racer.race(len(archive.candidates), proposals, config.max_tokens - n_tokens - n_reserved)
-        spent = record(raced)
-        proposer.tell(raced)
-        return spent
-
-    def is_out_of_time() -> bool:
-        if (limit := config.max_seconds) is None:
-            return False
-        # Recorded, because a resumed search must end where this one does.
-        key = {"search": racer.search, "candidates": len(candidates)}
-        return racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - began >= limit}, TimeLimit)["is_over"]
-
-    if paid := yardsticks[: racer.n_payable_entrants(config.max_tokens - n_tokens)]:
-        go_on(paid, 0)
-    n_idle_rounds, reserved = 0, 0
-    while n_idle_rounds < MAX_IDLE_ROUNDS:
-        n_left = config.max_tokens - n_tokens - reserved
-        n_asked = min(config.n_per_round, racer.n_payable_entrants(n_left))
-        is_full = config.max_candidates is not None and len(candidates) >= config.max_candidates
-        if n_asked < 1 or is_full or is_out_of_time():
-            break
-        if gradients:
-            gradients.max_tokens = n_left - racer.n_tokens_of_entrants(n_asked)
-        proposals = proposer.ask(n_asked)
-        if not proposals:
-            break
-        n_idle_rounds = 0 if go_on(proposals, reserved) else n_idle_rounds + 1
-        # Kept back for the final heat, but the first round comes before it.
-        reserved = racer.n_tokens_of_final_heat(config.n_finalists)
-    if finalists := racer.final_heat(len(archive.candidates), config.n_finalists, config.max_tokens - n_tokens):
-        record(finalists)
-    return candidates
+    search = Search(proposer, racer, archive, yardsticks, on_progress, n_tokens_before, gradients)
+    search.go_on(config)
+    return search.candidates
