@@ -131,10 +131,13 @@ class PrunedCheckpoint:
 
     def _dtype(self, name: str) -> torch.dtype:
         """The number format that a tensor of the source is stored in."""
-        stored = DTYPES[self._source[name].dtype]
-        if stored != self._main_dtype:
+        stored, asked = DTYPES.get(self._source[name].dtype), _model_dtype(self._loaded)
+        if stored is None:
+            raise self._source[name].unknown_format()
+        if stored != self._main_dtype or stored == asked:
             return stored
-        return self._told[name].dtype if name in self._told else _model_dtype(self._loaded)
+        # the model may keep more digits than it was asked to
+        return self._told[name].dtype if name in self._told else asked
 
     def _n_bytes(self, name: str) -> int:
         if name in self._told and (not self._source or self._told[name].is_of_unit):

@@ -50,7 +50,7 @@ class StoredTensor:
         """
         dtype = DTYPES.get(self.dtype)
         if dtype is None:
-            raise ModelError(f"{self.path} holds {self.name} as {self.dtype}, which is none of the formats {', '.join(DTYPES)}")
+            raise self.unknown_format()
         tensor = torch.empty(self.shape, dtype=dtype)
         # numpy knows no bfloat16, and a scalar has no bytes to view
         content = tensor.view(-1).view(torch.uint8).numpy().data
@@ -83,6 +83,10 @@ class StoredTensor:
                 if file.readinto(content) < len(content):
                     raise self._cut_short()
                 yield torch.frombuffer(content, dtype=dtype).view(-1, *row)
+
+    def unknown_format(self) -> ModelError:
+        """The paragraph for numbers that torch cannot hold."""
+        return ModelError(f"{self.path} holds {self.name} as {self.dtype}, which is none of the formats {', '.join(DTYPES)}")
 
     def _cut_short(self) -> ModelError:
         return ModelError(f"{self.path} ended within {self.name}; it was changed while it was read, so begin again")
