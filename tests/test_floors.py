@@ -9,6 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
 
 FLOOR_OF_FILE = {
+    "load_failures": 1,
     "methods": 4, "pruning_seconds": 3, "forecast": 4,
     "__init__": 0, "errors": 0, "allocation": 0, "cost": 0, "projection": 0, "budget": 0, "latency_table": 0, "candidate": 0,
     "objective": 0, "pareto": 0, "signals": 0, "path_fields": 0, "recorded_files": 0,

@@ -152,7 +152,7 @@ def test_a_broken_checkpoint_is_refused_from_disk_too(placement, tiny_model_fold
         load_model(config)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"reading the weights of model.path=.* failed"):
+    with pytest.raises(ModelError, match=r"model/model.safetensors is no whole safetensors file"):
         load_model(config)
 
 
@@ -199,9 +199,7 @@ def test_truncated_weights_are_refused(tiny_model_folder, tmp_path):
     folder = copied(tiny_model_folder("llama"), tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(
-        ModelError, match=r"reading the weights of model.path=.* failed .*check that the folder holds a whole checkpoint"
-    ):
+    with pytest.raises(ModelError, match=r"model/model.safetensors is no whole safetensors file .* it was cut short"):
         load_model(ModelConfig(str(folder), device="cpu"))
 
 
@@ -244,7 +242,7 @@ def test_a_bidirectional_model_is_refused(tiny_model_folder):
 
 
 def test_an_encoder_decoder_and_a_classifier_of_images_are_refused(tmp_path):
-    for family, message in (("t5", "is an encoder-decoder"), ("vit", "building the architecture .* failed")):
+    for family, message in (("t5", "is an encoder-decoder"), ("vit", "is a vit, for which transformers .* has no causal")):
         AutoConfig.for_model(family).save_pretrained(tmp_path / family)
         with pytest.raises(ModelError, match=message):
             load_model(ModelConfig(str(tmp_path / family)))

@@ -39,6 +39,10 @@ class _StopForwardError(Exception):
     """Ends a forward pass once the last block's arguments are known."""
 
 
+class _UnpackedError(Exception):
+    """A model wants more of a block than hidden states."""
+
+
 class _Handed(Tensor):
     """Hidden states in place of a block's output: models take it as it is, or (Falcon, BLOOM) its first item."""
 
@@ -48,6 +52,10 @@ class _Handed(Tensor):
     def __getitem__(self, index: Any) -> Tensor:
         return self if isinstance(index, int) and index == 0 else super().__getitem__(index)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        # the sequences of a batch would be taken for several outputs, in silence if there are as many
+        raise _UnpackedError
+
 
 def enter(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> Entry:
     """Lets the model prepare everything for its blocks, which are not run.
@@ -56,11 +64,19 @@ def enter(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> En
         model: the causal language model.
         blocks: its decoder blocks in order.
         batch_NT: tokens.
+
+    Raises:
+        ModelError: when the model gives its blocks no hidden states, or wants more of them than hidden states.
     """
     caught: list[tuple[Any, ...]] = []
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def record(block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not arguments:
+            raise ModelError(
+                f"{type(model).__name__} calls its blocks ({type(block).__name__}) with keywords alone ({', '.join(keywords)}), "
+                "where selfprune expects the hidden states first; it cannot prune this architecture"
+            )
         caught.append(arguments)
         calls.append((arguments[1:], keywords))
         if len(calls) == len(blocks):
@@ -70,6 +86,7 @@ def enter(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> En
         for block in blocks:
             stack.enter_context(handing_through(block))
             stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
+        stack.enter_context(_naming(model, blocks))
         with suppress(_StopForwardError):
             model(input_ids=batch_NT, use_cache=False)
     return Entry(caught[0][0], calls)
@@ -83,6 +100,18 @@ def leave(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor, hidde
         stack.enter_context(handing_through(blocks[-1], hidden_NTD))
         logits_NTV: Tensor = model(input_ids=batch_NT, use_cache=False).logits
     return logits_NTV
+
+
+@contextmanager
+def _naming(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
+    try:
+        yield
+    except _UnpackedError as error:
+        raise ModelError(
+            f"{type(model).__name__} takes more than hidden states from each of its blocks ({type(blocks[0]).__name__}), such as "
+            "attention weights or recurrent states; selfprune runs blocks one at a time and hands nothing but hidden states from "
+            "one to the next, so it cannot prune this architecture"
+        ) from error
 
 
 def check_same_arguments(entry: Entry, other: Entry, model: nn.Module) -> None:
@@ -101,16 +130,17 @@ def check_same_arguments(entry: Entry, other: Entry, model: nn.Module) -> None:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden states that a block returned: a tensor, or the first of a tuple.
+    """The hidden states that a block returned: a tensor, or the first of several.
 
     Raises:
         ModelError: when there are none.
     """
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        found = f"a tensor of shape {list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
         raise ModelError(
-            f"a decoder block must return hidden states [N, T, D], got {type(hidden).__name__}; this architecture is "
-            f"not supported"
+            f"a decoder block must return one stream of hidden states [sequences, tokens, width], got {found}; selfprune cannot "
+            "prune this architecture"
         )
     return hidden
 

@@ -92,6 +92,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return recorded_files.read_json(path, dict[str, Any], FETCH_AGAIN, ModelError)
 
 
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Tensor -> file, as an index tells it.
+
+    Raises:
+        ModelError: when it tells something else.
+    """
+    shard_of = recorded_files.read_json(path, _Index, FETCH_AGAIN, ModelError, extra=True)["weight_map"]
+    elsewhere = [shard for shard in shard_of.values() if Path(shard).name != shard]
+    if elsewhere:
+        raise ModelError(f"{path} should name shards in its own folder, got {elsewhere[0]!r}; {FETCH_AGAIN}")
+    return shard_of
+
+
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Name -> tensor, of one file or of all the shards that an index names.
 
@@ -100,12 +113,9 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     single = _single_file(folder)
     if single is not None:
-        return _open(single)
-    shard_of = recorded_files.read_json(folder / INDEX, _Index, FETCH_AGAIN, ModelError, extra=True)["weight_map"]
-    elsewhere = [shard for shard in shard_of.values() if Path(shard).name != shard]
-    if elsewhere:
-        raise ModelError(f"{folder / INDEX} should name shards in its own folder, got {elsewhere[0]!r}; {FETCH_AGAIN}")
-    shards = {shard: _open(folder / shard) for shard in sorted(set(shard_of.values()))}
+        return open_file(single)
+    shard_of = read_weight_map(folder / INDEX)
+    shards = {shard: open_file(folder / shard) for shard in sorted(set(shard_of.values()))}
     lost = [name for name, shard in shard_of.items() if name not in shards[shard]]
     if lost:
         raise ModelError(
@@ -140,8 +150,12 @@ def _single_file(folder: Path) -> Path | None:
     raise ModelError(f"{folder} holds no weights: expected {SINGLE}, or {INDEX} and its shards; fetch them too")
 
 
-def _open(path: Path) -> dict[str, StoredTensor]:
-    """Name -> tensor of one file."""
+def open_file(path: Path) -> dict[str, StoredTensor]:
+    """Name -> tensor of one file.
+
+    Raises:
+        ModelError: when it is gone or cut short.
+    """
     if not path.is_file():
         found = "a link to a file that is gone" if os.path.islink(path) else "no such file"
         raise ModelError(f"the weights of {path.parent} are not whole: {path.name} is needed, found {found}; fetch it again")

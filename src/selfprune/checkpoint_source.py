@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from selfprune.carried_files import WEIGHTS
-from selfprune.checkpoint_files import INDEX, SINGLE, open_tensors, read_json
+from selfprune.checkpoint_files import INDEX, SINGLE, open_file, read_weight_map
 from selfprune.errors import ModelError
 from selfprune.stored_tensors import DTYPES, StoredTensor
 
@@ -43,7 +44,7 @@ class PickledTensor:
     @property
     def dtype(self) -> str:
         """As safetensors spells it."""
-        return NAMES[self.tensor.dtype]
+        return NAMES.get(self.tensor.dtype, str(self.tensor.dtype))
 
     def read(self) -> Tensor:
         """The whole tensor, in memory of its own."""
@@ -83,20 +84,27 @@ def source_folder(path: str, options: dict[str, Any]) -> Path:
 
 
 def open_source(folder: Path) -> dict[str, AnySource]:
-    """Name -> tensor, of the very files that `from_pretrained` reads.
+    """Name -> tensor, of the very files that `from_pretrained` reads, whatever their index says of each.
 
     Raises:
         ModelError: when they are not whole, or in a form that can only be read as a whole.
     """
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
-        return dict(open_tensors(folder))
-    index = folder / f"{PICKLE}.index.json"
-    names = [PICKLE] if (folder / PICKLE).is_file() else sorted(set(read_json(index).get("weight_map", {}).values()))
-    found: dict[str, AnySource] = {}
-    for name in names:
-        try:
-            content = torch.load(folder / name, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ModelError(f"{folder / name} cannot be read tensor by tensor ({error})") from error
-        found |= {key: PickledTensor(key, tensor) for key, tensor in content.items() if isinstance(tensor, Tensor)}
-    return found
+    for single, opened in ((SINGLE, open_file), (PICKLE, _open_pickle)):
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            return dict(opened(folder / single))
+        if index.is_file():
+            names = sorted(set(read_weight_map(index).values()))
+            return {name: tensor for part in names for name, tensor in opened(folder / part).items()}
+    raise ModelError(f"{folder} holds no weights: expected {SINGLE}, or {INDEX} and its shards; fetch them too")
+
+
+def _open_pickle(path: Path) -> dict[str, PickledTensor]:
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        said = textwrap.shorten(str(error), 200)
+        raise ModelError(f"{path} cannot be read tensor by tensor ({type(error).__name__}: {said})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} should hold tensors by name, got {type(content).__name__}; fetch the checkpoint again")
+    return {name: PickledTensor(name, tensor) for name, tensor in content.items() if isinstance(tensor, Tensor)}

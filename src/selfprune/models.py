@@ -1,31 +1,30 @@
 """Loads a causal language model after it is known to be understood and to fit."""
 
 import logging
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from huggingface_hub import constants
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.allocation import Unit
 from selfprune.checkpoint_source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ConfigError, ModelError
+from selfprune.load_failures import Result, Step, attempt
 from selfprune.path_fields import path_field
 from selfprune.placement import Placement, entry_device, loading_options, n_parameters_at_once
-from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory
+from selfprune.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory, check_skeleton
 from selfprune.units import find_blocks, list_units
 from selfprune.vocabulary import check_vocabulary
-from selfprune.weight_checks import check_numbers, doubts_of_loading
+from selfprune.weight_checks import check_numbers, check_shapes, doubts_of_loading
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 AUTO_MODEL: Any = AutoModelForCausalLM  # its annotations know neither `from_config` nor `output_loading_info`
 
 
@@ -121,20 +120,21 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     path, options = find_source(config)
     skeleton = load_skeleton(config, path, options)
     units = list_units(skeleton)
+    check_skeleton(skeleton, find_blocks(skeleton)[1])
     preflight = _check_memory(config, skeleton)
     logger.info("loading %s: %s parameters, %d units", config.path, f"{preflight.n_parameters:,}", len(units))
-    tokenizer = _attempt(config, "reading the tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
+    tokenizer = _attempt(config, path, Step.TOKENIZER, lambda: AutoTokenizer.from_pretrained(path, **options))
     check_vocabulary(config.path, tokenizer, skeleton)
     options |= loading_options(config.placement, skeleton, config.torch_device(), scratch)
-    model, unused = _attempt(config, "reading the weights", lambda: _load_weights(config, path, options))
+    model, unused = _attempt(config, path, Step.WEIGHTS, lambda: _load_weights(config, path, options))
     device = entry_device(config.placement, model, config.torch_device())
     if config.placement is Placement.WHOLE:
-        model = _attempt(config, f"moving to {device}", lambda: model.to(device))
+        model = _attempt(config, path, Step.DEVICE, lambda: model.to(device))
     model.eval().requires_grad_(False)
-    source = _attempt(config, "finding the files", lambda: source_folder(path, options))
+    source = _attempt(config, path, Step.FILES, lambda: source_folder(path, options))
     blocks_path, blocks = find_blocks(model)
     check = check_entry if config.placement is Placement.STREAM else check_by_running
-    _attempt(config, "a trial run", lambda: check(model, blocks_path, blocks, device))
+    _attempt(config, path, Step.TRIAL, lambda: check(model, blocks_path, blocks, device))
     return LoadedModel(model, tokenizer, units, blocks, device, source, tuple(doubts_of_loading(config.path, model, unused)))
 
 
@@ -176,36 +176,13 @@ def find_source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     return str(folder) if local else config.path, options
 
 
-def _attempt(config: ModelConfig, doing: str, call: Callable[[], Result]) -> Result:
-    """Runs a library call; whatever it raises becomes one paragraph with a remedy."""
-    try:
-        return call()
-    except ModelError:
-        raise
-    except Exception as error:  # libraries raise anything here, from OSError to KeyError
-        if config.path == "embedded" or Path(config.path).expanduser().is_dir():
-            remedy = (
-                "check that the folder holds a whole checkpoint of a causal language model that the installed transformers knows"
-            )
-        else:
-            remedy = f"there is no such folder here, so it was taken for a hub id; {_hub_remedy()}"
-        said = f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
-        raise ModelError(f"{doing} of model.path={config.path} failed ({said}); {remedy}") from error
-
-
-def _hub_remedy() -> str:
-    """What to do about a model of the hub that cannot be read, by what is known of the hub."""
-    elsewhere = "download it elsewhere and give model.path=<folder>"
-    if constants.HF_HUB_OFFLINE:
-        return f"HF_HUB_OFFLINE is set, and the cache holds no whole copy of it; {elsewhere}, or unset HF_HUB_OFFLINE"
-    if not hub_is_reachable():
-        return f"the hub does not answer, and the cache holds no whole copy of it; check the network, or {elsewhere}"
-    return f"check its spelling and access rights, or {elsewhere}"
+def _attempt(config: ModelConfig, path: str, step: Step, call: Callable[[], Result]) -> Result:
+    return attempt(config.path, Path(path) if Path(path).is_dir() else None, step, call)
 
 
 def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:
     """The model without its weights."""
-    architecture = _attempt(config, "reading the configuration", lambda: AutoConfig.from_pretrained(path, **options))
+    architecture = _attempt(config, path, Step.CONFIGURATION, lambda: AutoConfig.from_pretrained(path, **options))
     if getattr(architecture, "is_encoder_decoder", False):
         raise ModelError(
             f"model.path={config.path} is an encoder-decoder ({architecture.model_type}); selfprune prunes decoder-only causal "
@@ -216,19 +193,31 @@ def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> An
             f"model.path={config.path} is a quantised checkpoint, whose weights cannot be pruned; give the unquantised one"
         )
 
+    if not config.trust_remote_code and type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"model.path={config.path} is a {architecture.model_type}, for which transformers {transformers.__version__} has no "
+            "causal language model; give the checkpoint of one, or model.trust_remote_code=true if it brings its own code"
+        )
+
     def build() -> Any:
         with torch.device("meta"):
             return AUTO_MODEL.from_config(architecture, trust_remote_code=config.trust_remote_code)
 
-    return _attempt(config, "building the architecture", build)
+    return _attempt(config, path, Step.ARCHITECTURE, build)
 
 
 def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> tuple[Any, set[str]]:
     """The model, and the names of the checkpoint's tensors that it has no place for."""
     # Only the eager loop over experts shows calibration what each of them sees; the default kernels take all of them at once.
     model, loading = AUTO_MODEL.from_pretrained(
-        path, dtype=config.dtype.value, experts_implementation="eager", output_loading_info=True, **options
+        path,
+        dtype=config.dtype.value,
+        experts_implementation="eager",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told by name
+        **options,
     )
+    check_shapes(config.path, loading["mismatched_keys"])
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(

@@ -3,8 +3,11 @@
 Shape suffixes: N sequences, T tokens, V vocabulary.
 """
 
+import logging
 import os
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfprune.blocks import check_same_arguments, enter
+from selfprune.blocks import check_same_arguments, enter, first_tensor, resident
 from selfprune.errors import ModelError
 from selfprune.weight_checks import overflow
+
+logger = logging.getLogger(__name__)
 
 N_PROBE_TOKENS = 8
 MoreBytes = Callable[[Any, int, int], int]
@@ -74,8 +79,26 @@ def check_memory(
     return Preflight(n_parameters, needed, available, dtype.itemsize, skeleton)
 
 
+def check_skeleton(skeleton: Any, blocks: list[nn.Module]) -> None:
+    """Checks what can be told before any weight is read: that blocks are given hidden states and asked for nothing else.
+
+    Args:
+        skeleton: the model without its weights.
+        blocks: its decoder blocks.
+
+    Raises:
+        ModelError: when it is otherwise.
+    """
+    try:
+        enter(skeleton, blocks, torch.zeros(2, N_PROBE_TOKENS, dtype=torch.long, device="meta"))
+    except ModelError:
+        raise
+    except Exception as error:  # many models look at their tokens, of which there are none yet
+        logger.debug("%s cannot be tried without its weights: %s", type(skeleton).__name__, error)
+
+
 def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:
-    """Checks, without running any block, that each is called once and with arguments that hold for all tokens.
+    """Checks, with the first block alone, that each is called once and with arguments that hold for all tokens.
 
     Args:
         model: the loaded model.
@@ -84,7 +107,7 @@ def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.de
         device: where its embeddings lie.
 
     Raises:
-        ModelError: when it is otherwise.
+        ModelError: when it is otherwise, or when the block does not run.
     """
     tokens_NT = _probe(model, device)
     entry = enter(model, blocks, tokens_NT)
@@ -94,10 +117,12 @@ def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.de
             "cannot be pruned"
         )
     check_same_arguments(entry, enter(model, blocks, tokens_NT.roll(1, dims=1)), model)
+    with resident(blocks[0]), torch.no_grad(), _telling_own_failure(model):
+        entry.run(0, blocks[0], entry.hidden_NTD)
 
 
 def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:
-    """Checks on two sequences with one prefix that each block runs once, in order, and that no token sees a later one.
+    """Checks on two sequences with one prefix that blocks run once, in order, each on what the last one gave, and causally.
 
     Args:
         model: the loaded model.
@@ -106,21 +131,21 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
         device: where its weights lie.
 
     Raises:
-        ModelError: when the blocks run otherwise, the logits are not finite, or the model is not causal.
+        ModelError: when the model does not run, its blocks run otherwise, the logits are not finite, or a token sees a later one.
     """
-    order: list[int] = []
-    hooks = [b.register_forward_pre_hook(lambda *_, i=i: order.append(i)) for i, b in enumerate(blocks)]
     tokens_NT = _probe(model, device)
-    try:
-        with torch.no_grad():
-            logits_NTV = model(input_ids=tokens_NT, attention_mask=torch.ones_like(tokens_NT), use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _watched(blocks) as (order, breaks), torch.no_grad(), _telling_own_failure(model):
+        logits_NTV = model(input_ids=tokens_NT, attention_mask=torch.ones_like(tokens_NT), use_cache=False).logits
     if order != list(range(len(blocks))):
         raise ModelError(
             f"the blocks {path} of {type(model).__name__} should run once each and in order, but ran as {order}; it cannot "
             "be pruned"
+        )
+    if breaks:
+        raise ModelError(
+            f"{type(model).__name__} changes the hidden states between its blocks {path}.{breaks[0] - 1} and {path}.{breaks[0]} "
+            f"({type(blocks[0]).__name__}); selfprune hands them from one block to the next as they are, so it cannot prune this "
+            "architecture"
         )
     if not logits_NTV.isfinite().all():
         dtype = logits_NTV.dtype
@@ -138,6 +163,45 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
         )
     with torch.no_grad():
         check_entry(model, path, blocks, device)
+
+
+@contextmanager
+def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int]]]:
+    """While open, notes the order in which blocks run, and which of them get other hidden states than the last one gave."""
+    order: list[int] = []
+    breaks: list[int] = []
+    given: list[Tensor] = []
+
+    def before(index: int, arguments: tuple[Any, ...]) -> None:
+        order.append(index)
+        if given and arguments and not (given[-1].shape == arguments[0].shape and given[-1].equal(arguments[0])):
+            breaks.append(index)
+
+    def after(output: Any) -> None:
+        given[:] = [first_tensor(output)]
+
+    hooks = [b.register_forward_pre_hook(lambda _, arguments, i=i: before(i, arguments)) for i, b in enumerate(blocks)]
+    hooks += [block.register_forward_hook(lambda _, __, output: after(output)) for block in blocks]
+    try:
+        yield order, breaks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _telling_own_failure(model: Any) -> Iterator[None]:
+    """While open, what the model raises by itself is told as that."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # modelling code raises anything
+        said = f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
+        raise ModelError(
+            f"{type(model).__name__} itself fails on {N_PROBE_TOKENS} tokens ({said}), before anything is done to it: its "
+            "config.json does not fit its architecture, or it needs more than tokens and a mask; selfprune cannot prune it"
+        ) from error
 
 
 def _probe(model: Any, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from selfprune.errors import ModelError
 from selfprune.journal import disk_error, write_whole
 from selfprune.models import LoadedModel
 from selfprune.stored_parts import list_parts
-from selfprune.stored_tensors import DTYPES
+from selfprune.stored_tensors import DTYPES, torch_dtype
 from selfprune.tensor_file import write_tensors
 
 MAX_FILE_BYTES = 4_000_000_000
@@ -38,6 +38,9 @@ class PrunedCheckpoint:
         files: name of each file of weights -> names of its tensors; the files of the blocks come first, in order.
         n_bytes: of all files.
         left_out: paragraphs about what the source holds and the result lacks.
+
+    Raises:
+        ModelError: when the source's weights do not fit its configuration.
     """
 
     def __init__(self, loaded: LoadedModel, target: Path, by_block: bool = True) -> None:
@@ -119,7 +122,14 @@ class PrunedCheckpoint:
 
     def _drop_source_unless_it_holds_the_units(self) -> None:
         units = {name: told.shape for name, told in self._told.items() if told.is_of_unit}
-        strange = [n for n, shape in units.items() if n not in self._source or tuple(self._source[n].shape) != shape]
+        for name, shape in units.items():
+            found = self._source[name].shape if name in self._source else shape
+            if found != shape:
+                raise ModelError(
+                    f"the weight {name} has the shape {list(found)} in {self._loaded.source}, but its config.json needs "
+                    f"{list(shape)}; weights and config.json come from different checkpoints, so fetch both again"
+                )
+        strange = [name for name in units if name not in self._source]
         if self._source and strange:
             lost = sorted(self._source.keys() - self._told.keys())
             self.left_out.append(
@@ -131,9 +141,7 @@ class PrunedCheckpoint:
 
     def _dtype(self, name: str) -> torch.dtype:
         """The number format that a tensor of the source is stored in."""
-        stored, asked = DTYPES.get(self._source[name].dtype), _model_dtype(self._loaded)
-        if stored is None:
-            raise self._source[name].unknown_format()
+        stored, asked = torch_dtype(name, self._source[name].dtype), _model_dtype(self._loaded)
         if stored != self._main_dtype or stored == asked:
             return stored
         # the model may keep more digits than it was asked to

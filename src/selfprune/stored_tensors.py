@@ -21,6 +21,21 @@ DTYPES = {
 }  # fmt: skip
 
 
+def torch_dtype(name: str, dtype: str) -> torch.dtype:
+    """The number format of a stored tensor.
+
+    Args:
+        name: of the tensor.
+        dtype: as safetensors spells it.
+
+    Raises:
+        ModelError: when torch has none.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"the checkpoint holds {name} as {dtype}, which is none of the formats {', '.join(DTYPES)}; convert it")
+    return DTYPES[dtype]
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor of a safetensors file, of which only the piece asked for is in memory.
@@ -46,12 +61,9 @@ class StoredTensor:
         """The whole tensor.
 
         Raises:
-            ModelError: when the file has become shorter, is gone, or holds numbers that torch does not know.
+            ModelError: when the file has become shorter, is gone, or holds numbers of a format that torch lacks.
         """
-        dtype = DTYPES.get(self.dtype)
-        if dtype is None:
-            raise self.unknown_format()
-        tensor = torch.empty(self.shape, dtype=dtype)
+        tensor = torch.empty(self.shape, dtype=torch_dtype(self.name, self.dtype))
         # numpy knows no bfloat16, and a scalar has no bytes to view
         content = tensor.view(-1).view(torch.uint8).numpy().data
         try:
@@ -83,10 +95,6 @@ class StoredTensor:
                 if file.readinto(content) < len(content):
                     raise self._cut_short()
                 yield torch.frombuffer(content, dtype=dtype).view(-1, *row)
-
-    def unknown_format(self) -> ModelError:
-        """The paragraph for numbers that torch cannot hold."""
-        return ModelError(f"{self.path} holds {self.name} as {self.dtype}, which is none of the formats {', '.join(DTYPES)}")
 
     def _cut_short(self) -> ModelError:
         return ModelError(f"{self.path} ended within {self.name}; it was changed while it was read, so begin again")

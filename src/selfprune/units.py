@@ -59,8 +59,14 @@ def list_units(model: nn.Module) -> tuple[Unit, ...]:
     """
     path, blocks = find_blocks(model)
     units, seen = [], set()
+    hidden_size = getattr(model.config.get_text_config(), "hidden_size", None)  # type: ignore[operator, union-attr]
+    if not isinstance(hidden_size, int):
+        raise ModelError(
+            f"the configuration of {type(model).__name__} should say how wide its hidden states are, as hidden_size, got "
+            f"{hidden_size}; selfprune cannot prune this architecture"
+        )
     for index, block in enumerate(blocks):
-        weights = dict(_prunable_weights(block, model.config.get_text_config().hidden_size))  # type: ignore[operator, union-attr]
+        weights = dict(_prunable_weights(block, hidden_size))
         _check_understood(f"{path}.{index}", block, weights)
         for kind, weight in weights.items():
             if id(weight) in seen:

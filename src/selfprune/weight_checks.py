@@ -1,6 +1,6 @@
 """What the weights of a checkpoint say against it once they are loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,25 @@ def check_numbers(path: str, model: Any, stored: Callable[[], Mapping[str, AnySo
     raise ModelError(
         f"the weight {name} of model.path={path} holds NaN or infinite numbers; the checkpoint is broken, fetch it again"
     )
+
+
+def check_shapes(path: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuses weights whose shapes are not those of the architecture, which would be random.
+
+    Args:
+        path: the model as the user named it.
+        mismatched: name, shape in the checkpoint and shape in the model of each.
+
+    Raises:
+        ModelError: when there is one.
+    """
+    told = sorted((name, list(stored), list(expected)) for name, stored, expected in mismatched)
+    if told:
+        name, stored, expected = told[0]
+        raise ModelError(
+            f"{len(told)} weights of model.path={path} have other shapes than its config.json says, such as {name} with {stored} "
+            f"instead of {expected}; weights and config.json come from different checkpoints, so fetch both again"
+        )
 
 
 def overflow(dtype: torch.dtype) -> str:
