@@ -13,17 +13,17 @@ PORTFOLIO = Portfolio({"gradient": Gradient(), "dynamic_programme": DynamicProgr
 
 
 def test_the_first_round_of_the_default_search_needs_yardsticks_the_dearest_gradients_and_a_rung():
-    needed = 2 * 8 * 128 + 3 * 8 * 4 * 128 + 4 * 8 * 128
-    assert needed == 18_432
-    check_first_round("main", SearchConfig(needed), PORTFOLIO, 64, 128, n_yardsticks=2, n_units=126)
+    needed = 2 * 8 * 256 + 3 * 8 * 4 * 256 + 4 * 8 * 256
+    assert needed == 36_864
+    check_first_round("main", SearchConfig(needed), PORTFOLIO, 64, 256, n_yardsticks=2, n_units=126)
     told = (
-        "search.max_tokens=12000 does not pay for the first round of the main search, which needs 18,432 tokens: 2,048 for 2 "
-        "yardsticks, 12,288 for gradients at 3 allocations, 4,096 for the first rung of 4 candidates; raise it, or lower "
+        "search.max_tokens=12000 does not pay for the first round of the main search, which needs 36,864 tokens: 4,096 for 2 "
+        "yardsticks, 24,576 for gradients at 3 allocations, 8,192 for the first rung of 4 candidates; raise it, or lower "
         "search.n_per_round, the first of search.ladder.n_windows or data.n_tokens_per_window, or choose a proposer without "
         "gradients, such as evolutionary"
     )
     with pytest.raises(ConfigError) as refused:
-        check_first_round("main", SearchConfig(12_000), PORTFOLIO, 64, 128, n_yardsticks=2, n_units=126)
+        check_first_round("main", SearchConfig(12_000), PORTFOLIO, 64, 256, n_yardsticks=2, n_units=126)
     assert str(refused.value) == told
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -354,14 +355,32 @@ def test_local_model_and_files_run_through_the_main_job(tmp_path):
 @pytest.mark.parametrize(
     "notebook", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
 )
-def test_notebooks_read_runs_show_a_picture_and_are_kept_without_outputs(notebook, smoke, monkeypatch, tmp_path):
-    monkeypatch.setenv("SELFPRUNE_RUN", str(smoke[0]))
-    monkeypatch.setenv("SELFPRUNE_RUNS", str(smoke[0].parent))
+def test_notebooks_read_the_newest_runs_show_a_picture_and_are_kept_without_outputs(notebook, smoke, monkeypatch, tmp_path):
+    """Without a word on which; of two runs of one seed, the later one counts."""
+    for name in ("SELFPRUNE_RUN", "SELFPRUNE_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    reports = {}
+    for name in ("b_newer", "a_older"):
+        folder = shutil.copytree(smoke[0], tmp_path / "runs" / name, ignore=shutil.ignore_patterns("model"))
+        reports[name] = report_of(folder)
+        reports[name]["rows"][-1]["perplexity"] = 12.125 if name == "a_older" else 34.375
+        (folder / "report.json").write_text(json.dumps(reports[name]))
+    os.utime(tmp_path / "runs/a_older/report.json", (1, 1))
     content = nbformat.read(notebook, as_version=4)
     assert not any(cell.get("outputs") for cell in content.cells)
     NotebookClient(content, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    shown = str([cell.get("outputs") for cell in content.cells])
     assert "winner" in str(content.cells[1].outputs)
+    assert "34.37" in shown
+    assert "12.12" not in shown
     assert "image/png" in content.cells[-1].outputs[-1].data
+    if notebook.stem == "compare_runs":
+        assert "±" not in str(content.cells[3].outputs)
+    else:
+        shares = [float(cell) for cell in re.findall(r"<td>([\d.]+)</td>", content.cells[5].outputs[-1].data["text/html"])]
+        assert 0 <= min(shares) <= max(shares) <= 100
+        assert len(shares) == len(reports["b_newer"]["search"]["winner"]["sparsities"])
+        assert "n_windows" in content.cells[3].outputs[-1].data["text/plain"]
 
 
 @pytest.mark.parametrize("study", ["equal_budget", "what_the_model_adds"])
