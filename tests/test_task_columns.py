@@ -19,7 +19,7 @@ def test_every_task_is_shown_by_its_own_metric():
     rows = [{"selfprune_sums_report": ACC, "gsm8k": WRITTEN, "wikitext": WIKITEXT, "wmt": BLEU}] * 2
     assert task_columns(rows) == {
         "sums acc": ["50.0 ± 3.0"] * 2,
-        "gsm8k exact_match,strict-match": ["25.0 ± 10.0"] * 2,
+        "gsm8k exact_match (strict-match)": ["25.0 ± 10.0"] * 2,
         "wikitext word_perplexity ↓": ["1.235e+04 ± –"] * 2,
         "wmt bleu": ["20 ± 1.5"] * 2,
     }
@@ -32,7 +32,7 @@ def test_a_group_is_shown_in_place_of_its_members_and_its_members_are_averaged_o
         "a": ACC | {"acc": 0.2}, "b": ACC | {"acc": 0.3}, "c": ACC | {"acc": 0.7}, "d": WRITTEN, "w": WIKITEXT,
         "bare": {"primary": None, "members": ["d", "w"], "is_accuracy": False},
     }  # fmt: skip
-    assert list(task_columns([row])) == ["all acc", "d exact_match,strict-match", "w word_perplexity ↓"]
+    assert list(task_columns([row])) == ["all acc", "d exact_match (strict-match)", "w word_perplexity ↓"]
     assert mean_accuracy(row) == pytest.approx((0.2 + 0.3 + 0.7 + 0.25) / 4)
 
 

@@ -20,7 +20,7 @@ def task_columns(rows: Sequence[TaskMetrics]) -> dict[str, list[str]]:
         primary = _primary(metrics)
         if primary in metrics and not any({*metrics.get("members", [task])} < group or task in group for group in shown):
             arrow = " ↓" if metrics.get("higher_is_better") is False else ""
-            columns[f"{_short(task)} {primary}{arrow}"] = _cells([row[task] for row in rows], primary)
+            columns[f"{_short(task)} {_spelled(primary)}{arrow}"] = _cells([row[task] for row in rows], primary)
     return columns
 
 
@@ -61,6 +61,12 @@ def standard_error(metrics: Mapping[str, Any]) -> float | None:
 def _primary(metrics: Mapping[str, Any]) -> str:
     """Reports that were written before tasks had a primary metric have `acc`."""
     return str(metrics.get("primary", "acc") or "")
+
+
+def _spelled(primary: str) -> str:
+    """`exact_match,strict-match` with a space, where a narrow table can break it."""
+    name, comma, filter_name = primary.partition(",")
+    return f"{name} ({filter_name})" if comma else name
 
 
 def _short(task: str) -> str:
