@@ -24,10 +24,10 @@ FLOOR_OF_FILE = {
     "first_round": 3, "finalists": 3, "paired": 0, "contest": 4, "conclusions": 4, "report_table": 4, "sparsity_picture": 4,
     "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
     "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
-    "run": 4, "run_folder": 4, "one_shot": 4, "choices": 4, "mistakes": 4, "path_options": 4, "command_line": 4,
+    "run": 4, "run_folder": 4, "one_shot": 4, "choices": 4, "path_options": 4, "command_line": 4,
     "latency_measurement": 4, "census_tables": 4, "workbench": 4,
     "coverage": 3, "recorded_config": 4,
-    "__main__": 5, "entry": 5, "inspect": 5, "prune": 5, "latency": 5,
+    "__main__": 5, "entry": 5, "options": 5, "option_list": 4, "manual": 1, "inspect": 5, "prune": 5, "latency": 5,
 }  # fmt: skip
 FLOOR_OF_FOLDER = {"language_models": 1, "embedded": 1, "pruners": 2, "proposers": 2, "evaluators": 2, "recovery": 2}
 

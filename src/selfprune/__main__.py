@@ -1,4 +1,4 @@
-"""`python -m selfprune`: composes the config and runs it."""
+"""`selfprune` and `python -m selfprune`: composes the config and runs it, or starts another command."""
 
 import shlex
 import sys
@@ -23,7 +23,28 @@ def _stopped(interrupt: KeyboardInterrupt) -> str:
     return f"nothing that was recorded is lost, continue with `{NAME} {shlex.quote(f'resume={interrupt.args[0]}')}`"
 
 
-main = Command(NAME, _load, _stopped)
+run = Command(NAME, _load, _stopped)
+
+
+def main() -> int:
+    """Does what the command line says, or what the command does that it names first: `selfprune prune ...`.
+
+    Returns:
+        the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
+    """
+    name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    if name == "prune":
+        from selfprune.prune import main as command
+    elif name == "inspect":
+        from selfprune.inspect import main as command
+    elif name == "latency":
+        from selfprune.latency import main as command
+    elif name == "options":
+        from selfprune.options import main as command
+    else:
+        return run()
+    return command(rest)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from selfprune.manual import HELP, VERSION
 from selfprune.signals import Stopped, leaving_at_once, stoppable
 
 
@@ -34,6 +35,10 @@ class Command:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ["HYDRA_FULL_ERROR"] = "1"
         given = sys.argv[1:] if arguments is None else arguments
+        for flags, text in ((("--help", "-h"), HELP), (("--version",), f"{VERSION}\n")):
+            if any(flag in given for flag in flags):
+                sys.stdout.write(text)
+                return 0
         with leaving_at_once("nothing was begun"):
             work = self.load()
         return stoppable(lambda: work(given), self.stopped)

@@ -1,0 +1,24 @@
+"""`python -m selfprune.options [GROUP]`: every option with its type, its default and what it decides."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from selfprune.entry import Command
+
+NAME = "python -m selfprune.options"
+
+
+def _load() -> Callable[[Sequence[str]], int]:
+    from selfprune.option_list import show_options
+
+    return show_options
+
+
+def _stopped(_: KeyboardInterrupt) -> str:
+    return "nothing was written"
+
+
+main = Command(NAME, _load, _stopped)
+
+if __name__ == "__main__":
+    sys.exit(main())
