@@ -174,8 +174,24 @@ def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("selfprune.run.run_composed", interrupted)
     monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=0,1,2"])
-    assert (main(), begun) == (130, [0])
+    assert main() == 130
+    assert [folder.name for folder in begun] == ["0"]
     GlobalHydra.instance().clear()
+
+
+def test_every_sweep_has_a_folder_of_its_own_with_its_record_and_its_jobs(monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("selfprune.run.run_composed", lambda composed, overrides, folder: begun.append(folder))
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=${hydra:job.num},7"])
+        assert main() == 0
+        GlobalHydra.instance().clear()
+    sweeps = sorted({folder.parent for folder in begun})
+    assert len(sweeps) == 2
+    assert [folder.name for folder in begun] == ["0", "1", "0", "1"]
+    assert all((sweep / "multirun.yaml").is_file() for sweep in sweeps)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(sweep.name for sweep in sweeps)
 
 
 def test_an_unknown_log_level_is_told(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,6 +24,7 @@ from selfprune.choices import brought_along
 from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
 from selfprune.errors import ConfigError, SelfpruneError, complain
+from selfprune.held_folder import new_folder
 from selfprune.methods import why_missing
 from selfprune.path_options import repaired
 from selfprune.signals import STOPPED, Stopped, stoppable
@@ -130,6 +131,8 @@ def set_up() -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    # cached, so that all jobs of a sweep have the one folder that was made when it began
+    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     register_schemas()
 
 

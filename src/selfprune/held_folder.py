@@ -2,10 +2,13 @@
 
 import errno
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from selfprune.errors import ConfigError
+from selfprune.journal import disk_error
 from selfprune.lock import LOCK, N_TRIES, Lock, hold
 
 
@@ -74,15 +77,33 @@ def hold_new_folder(folder: Path) -> HeldFolder:
     Raises:
         OSError: when it cannot be made or written.
     """
-    number = 1
-    while True:
-        named = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+    for named in _numbered(folder):
         made = _missing_parents(named)
         # a process that was told to use this very name may have been faster with the lock
         with suppress(ConfigError, FileNotFoundError):
             if _is_made(named):
                 return HeldFolder(named, True, made, hold(named / LOCK, "taken"))
-        number += 1
+    raise AssertionError("there is no end of numbers")
+
+
+def new_folder(name: str) -> str:
+    """Makes a folder of this name, or with a number after it where that exists, and returns its name; no two calls get the same.
+
+    Raises:
+        SelfpruneError: when it cannot be made.
+    """
+    folder = Path(name)
+    try:
+        named = next(path for path in _numbered(folder) if _is_made(path))
+    except OSError as error:
+        raise disk_error(folder, error, "choose another folder with hydra.sweep.dir") from error
+    return str(named)
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in count(2):
+        yield folder.with_name(f"{folder.name}_{number}")
 
 
 def _missing_parents(folder: Path) -> list[Path]:
