@@ -273,3 +273,10 @@ def test_config_files_keep_no_absolute_paths():
     for path in Path(conf_folder()).rglob("*.yaml"):
         assert "/home" not in path.read_text()
         assert "/root" not in path.read_text()
+
+
+@pytest.mark.parametrize("option", ["max_candidates", "max_seconds"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_limit_of_nothing_is_refused_by_its_name(option, value, composed):
+    with pytest.raises(ConfigError, match=rf"search\.{option} must be .*, or null for no limit, got {value}"):
+        composed(f"search.{option}={value}")

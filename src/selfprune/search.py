@@ -66,6 +66,10 @@ class SearchConfig:
         for name in ("max_tokens", "n_per_round", "n_finalists", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"search.{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_candidates is not None and self.max_candidates < 1:
+            raise ConfigError(f"search.max_candidates must be at least 1, or null for no limit, got {self.max_candidates}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ConfigError(f"search.max_seconds must be above 0, or null for no limit, got {self.max_seconds}")
         for name in ("level_fraction", "max_sparsity"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"search.{name} must lie in (0, 1], got {getattr(self, name)}")
