@@ -37,7 +37,7 @@ from selfprune import __main__ as run_command  # noqa: E402
 from selfprune import inspect as inspect_command  # noqa: E402
 from selfprune import prune as prune_command  # noqa: E402
 
-COMMANDS = {"run": run_command.main, "prune": prune_command.main, "inspect": inspect_command.main}
+COMMANDS = {"run": run_command.run, "prune": prune_command.main, "inspect": inspect_command.main}
 MODEL = ["model=local", "model.path=model", "model.device=cpu"]
 SMALL = [*MODEL, "data.n_tokens_per_window=32", "data.n_calibration=2", "budget.sparsity=0.5"]
 RUN = [
