@@ -308,7 +308,7 @@ def in_overrides(rng: random.Random) -> Case:
     sign = rng.choice(["", "", "", "", "+", "++", "~"])
     given = [f"{sign}{rng.choice(OPTIONS)}={rng.choice(VALUES)}" for _ in range(rng.choice([1, 1, 2]))]
     if rng.random() < 0.1:
-        given.append(rng.choice(["budget.sparsity", "=", "pruner=wanda pruner=ria", "+experiment=nothing", "-m"]))
+        given.append(rng.choice(["budget.sparsity", "=", "-x", "--cfg", "pruner=wanda pruner=ria", "+experiment=nothing", "-m"]))
     if rng.random() < 0.3:
         return Case(
             "overrides of a run", "run", [*RUN, "run_folder=run", f"{rng.choice(RUN_OPTIONS)}={rng.choice(VALUES)}", *given]

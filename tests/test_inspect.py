@@ -204,6 +204,7 @@ def test_a_folder_that_is_no_whole_checkpoint_is_told_in_one_paragraph(name, ins
 
 def test_a_missing_folder_a_file_and_a_missing_argument_are_told(inspect, tmp_path):
     check_paragraph(inspect(tmp_path / "nowhere"), "found nothing")
+    check_paragraph(inspect("x" * 300), "xxx cannot be used: File name too long; correct the option that names it")
     (tmp_path / "file").touch()
     check_paragraph(inspect(tmp_path / "file"), "found a file")
     check_paragraph(inspect(), "required: folder; write python -m selfprune.inspect FOLDER")

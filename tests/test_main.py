@@ -35,6 +35,8 @@ WRONG = {
     "unknown placement": (["model.placement=SLOW"], "[WHOLE, SPREAD, STREAM]"),
     "calibration text alone": (["data=files", "data.calibration=a.txt"], "but data.report is empty"),
     "option of a pruning": (["output=x"], "output"),
+    "model of a name too long": (["model=local", f"model.path={'x' * 300}"], "xxx cannot be used: File name too long; correct"),
+    "run of a name too long": (["proposer=stored", f"proposer.run_folder={'x' * 300}"], "cannot be used: File name too long"),
     "missing text": (["data=files", "data.calibration=no.txt", "data.search=no.txt", "data.report=no.txt"], "no.txt"),
     "empty text": (["data=files", "data.calibration=empty.txt", "data.search=empty.txt", "data.report=empty.txt"], "empty.txt"),
     "short text": (["data=files", "data.calibration=short.txt", "data.search=short.txt", "data.report=short.txt"], "short.txt"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfprune.checkpoint_files import Checkpoint
-from selfprune.errors import ConfigError, SelfpruneError, complain
+from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
 from selfprune.sparsity import Census, Count, add, take_census
 
 HEADER = ("weights", "zeros", "sparsity", "N:M")
@@ -51,6 +51,10 @@ def show_census(command: str, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader (such as `head`) has seen enough; the interpreter must not try to flush to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if (refusal := refused_path(error)) is None:
+            raise
+        return complain(refusal)
     return 0
 
 

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from selfprune.choices import brought_along
 from selfprune.conf_path import conf_folder
 from selfprune.config import register_schemas
-from selfprune.errors import ConfigError, SelfpruneError, complain
+from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
 from selfprune.held_folder import new_folder
 from selfprune.methods import why_missing
 from selfprune.path_options import repaired
@@ -166,6 +166,8 @@ def _mistake(error: Exception, command: str) -> str | None:
     options = f"To see every option and its default: {command} --cfg job"
     if isinstance(error, SelfpruneError):
         return str(error)
+    if isinstance(error, OSError) and (refusal := refused_path(error)):
+        return refusal
     if isinstance(error, MissingConfigException) and (reason := why_missing(error.missing_cfg_file or "")):
         return reason
     if isinstance(error, HydraException | OmegaConfBaseException):

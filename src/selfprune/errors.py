@@ -1,6 +1,8 @@
 """Errors that a user can cause; each prints as one paragraph and exits with code 2."""
 
 import difflib
+import errno
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -52,6 +54,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known names, nearest first, for the end of an error message."""
     ranked = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
     return ", ".join(ranked)
+
+
+REFUSALS = ("ENAMETOOLONG", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "EROFS", "ENOSPC", "EDQUOT")
+"""What the system answers about a path that a user chose, as `errno` names it; a file that is missing may be our own fault."""
+
+
+def refused_path(error: OSError) -> str | None:
+    """The paragraph for a path of the user's that the system refuses; None for any other error.
+
+    Args:
+        error: what the system answered.
+    """
+    if error.filename is None or errno.errorcode.get(error.errno or 0) not in REFUSALS:
+        return None
+    return f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}; correct the option that names it, or its permissions"
 
 
 def complain(message: str, code: int = 2) -> int:

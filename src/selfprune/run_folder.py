@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfprune.config import RunConfig
 from selfprune.data import check_texts
-from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.errors import ConfigError, SelfpruneError, refused_path
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.held_folder import HeldFolder, hold_existing_folder, hold_folder, hold_new_folder
@@ -174,7 +174,8 @@ def opened(held: HeldFolder, composed: DictConfig, overrides: list[str]) -> Iter
             write_whole(folder / CONFIG, content)
         yield composed
     except BaseException as error:
-        is_kept = (folder / CONFIG).is_file() and not isinstance(error, SelfpruneError)
+        is_mistake = isinstance(error, SelfpruneError) or (isinstance(error, OSError) and refused_path(error) is not None)
+        is_kept = (folder / CONFIG).is_file() and not is_mistake
         if not is_kept and not (folder / "evaluations.jsonl").exists():
             if is_new:
                 _clear(folder)
