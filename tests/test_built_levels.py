@@ -303,6 +303,18 @@ def test_another_origin_empties_the_folder(change, build, folder, caplog):
     assert len(levels_on_disk(folder)) == len(allocation)
 
 
+def test_a_folder_that_outlives_runs_keeps_the_levels_of_every_origin(build, tmp_path):
+    shared = tmp_path / "shared"
+    allocation = at_fraction(build(), 0.6)
+    build(folder=str(shared)).load(allocation)
+    build(folder=str(shared), windows_NT=WINDOWS_NT.flip(0)[:3]).load(allocation)
+    assert len(list(shared.iterdir())) == 2
+    for windows_NT in (WINDOWS_NT, WINDOWS_NT.flip(0)[:3]):
+        later = build(folder=str(shared), windows_NT=windows_NT)
+        later.load(allocation)
+        assert later.n_built == 0
+
+
 @pytest.mark.parametrize("content", [b"\xff{", None], ids=["broken", "gone"])
 def test_without_a_sound_manifest_the_folder_is_emptied(content, build, folder):
     store = build()
@@ -344,7 +356,7 @@ def test_what_a_killed_process_left_unfinished_goes(build, folder):
     (folder / ".level-a-3.safetensors.unfinished" / ".tmpAb3").write_bytes(b"half")
     (folder / "statistics-a.safetensors").write_bytes(b"of an earlier walk")
     build()
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "manifest.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "manifest.json"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files, which Unix systems can")
@@ -422,7 +434,7 @@ def test_a_folder_with_other_things_is_left_alone(build, folder):
 @pytest.mark.skipif(lock.fcntl is None, reason="this system has no such locks")
 def test_no_two_processes_use_a_folder_at_once(build, folder):
     take = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    command = [sys.executable, "-c", f"{take}; print('held', flush=True); input()", str(folder / "lock")]
+    command = [sys.executable, "-c", f"{take}; print('held', flush=True); input()", str(folder / ".lock")]
     folder.mkdir()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"

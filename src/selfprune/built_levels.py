@@ -151,11 +151,13 @@ def open_statistics(
         ConfigError: when the folder cannot be used, or its bound has no room for one level of the largest unit.
         SelfpruneError: when the disk is full.
     """
+    origin = _origin(loaded, grid, pruner, windows_NT, batch_size)
     cache_folder = config.path(folder)
+    if config.folder:  # it outlives the run, and others of other seeds, models and pruners keep theirs beside
+        cache_folder /= hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
     max_bytes = min(int(config.cache_gb * 1e9), _room(loaded, cache_folder))
     sizes = {unit.name: file_bytes([weight_view(loaded.model, unit)]) for unit in grid.units}
     largest = max(sizes, key=lambda name: sizes[name])
-    origin = _origin(loaded, grid, pruner, windows_NT, batch_size)
     needed = sizes[largest] + len(json.dumps(origin, indent=2)) + 1
     if needed > max_bytes:
         raise ConfigError(

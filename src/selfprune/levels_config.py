@@ -34,10 +34,10 @@ class LevelsConfig:
     Attributes:
         kind: MASKS of the pruner's scores on the dense weights; weights BUILT by the pruner itself, with its update; or AUTO,
             which builds for pruners that are better searched so (`Pruner.builds_levels`).
-        folder: where BUILT levels are kept, to be used again by runs with the same model, calibration text, pruner and grid;
-            by default `levels` in the run folder, until the run is finished. Runs at the same time need folders of their own.
-        cache_gb: bound on that folder, in GB; the least recently used levels go first. Of a disk with less than that free it
-            takes no more than leaves room for the pruned model.
+        folder: where BUILT levels are kept, to be used again by runs with the same model, calibration text, pruner and grid,
+            for which it has a folder each (one run at a time); by default `levels` in the run folder, until the run is finished.
+        cache_gb: bound on what one run keeps there, in GB; the least recently used levels go first. Of a disk with less than
+            that free it takes no more than leaves room for the pruned model.
         memory_gb: bound on the levels that are also kept in memory, in GB.
         statistics_gb: bound on the statistics that are kept in memory, in GB; the rest goes into the folder.
     """
