@@ -50,7 +50,7 @@ WRONG = {
     "language model without path": (["language_model=local"], "language_model.path must be a folder"),
     "missing language model": (
         ["language_model=local", "language_model.path=./no/such/model"],
-        "language_model.path=./no/such/model",
+        "/no/such/model: there is no folder",
     ),
     "an arm that is a text": (["+proposer.arms.random=random"], "added as in +proposer@proposer.arms.random=random"),
     "an arm without its share": (["~proposer.arms.self_pruner"], "an arm is left out by a share of 0"),
