@@ -112,7 +112,7 @@ def test_a_block_may_be_run_again_after_a_change(load_tiny):
 
 
 def test_a_block_that_returns_no_hidden_states_is_refused():
-    with pytest.raises(ModelError, match=r"must return hidden states \[N, T, D\], got dict"):
+    with pytest.raises(ModelError, match=r"must return one stream of hidden states \[sequences, tokens, width\], got dict"):
         first_tensor({"hidden": torch.zeros(1, 1, 1)})
 
 

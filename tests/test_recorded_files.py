@@ -17,8 +17,8 @@ from selfprune.language_models.calls import Call, read_calls
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.recorded_files import Score, Seconds, checked, conforming, read_json, read_json_lines, read_text
 from selfprune.report_file import read_report
+from selfprune.report_rows import Measured
 from selfprune.report_table import table_cells
-from selfprune.run import Measured
 from selfprune.scoring import WindowScores
 from selfprune.search import TimeLimit
 from selfprune.swap_gradients import Falls
