@@ -165,14 +165,15 @@ def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path,
 
 
 def test_levels_without_room_are_refused_before_a_run_folder_stays(tiny_model_folder, tmp_path):
+    paid = ["search.max_tokens=2_048"]  # else the first round's price is refused before
     with pytest.raises(ConfigError, match="has no room for a single level"):
-        run_here(tmp_path / "runs/run", *tiny(tiny_model_folder), "pruner=sparsegpt", "search.levels.cache_gb=1e-6")
+        run_here(tmp_path / "runs/run", *tiny(tiny_model_folder), *paid, "pruner=sparsegpt", "search.levels.cache_gb=1e-6")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, tmp_path):
     arms = ["proposer=self_pruner", "proposer@controls.random=self_pruner"]
-    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), *arms)
+    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), "search.max_tokens=4_000", *arms)
     firsts = {}
     for candidate in read_archive(folder / "archive.jsonl"):
         if candidate.proposal.proposer == "self_pruner":
@@ -182,11 +183,12 @@ def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, t
 
 
 def test_tokens_that_do_not_pay_for_the_first_round_are_refused_with_what_it_needs(tiny_model_folder, tmp_path):
-    # On windows of 32: two yardsticks and six candidates on two windows each, and gradients that count as eight passes on two.
-    needs = [r"max_tokens=1023 .* first round of the main search, which needs 1,024 tokens: 128 for 2 yardsticks, ",
-             r"512 for gradients at 1 allocations, 384 for the first rung of 6 candidates; raise it"]  # fmt: skip
+    # On windows of 32: two yardsticks and six candidates on two windows each, and gradients that count as eight passes on the
+    # six windows of the two whole batches that hold the four which the self-pruner asks for.
+    needs = [r"max_tokens=2047 .* first round of the main search, which needs 2,048 tokens: 128 for 2 yardsticks, ",
+             r"1,536 for gradients at 1 allocations, 384 for the first rung of 6 candidates; raise it"]  # fmt: skip
     with pytest.raises(ConfigError, match="".join(needs)):
-        run_here(tmp_path / "runs/run", *tiny(tiny_model_folder), "search.max_tokens=1023")
+        run_here(tmp_path / "runs/run", *tiny(tiny_model_folder), "search.max_tokens=2047")
     assert list(tmp_path.iterdir()) == []
 
 
