@@ -280,3 +280,10 @@ def test_config_files_keep_no_absolute_paths():
 def test_a_limit_of_nothing_is_refused_by_its_name(option, value, composed):
     with pytest.raises(ConfigError, match=rf"search\.{option} must be .*, or null for no limit, got {value}"):
         composed(f"search.{option}={value}")
+
+
+def test_a_pattern_that_cannot_meet_the_budget_is_told_the_sparsity_that_it_can(composed):
+    for pattern, most in (("2:4", "0.5"), ("3:4", "0.25")):
+        with pytest.raises(ConfigError, match=rf"budget\.sparsity is 0\.7; give budget\.sparsity={most} or another pattern"):
+            composed(f"pruner.pattern={pattern}")
+        composed(f"pruner.pattern={pattern}", f"budget.sparsity={most}")

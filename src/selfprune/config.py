@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from selfprune.allocation import LevelGrid, Unit
-from selfprune.budget import Budget
+from selfprune.budget import Budget, Measure
 from selfprune.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness import HarnessConfig
@@ -82,6 +82,12 @@ class RunConfig:
             raise ConfigError(
                 f"search.finer divides the steps of a level grid, but pruner.pattern={self.pruner.pattern} leaves every unit one "
                 "level; leave out one of the two"
+            )
+        fraction = self.pruner.level_fraction()
+        if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
+            raise ConfigError(
+                f"pruner.pattern={self.pruner.pattern} removes at most {fraction:g} of every unit, but budget.sparsity is "
+                f"{self.budget.sparsity:g}; give budget.sparsity={fraction:g} or another pattern"
             )
         if self.search.ladder.n_windows[-1] > self.data.n_search:
             raise ConfigError(
