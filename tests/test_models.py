@@ -273,3 +273,10 @@ def test_a_wrong_config_is_refused_at_construction(changes, message):
 def test_a_missing_gpu_is_refused(tiny_model_folder):
     with pytest.raises(ModelError, match=r"torch sees no GPU"):
         load_model(ModelConfig(str(tiny_model_folder("llama")), device="cuda"))
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available() or torch.xpu.is_available(), reason="needs a machine without either")
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_a_device_that_torch_knows_but_does_not_see_is_refused(device, tiny_model_folder):
+    with pytest.raises(ModelError, match=rf"model\.device={device}, but torch sees no such device here; give model\.device=cpu"):
+        load_model(ModelConfig(str(tiny_model_folder("llama")), device=device))

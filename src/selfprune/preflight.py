@@ -66,6 +66,8 @@ def check_memory(
         raise ModelError(
             f"model.device={device}, but torch sees no GPU here; give model.device=cpu, or install a torch build with CUDA"
         )
+    if device.type not in ("cpu", "cuda") and not _has_backend(device):
+        raise ModelError(f"model.device={device}, but torch sees no such device here; give model.device=cpu")
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory_bytes()
     if available is not None and needed > available:
         besides = f", and {more_bytes / 1e9:.2f} GB more for the run," if more_bytes else ""
@@ -77,6 +79,15 @@ def check_memory(
             f"`python -m selfprune.prune model.placement=STREAM`"
         )
     return Preflight(n_parameters, needed, available, dtype.itemsize, skeleton)
+
+
+def _has_backend(device: torch.device) -> bool:
+    """Whether this build of torch can hold a tensor there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        return False
+    return True
 
 
 def check_skeleton(skeleton: Any, blocks: list[nn.Module]) -> None:
