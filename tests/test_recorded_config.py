@@ -47,6 +47,13 @@ def test_a_value_that_was_interpolated_is_recorded_as_what_it_came_to(configs, m
     assert config.run_folder == str(tmp_path / "run")
 
 
+def test_an_interpolation_that_a_sweep_escapes_is_recorded_as_what_it_came_to(configs, monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    overrides = [r"seed=$\{oc.env\:SEED\}", r"search.ladder.n_windows=[1,$\{oc.env\:SEED\}]", "search.ladder.n_survivors=[1]"]
+    settled = settled_overrides(overrides, compose("config", overrides=overrides))
+    assert settled == ["seed=7", "search.ladder.n_windows=[1,7]", "search.ladder.n_survivors=[1]"]
+
+
 def test_an_interpolation_within_a_config_file_has_its_recorded_value(configs, monkeypatch, tmp_path):
     composed = compose("config", overrides=[])
     composed.seed, composed.data.n_calibration = "${oc.env:SEED}", "${seed}"

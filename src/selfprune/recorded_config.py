@@ -47,11 +47,12 @@ def methods_of(composed: DictConfig) -> dict[str, str]:
 def settled_overrides(overrides: list[str], composed: DictConfig) -> list[str]:
     """The overrides of a command line, in which a value that was interpolated is the one that it came to.
 
-    So `seed=${hydra:job.num}` can be composed again where there is no job.
+    So `seed=${hydra:job.num}` can be composed again where there is no job. A sweep escapes the braces, so that values are looked
+    at as they are parsed.
     """
     settled = []
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
-        if "${" in text and _is_value(override, composed):
+        if "${" in str(override.value()) and _is_value(override, composed):
             override._value = _quoted(OmegaConf.select(composed, override.key_or_group))
             text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
         settled.append(text)
