@@ -1,6 +1,7 @@
 """The house of the design: floors, and imports only downwards."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -22,7 +23,7 @@ FLOOR_OF_FILE = {
     "unit_seconds": 3, "walk": 3, "gather": 3, "gradients": 3, "shards": 3, "built_levels": 3, "kept_statistics": 3,
     "levels_config": 3, "calibration": 3, "measurements": 3, "level_store": 3, "ladder": 3, "racing": 3, "scoring": 3,
     "first_round": 3, "finalists": 3, "paired": 0, "contest": 4, "conclusions": 4, "report_table": 4, "sparsity_picture": 4,
-    "search": 3, "search_windows": 3, "swap_gradients": 3, "surgery": 3, "export": 3,
+    "search": 3, "search_windows": 3, "swap_gradients": 3, "export": 3,
     "report": 4, "task_columns": 4, "markdown": 4, "ledger": 4, "dialogues": 4, "results": 4, "pictures": 4, "config": 4,
     "run": 4, "run_folder": 4, "one_shot": 4, "choices": 4, "path_options": 4, "command_line": 4,
     "latency_measurement": 4, "census_tables": 4, "workbench": 4,
@@ -112,3 +113,10 @@ def test_a_circle_is_caught():
 
 def test_a_file_without_a_floor_is_caught():
     assert breaches({"attic": ""}) == ["attic is on no floor: give it a floor in tests/test_floors.py"]
+
+
+def test_the_readme_lists_every_module_on_its_floor():
+    readme = (SOURCE.parents[1] / "README.md").read_text()
+    floors = dict(re.findall(r"^\| ([0-5]) \w+ \| (.*) \|$", readme, re.MULTILINE))
+    told = {name: int(floor) for floor, modules in floors.items() for name in re.findall(r"`(\w+)`", modules)}
+    assert told == {name: floor for name, floor in FLOOR_OF_FILE.items() if name != "__init__"}
