@@ -283,7 +283,7 @@ def test_a_limit_of_nothing_is_refused_by_its_name(option, value, composed):
 
 
 def test_a_pattern_that_cannot_meet_the_budget_is_told_the_sparsity_that_it_can(composed):
-    for pattern, most in (("2:4", "0.5"), ("3:4", "0.25")):
+    for pattern, most in (("2:4", "0.5"), ("3:4", "0.25"), ("1:3", "0.666666")):
         with pytest.raises(ConfigError, match=rf"budget\.sparsity is 0\.7; give budget\.sparsity={most} or another pattern"):
             composed(f"pruner.pattern={pattern}")
         composed(f"pruner.pattern={pattern}", f"budget.sparsity={most}")

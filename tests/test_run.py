@@ -154,10 +154,10 @@ def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path,
     monkeypatch.setattr("selfprune.run_folder.Display.say", lambda _, line: said.append(line))
     first = run_here(tmp_path / "first", *overrides, built)
     assert "built levels may take 0.00 and 0.00 GB more" in said[0]
-    levels = {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("level-*")}
+    levels = {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("*/level-*")}
     second = run_here(tmp_path / "second", *overrides, built)
     assert levels
-    assert {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("level-*")} == levels
+    assert {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("*/level-*")} == levels
     archives = [
         (folder / "archive.jsonl").read_bytes() for folder in (first, second, run_here(tmp_path / "masks", *overrides, masks))
     ]

@@ -1,6 +1,7 @@
 """The typed configs of a run and of a pruning; `methods` finds what they choose from."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -85,9 +86,10 @@ class RunConfig:
             )
         fraction = self.pruner.level_fraction()
         if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
+            most = math.floor(1e6 * fraction) / 1e6  # rounded to the nearest, two thirds would be refused again
             raise ConfigError(
-                f"pruner.pattern={self.pruner.pattern} removes at most {fraction:g} of every unit, but budget.sparsity is "
-                f"{self.budget.sparsity:g}; give budget.sparsity={fraction:g} or another pattern"
+                f"pruner.pattern={self.pruner.pattern} removes at most {most:g} of every unit, but budget.sparsity is "
+                f"{self.budget.sparsity:g}; give budget.sparsity={most:g} or another pattern"
             )
         if self.search.ladder.n_windows[-1] > self.data.n_search:
             raise ConfigError(
