@@ -21,6 +21,10 @@ WRONG = {
     "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
     "added group": (["+experimnt=smoke"], "experimnt"),
     "unknown choice": (["pruner=wnada"], "wanda"),
+    "launcher that is not installed": (
+        ["-m", "hydra/launcher=submitit_slurm"],
+        "install it with pip install hydra-submitit-launcher",
+    ),
     "unknown experiment": (["+experiment=lama7b"], "llama7b"),
     "wrong type": (["budget.sparsity=much"], "sparsity"),
     "sparsity of one": (["budget.sparsity=1.0"], "budget.sparsity must lie in [0, 1), got 1.0"),

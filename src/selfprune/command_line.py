@@ -30,6 +30,15 @@ from selfprune.path_options import repaired
 from selfprune.signals import STOPPED, Stopped, stoppable
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LAUNCHERS = {
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "joblib": "hydra-joblib-launcher",
+    "ray": "hydra-ray-launcher",
+    "ray_aws": "hydra-ray-launcher",
+    "rq": "hydra-rq-launcher",
+}
+"""Launcher of a sweep -> the package that brings it."""
 Work = Callable[[DictConfig, list[str], Path | None], object]
 """Takes what Hydra composed, the overrides that it was composed from, and, in a sweep, the folder that this job may make."""
 
@@ -168,8 +177,16 @@ def _mistake(error: Exception, command: str) -> str | None:
         return str(error)
     if isinstance(error, OSError) and (refusal := refused_path(error)):
         return refusal
-    if isinstance(error, MissingConfigException) and (reason := why_missing(error.missing_cfg_file or "")):
-        return reason
+    if isinstance(error, MissingConfigException):
+        missing = error.missing_cfg_file or ""
+        if reason := why_missing(missing):
+            return reason
+        group, _, launcher = missing.rpartition("/")
+        if group == "hydra/launcher" and (package := LAUNCHERS.get(launcher)):
+            return (
+                f"hydra/launcher={launcher} comes with the package {package}, which is not installed here; install it with "
+                f"pip install {package}, or leave hydra/launcher out to run one job after the other"
+            )
     if isinstance(error, HydraException | OmegaConfBaseException):
         return f"{_plain(error)} {options}"
     # the one mistake that Hydra tells by an error of Python's own
