@@ -467,7 +467,7 @@ WRONG = {
     "no table": (["output=x", "budget=latency"], "budget.measure=LATENCY needs budget.latency_table, got none"),
     "missing table": (
         ["output=x", "budget=latency", "budget.latency_table=no.json"],
-        "here/no.json is no table",
+        "budget.latency_table={folder}/no.json is no table",
     ),
     "unknown run": (["output=a/b/x", "allocation=no/run"], "allocation must be uniform or the folder of a finished run"),
     "output is a file's": (["output=text.txt/x"], "text.txt/x.partial could not be written: Not a directory"),
@@ -480,7 +480,7 @@ def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, folder_of, 
     overrides, expected = WRONG[name]
     fits = [] if "window too long" in name else ["data.n_tokens_per_window=16"]
     tiny = [] if any(override.startswith("model=") for override in overrides) else [f"model.path={folder_of('llama')}"]
-    check_paragraph(prune_command(*tiny, *fits, *overrides), 2, expected)
+    check_paragraph(prune_command(*tiny, *fits, *overrides), 2, expected.replace("{folder}", str(tmp_path / "here")))
     assert [path.name for path in (tmp_path / "here").rglob("*")] == ["text.txt"]
 
 
