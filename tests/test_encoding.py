@@ -1,4 +1,5 @@
 import json
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -121,6 +122,20 @@ class Counting:
 def test_pieces_give_the_tokens_of_one_call(tokenizers, data, bits, random, n_bits, piece, margin):
     text = "".join(random.choice(bits) for _ in range(n_bits))
     name = data.draw(st.sampled_from(sorted(tokenizers)))
+    assert encode_text(tokenizers[name], text, piece, margin).tolist() == tokenizers[name](text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "seed", "piece", "margin"),
+    [
+        # Single characters agree wherever their words of seven begin.
+        ("sevens", ["\n\n", "won!", "\ufffd", BITS[0], "9" * 301], 0, 200, 256),
+        # Halves of a long word agree, but the sums of the whole word round differently.
+        ("unigram", ["a" * 300, "ä", "\u2028", "aaaa", "     "], 1, 500, 64),
+    ],
+)  # fmt: skip
+def test_pieces_join_where_their_words_agree(tokenizers, name, bits, seed, piece, margin):
+    text = "".join(Random(seed).choices(bits, k=200))
     assert encode_text(tokenizers[name], text, piece, margin).tolist() == tokenizers[name](text)["input_ids"]
 
 

@@ -1,8 +1,9 @@
 """Encodes long texts in pieces, to the tokens that one call of the tokenizer gives, in memory that does not grow with them.
 
-A tokenizer holds several hundred bytes for every token of a call. Pieces overlap by two margins, and are joined in the middle of
-an overlap in which both give the same tokens at the same places: what a token depends on is nearer to it than that. Where they
-differ, the piece is encoded anew together with the next; a text without a place to join is encoded by one call.
+A tokenizer holds several hundred bytes for every token of a call. Pieces overlap by two margins, and are joined near the middle
+of an overlap in which both give the same tokens and words at the same places: what a token depends on is nearer to it than that.
+A tokenizer that splits words first encodes each by itself, so such pieces are joined where a word begins. Where pieces differ, or
+no word begins, the piece is encoded anew together with the next; a text without a place to join is encoded by one call.
 
 Shape suffixes: K all tokens of a text.
 """
@@ -53,27 +54,30 @@ def encode_text(tokenizer: Any, text: str, piece: int = PIECE, margin: int = MAR
 
 
 def _is_local(tokenizer: Any) -> bool:
-    """Whether tokens have places, and depend on what is near: a Unigram model breaks ties by rounding, over all that it sees."""
+    """Whether tokens have places, and depend on what is near: a Unigram model breaks ties by rounding, over all of a word."""
     if not getattr(tokenizer, "is_fast", False):
         return False
-    backend = tokenizer.backend_tokenizer
-    if type(backend.model).__name__ != "Unigram":
-        return True
-    return backend.pre_tokenizer is not None and len(backend.pre_tokenizer.pre_tokenize_str(f"{PROBE} {PROBE}")) > 1
+    return type(tokenizer.backend_tokenizer.model).__name__ != "Unigram" or _splits_words(tokenizer)
+
+
+def _splits_words(tokenizer: Any) -> bool:
+    """Whether a fast tokenizer encodes words one by one; its normalizer may leave none to split."""
+    return len(set(tokenizer(f"{PROBE} {PROBE}", add_special_tokens=False).word_ids())) > 1
 
 
 def _encode_pieces(tokenizer: Any, text: str, piece: int, margin: int) -> list[Tensor] | None:
     """The tokens of consecutive parts of a text; None where a join that was found does not hold."""
     parts: list[Tensor] = []
+    at_words = _splits_words(tokenizer)
     current, first = _Piece(tokenizer, text, 0, _end(text, piece, margin)), 0
     last_join: tuple[_Piece, tuple[int, int]] | None = None
     while current.end < len(text):
         following = _Piece(tokenizer, text, current.end - 2 * margin, _end(text, current.end + piece, margin))
-        join = current.join(following, margin)
+        join = current.join(following, margin, at_words)
         if join is None:
             size = 2 * (current.end - current.start)
             current = _Piece(tokenizer, text, current.start, _end(text, current.start + size, margin))
-            if last_join is not None and last_join[0].join(current, margin) != last_join[1]:
+            if last_join is not None and last_join[0].join(current, margin, at_words) != last_join[1]:
                 return None
             continue
         parts.append(current.ids(first, join[0]))
@@ -101,25 +105,37 @@ class _Piece:
             verbose=False,
         )
         self._ids, self._offsets = encoded["input_ids"], encoded["offset_mapping"]
+        self._words = encoded.word_ids()
 
     def ids(self, first: int, last: int | None) -> Tensor:
         """A range of its tokens."""
         return torch.tensor(self._ids[first:last], dtype=torch.long)
 
-    def join(self, following: "_Piece", margin: int) -> tuple[int, int] | None:
+    def join(self, following: "_Piece", margin: int, at_word: bool) -> tuple[int, int] | None:
         """The numbers of the first token after a join, here and in the next piece; None where there is none.
 
         The halves of both margins that are nearer to the join must agree, and hold enough tokens to say something.
+
+        Args:
+            following: a piece that begins two margins before the end of this one.
+            margin: characters from the middle of their overlap to its ends.
+            at_word: whether the join must be where a word begins.
         """
         places = [following.start + quarters * margin // 4 for quarters in (2, 4, 6)]
         (low, middle, high), (next_low, next_middle, next_high) = map(self._at, places), map(following._at, places)
         is_sure = high - low >= margin // CHARACTERS_PER_AGREEING_TOKEN and middle - low == next_middle - next_low
-        agrees = is_sure and self._tokens(low, high) == following._tokens(next_low, next_high)
-        return (middle, next_middle) if agrees else None
+        if not is_sure or self._tokens(low, high) != following._tokens(next_low, next_high):
+            return None
+        n_after = next((n for n in range(high - middle) if self._begins_word(middle + n)), None) if at_word else 0
+        return None if n_after is None else (middle + n_after, next_middle + n_after)
 
     def _at(self, place: int) -> int:
         """The number of the first token that begins at a place of the text or after it."""
         return bisect_left(self._offsets, place - self.start, key=lambda offsets: offsets[0])
 
-    def _tokens(self, first: int, last: int) -> list[tuple[int, int, int]]:
-        return [(self._ids[n], *(self.start + offset for offset in self._offsets[n])) for n in range(first, last)]
+    def _begins_word(self, n: int) -> bool:
+        return n == 0 or self._words[n] != self._words[n - 1]
+
+    def _tokens(self, first: int, last: int) -> list[tuple[int, int, int, bool]]:
+        places = ((n, *(self.start + offset for offset in self._offsets[n])) for n in range(first, last))
+        return [(self._ids[n], low, high, self._begins_word(n)) for n, low, high in places]
