@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from selfprune.conf_path import conf_folder
 from selfprune.config import RunConfig, register_schemas, to_config
+from selfprune.environment import describe_environment
 from selfprune.errors import ConfigError
 from selfprune.recorded_config import recompose, settled_overrides, to_record
-from selfprune.tracking import describe_environment
 
 
 @pytest.fixture

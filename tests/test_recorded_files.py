@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from selfprune.archive import CandidateLine, read_archive, to_record
 from selfprune.candidate import Candidate, Proposal
 from selfprune.contest import Answers
+from selfprune.environment import read_environment
 from selfprune.errors import ConfigError, ModelError
 from selfprune.journal import Journal, NothingElse
 from selfprune.language_models.calls import Call, read_calls
@@ -22,7 +23,6 @@ from selfprune.report_table import table_cells
 from selfprune.scoring import WindowScores
 from selfprune.search import TimeLimit
 from selfprune.swap_gradients import Falls
-from selfprune.tracking import read_environment
 from selfprune.winners import read_winner
 
 EARLIER = Path(__file__).parent / "fixtures" / "finished_run"

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from hydra.core.config_store import ConfigStore
 
+from selfprune.display import Display
 from selfprune.errors import ConfigError
 from selfprune.journal import write_whole
 from selfprune.lock import held_file
 from selfprune.models import DType, ModelConfig, find_source, load_skeleton
 from selfprune.path_fields import path_field
 from selfprune.pruners.selection import parse_pattern
-from selfprune.tracking import Display
 from selfprune.unit_seconds import Rows, Shape, circumstances, fastest_rows, unit_shapes
 from selfprune.units import list_units
 

@@ -15,6 +15,8 @@ from selfprune.calibration import prune_in_place
 from selfprune.config import PruneConfig
 from selfprune.coverage import Coverage
 from selfprune.data import check_texts, draw_calibration
+from selfprune.display import Display
+from selfprune.environment import describe_environment
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.journal import write_whole
 from selfprune.models import LoadedModel, load_model, max_positions, preflight_memory
@@ -25,7 +27,6 @@ from selfprune.recorded_config import to_record
 from selfprune.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, peak_memory_bytes
 from selfprune.self_generated import text_writer
 from selfprune.shards import Shards, growing
-from selfprune.tracking import Display, describe_environment
 from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, weight_view
 from selfprune.vocabulary import check_windows, n_embedding_rows

@@ -11,10 +11,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from selfprune.environment import read_environment
 from selfprune.errors import ConfigError
 from selfprune.methods import METHODS
 from selfprune.recorded_files import read_text
-from selfprune.tracking import read_environment
 
 REMEDY = "restore it from a copy, or begin the run anew, in another run_folder"
 KINDS = tuple(kind for _, kind in METHODS.values())

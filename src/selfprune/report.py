@@ -21,6 +21,7 @@ from selfprune.conclusions import (
     verdict_sentence,
 )
 from selfprune.dialogues import sample_dialogues
+from selfprune.environment import read_environment
 from selfprune.journal import write_whole
 from selfprune.language_models.calls import Call, read_calls
 from selfprune.ledger import count_by_proposer, count_by_search
@@ -32,7 +33,6 @@ from selfprune.resources import Resources
 from selfprune.results import Results, Spent
 from selfprune.sparsity_picture import sparsity_figure
 from selfprune.task_columns import standard_error, task_lines
-from selfprune.tracking import read_environment
 
 
 def write_report(folder: Path, results: Results, harness: dict[str, Any], extended: Sequence[str] = ()) -> dict[str, Any]:

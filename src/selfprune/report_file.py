@@ -5,9 +5,9 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from selfprune.environment import Environment
 from selfprune.errors import ConfigError
 from selfprune.recorded_files import Count, Score, Text, read_json
-from selfprune.tracking import Environment
 
 
 class Row(TypedDict):

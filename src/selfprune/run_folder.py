@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfprune.config import RunConfig
 from selfprune.data import check_texts
+from selfprune.display import Display
+from selfprune.environment import describe_environment, read_environment
 from selfprune.errors import ConfigError, SelfpruneError, refused_path
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
@@ -25,7 +27,6 @@ from selfprune.placement import Placement
 from selfprune.recorded_config import recompose, settled_overrides, to_record
 from selfprune.recorded_files import read_text
 from selfprune.resources import LIBRARY_BYTES, Resources, free_bytes
-from selfprune.tracking import Display, describe_environment, read_environment
 from selfprune.units import list_units, n_row_groups, weight_view
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"

@@ -17,6 +17,7 @@ from selfprune.chance import doubt_of_chance
 from selfprune.config import RunConfig
 from selfprune.coverage import Coverage
 from selfprune.data import Splits, draw_splits
+from selfprune.display import Display
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.first_round import check_first_round
@@ -36,7 +37,6 @@ from selfprune.pruners.statistics import Statistics
 from selfprune.scoring import Scorer, first_batches
 from selfprune.search_windows import mix_search_windows
 from selfprune.self_generated import text_writer
-from selfprune.tracking import Display
 from selfprune.unit_seconds import check_latency_table
 from selfprune.units import n_parameters, token_share
 from selfprune.vocabulary import check_windows, n_embedding_rows

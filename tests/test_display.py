@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from selfprune.tracking import Display
+from selfprune.display import Display
 
 
 @pytest.fixture
