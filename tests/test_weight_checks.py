@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from selfprune.errors import ModelError
 from selfprune.models import DType, ModelConfig, load_model
@@ -23,6 +24,27 @@ def test_tensors_that_the_model_does_not_use_are_told_by_name_and_count(folder, 
     [doubt] = load_model(ModelConfig(str(folder), device="cpu")).doubts
     assert "holds 27 tensors that LlamaForCausalLM does not use, such as model.layers.2.input_layernorm.weight, " in doubt
     assert "fewer blocks (num_hidden_layers)" in doubt
+
+
+@pytest.mark.parametrize("option", ["num_nextn_predict_layers", "num_mtp_layers"])
+def test_only_the_blocks_that_predict_further_tokens_are_set_apart(option, folder, make_tiny_model):
+    make_tiny_model("llama", num_hidden_layers=4).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, option: 2}))
+    assert load_model(ModelConfig(str(folder), device="cpu")).doubts == ()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, option: 1}))
+    [doubt] = load_model(ModelConfig(str(folder), device="cpu")).doubts
+    assert "holds 9 tensors that LlamaForCausalLM does not use, such as model.layers.3.input_layernorm.weight, " in doubt
+
+
+def test_tensors_that_are_called_multi_token_prediction_are_set_apart(folder):
+    tensors = load_file(folder / "model.safetensors")
+    names = ("mtp.fc.weight", "model.mtp.layers.0.weight", "model.mtp_block.1.bias", "mtp_layers.0.norm", "mtp.0", "mtp")
+    save_file(tensors | {name: torch.ones(2) for name in names}, folder / "model.safetensors", {"format": "pt"})
+    assert load_model(ModelConfig(str(folder), device="cpu")).doubts == ()
+    save_file(tensors | {"model.smtp.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
+    [doubt] = load_model(ModelConfig(str(folder), device="cpu")).doubts
+    assert "holds 1 tensors" in doubt
 
 
 def test_a_whole_checkpoint_raises_no_doubt(folder):

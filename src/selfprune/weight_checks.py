@@ -1,5 +1,6 @@
 """What the weights of a checkpoint say against it once they are loaded."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,18 +8,27 @@ import torch
 
 from selfprune.checkpoint_source import AnySource
 from selfprune.errors import ModelError
+from selfprune.units import find_blocks
 
 N_NAMED = 3
+N_PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers")
+"""How configurations call the number of blocks, numbered on from the others, that predict the tokens after the next."""
+PREDICTING = re.compile(r"(^|\.)mtp([._\d]|$)")
+"""How tensors are called that do so outside of these blocks (multi-token prediction)."""
 
 
 def doubts_of_loading(path: str, model: Any, unused: set[str]) -> list[str]:
     """What a run should tell about a checkpoint that loads.
+
+    Nothing is told of tensors that predict further tokens than the next: transformers reads them of no model, and drops them from
+    `unused` itself where they have the numbers of the published checkpoint (DeepSeek-V3's block 61). They are carried over.
 
     Args:
         path: the model as the user named it.
         model: the loaded model.
         unused: names of the checkpoint's tensors that it has no place for.
     """
+    unused = {name for name in unused if not _predicts_further_tokens(name, model)}
     if not unused:
         return []
     named = ", ".join(sorted(unused)[:N_NAMED])
@@ -27,6 +37,16 @@ def doubts_of_loading(path: str, model: Any, unused: set[str]) -> list[str]:
         f"{named}; if its config.json names fewer blocks (num_hidden_layers) or another architecture than it was trained with, "
         "this is not the model that was trained, so compare config.json with the original's"
     ]
+
+
+def _predicts_further_tokens(name: str, model: Any) -> bool:
+    """Whether a tensor of the checkpoint belongs to multi-token prediction, by its name and the configuration."""
+    if PREDICTING.search(name):
+        return True
+    config, (path, blocks) = model.config.get_text_config(), find_blocks(model)
+    n_predicting = max(getattr(config, each, None) or 0 for each in N_PREDICTING)
+    number = re.search(rf"(^|\.){path.rpartition('.')[2]}\.(\d+)\.", name)
+    return bool(number and len(blocks) <= int(number[2]) < len(blocks) + n_predicting)
 
 
 def check_numbers(path: str, model: Any, stored: Callable[[], Mapping[str, AnySource]]) -> None:

@@ -180,6 +180,14 @@ def test_damages_are_finite_and_convex_whatever_the_costs(looks):
         assert (np.diff(costs) >= -1e-9 * costs.max()).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("gap", [5e-324, 1e-310, 1e-300, 1e-16])
+def test_looks_closer_than_a_weight_count_as_one_place(gap):
+    name = UNITS[0].name
+    near, same = (damage_curves(GRID, [{name: (0.0, 1.0)}, {name: (at, 2.0)}]) for at in (gap, 0.0))
+    assert all(np.allclose(near[unit.name], same[unit.name], rtol=1e-9) for unit in UNITS)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, -1.0])
 def test_a_unit_without_a_usable_cost_counts_as_a_typical_or_a_cheap_one(value):
     class Broken(AnalyticOracle):

@@ -181,9 +181,9 @@ def damage_curves(grid: LevelGrid, looks: Sequence[Costs]) -> dict[str, Array]:
             typical_points.append((statistics.fmean(sparsity for sparsity, _ in look.values()), typical, typical))
             for name, cost in per_weight.items():
                 points[name].append((look[name][0], max(cost, FLOOR * typical), typical))
-    of_typical_unit = _rising(typical_points or [(0.0, 1.0, 1.0)])
-    curves = {unit.name: _rising(points[unit.name]) if points[unit.name] else of_typical_unit for unit in grid.units}
-    slopes = [(logs_S[-1] - logs_S[0]) / (at_S[-1] - at_S[0]) for at_S, logs_S in curves.values() if at_S[-1] > at_S[0]]
+    curves = {unit.name: _rising(points[unit.name] or typical_points or [(0.0, 1.0, 1.0)]) for unit in grid.units}
+    rises = ((logs_S[-1] - logs_S[0], at_S[-1] - at_S[0]) for at_S, logs_S in curves.values())
+    slopes = [rise / run for rise, run in rises if run > math.ulp(1)]  # nearer ones differ by less than a weight
     slope = min(STEEPEST, float(statistics.median(slopes or [0.0])))
     damages = {}
     for unit in grid.units:
