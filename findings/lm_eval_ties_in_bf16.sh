@@ -6,7 +6,7 @@
 # Seen: 400 documents with four choices of four tokens, one random Llama: fp32 no tie for the first place; bf16 ties in 85 documents, and all 1,600
 #   log-likelihoods together take 16 values.
 # Means: accuracies of bf16 models lean towards the position of the right answer, and two pruned models may differ by ties alone. selfprune
-#   evaluates tasks with fp32 logits.
+#   takes log_softmax and the sum over tokens in fp32 of the logits that the head gives, in whatever format the model is.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
