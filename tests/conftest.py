@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from selfprune import checkpoint_source
 from selfprune.embedded.corpus import write_corpus
 
 # A shell that starts a job in the background lets it ignore Ctrl-C; the tests that send one would wait for nothing.
@@ -106,8 +107,8 @@ def tiny_model_folder(
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Refuses every connection, and lists the hosts that were asked for."""
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Refuses every connection, and lists the hosts that were asked for; nobody knows yet whether the hub answers."""
     asked: list[Any] = []
 
     def refuse(*arguments: Any, **_: Any) -> Any:
@@ -116,4 +117,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: refuse(address))
-    return asked
+    checkpoint_source._answers.cache_clear()
+    yield asked
+    checkpoint_source._answers.cache_clear()

@@ -3,7 +3,11 @@
 import logging
 import pickle
 import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 PICKLE = "pytorch_model.bin"
 """What `from_pretrained` reads where there is no safetensors file; beside it, an index of several."""
+ANSWER_SECONDS = 5.0
+"""How long the hub is waited for."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -54,15 +60,43 @@ class PickledTensor:
 AnySource = StoredTensor | PickledTensor
 
 
-def hub_is_reachable(timeout_seconds: float = 5.0) -> bool:
-    """Whether the hub answers at all; asked once, because its own client retries for half a minute per file."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=timeout_seconds)
-    except Exception:  # the client's errors are its HTTP library's, which changed between its versions
-        return False
-    return True
+def hub_is_reachable() -> bool:
+    """Whether the hub answers at all; asked once in a process, because its own client retries for half a minute per file."""
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    answered = threading.Event()
+
+    def ask() -> None:
+        # the client's errors are its HTTP library's, which changed between its versions
+        with suppress(Exception):
+            get_session().head(endpoint, timeout=ANSWER_SECONDS)
+            answered.set()
+
+    # No client bounds the time that a name server takes, which may be dropped by a firewall as well.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    return answered.is_set()
+
+
+@contextmanager
+def out_of_cache_where_out_of_reach(*switched: Any) -> Iterator[None]:
+    """While open, the hub's clients look into their cache alone, if the hub does not answer: they would retry for a minute.
+
+    Args:
+        switched: modules that hold a copy of `HF_HUB_OFFLINE`, besides the hub's own.
+    """
+    if constants.HF_HUB_OFFLINE or hub_is_reachable():
+        yield
+        return
+    with ExitStack() as stack:
+        for module in (constants, *switched):
+            stack.callback(setattr, module, "HF_HUB_OFFLINE", module.HF_HUB_OFFLINE)
+            module.HF_HUB_OFFLINE = True
+        yield
 
 
 def source_folder(path: str, options: dict[str, Any]) -> Path:

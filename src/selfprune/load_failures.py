@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +11,7 @@ import transformers
 from huggingface_hub import constants
 
 from selfprune.checkpoint_files import INDEX, read_json
-from selfprune.checkpoint_source import hub_is_reachable, open_source
+from selfprune.checkpoint_source import hub_is_reachable, open_source, out_of_cache_where_out_of_reach
 from selfprune.errors import ModelError
 
 Result = TypeVar("Result")
@@ -67,7 +68,8 @@ def attempt(path: str, folder: Path | None, step: Step, call: Callable[[], Resul
         ModelError: when it fails.
     """
     try:
-        return call()
+        with out_of_cache_where_out_of_reach() if folder is None else nullcontext():
+            return call()
     except ModelError:
         raise
     except Exception as error:  # libraries raise anything here, from OSError to KeyError

@@ -3,11 +3,11 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfprune.checkpoint_source import hub_is_reachable
+from selfprune.checkpoint_source import out_of_cache_where_out_of_reach
 from selfprune.embedded.tasks import TASK_FOLDER
 from selfprune.errors import ConfigError
 from selfprune.evaluators.task_index import index_named
@@ -30,14 +30,16 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, dict
     """
     manager = _find_tasks(names, include_path)
     paths = [manager.task_index[name].yaml_path for name in names]
-    with (
-        _cache_where_out_of_reach()
-        if any(path is None or path.parent != TASK_FOLDER for path in paths)
-        else contextlib.nullcontext()
-    ):
+    with _from_the_hub() if any(path is None or path.parent != TASK_FOLDER for path in paths) else contextlib.nullcontext():
         loaded = {name: _load(name, manager) for name in names}
     _share(loaded)
     return loaded
+
+
+def _from_the_hub() -> contextlib.AbstractContextManager[None]:
+    import datasets
+
+    return out_of_cache_where_out_of_reach(datasets.config)
 
 
 def _find_tasks(names: Sequence[str], include_path: str | None) -> "TaskManager":
@@ -110,20 +112,3 @@ def _members(config: dict[str, Any], tagged: set[str]) -> list[str]:
         return []
     listed = config.get("task", sorted(tagged))
     return [member for member in listed if isinstance(member, str)] if isinstance(listed, list) else []
-
-
-@contextlib.contextmanager
-def _cache_where_out_of_reach() -> Iterator[None]:
-    """Keeps the hub's clients from a minute of retries where the hub does not answer; what is in their cache is still found."""
-    import datasets
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or hub_is_reachable():
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
