@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.methods import find_methods
+from selfprune.pruners.alps import ALPS
 from selfprune.pruners.base import Pruner, Scope, ScorePruner
 from selfprune.pruners.magnitude import Magnitude
 from selfprune.pruners.selection import lowest_in_turns
@@ -285,6 +286,25 @@ class TestNestedPruners:
         weight_OI = normal(N_OUT, N_IN)
         weight_OI[:, ::8] = 0
         assert torch.equal(removed(pruner, weight_OI, N_ALL // 8), weight_OI == 0)
+
+
+@in_every_form([method for method in PRUNERS if not method().sees_weights_alone()])
+def test_of_columns_whose_inputs_were_zero_the_smallest_weights_go_first(pruner):
+    weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
+    dead = slice(0, 16)
+    inputs_NTI[..., dead] = 0
+    weight_OI[0, 1] = 0
+    statistics = gathered(pruner, weight_OI, inputs_NTI)
+    n_pruned = round(pruner.level_fraction() * N_ALL) if pruner.pattern else 97
+    seen_last_OI = weight_OI.abs()
+    seen_last_OI[:, 16:] += 100
+    expected_OI = by_magnitude(pruner, seen_last_OI, n_pruned)[:, dead]
+    assert torch.equal(pruner.ranks(weight_OI, statistics)[:, dead] < n_pruned, expected_OI)
+    if isinstance(pruner, ALPS):  # damping tells its iterations of these columns too, which they move a little
+        return
+    removed_OI, new_OI = outcome(pruner, weight_OI, statistics, n_pruned)
+    assert torch.equal(removed_OI[:, dead], expected_OI)
+    torch.testing.assert_close(new_OI[:, dead], weight_OI[:, dead] * ~expected_OI, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("method", PRUNERS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners import selection
-from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern, pattern_width, rank_in_turns
+from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern, pattern_width, rank_in_turns, untied
 
 
 def in_turns(scores_RW):
@@ -98,3 +98,20 @@ def test_the_width_of_a_pattern_must_divide_that_of_the_matrix():
     assert pattern_width("1:3", 12) == 3
     with pytest.raises(PruningError, match="pattern 1:5 needs an input width divisible by 5, got 12; choose another pattern"):
         pattern_width("1:5", 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ties_at_zero_are_broken_by_magnitude_and_other_scores_stay(dtype):
+    weight_OI = torch.tensor([[3.0, -1.0, 0.0, 2.0, -1e-38, 1e38, 5.0]], dtype=dtype)
+    scores_OI = torch.tensor([[0.0, 0.0, 0.0, 0.25, 0.0, 0.0, 0.25]])
+    keys_OI = untied(scores_OI, weight_OI)
+    assert keys_OI[scores_OI > 0].tolist() == [0.25, 0.25]
+    assert keys_OI.argsort(stable=True).tolist() == [[2, 4, 1, 0, 5, 3, 6]]
+    assert keys_OI.isfinite().all()
+    assert scores_OI.tolist() == [[0.0, 0.0, 0.0, 0.25, 0.0, 0.0, 0.25]]
+
+
+@pytest.mark.parametrize("scores", [[[1.0, 0.5]], [[0.0, 0.5]], [[]]])
+def test_scores_that_are_zero_for_zeros_alone_are_handed_through(scores):
+    scores_OI = torch.tensor(scores)
+    assert untied(scores_OI, scores_OI.clone()) is scores_OI

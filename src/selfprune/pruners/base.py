@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import PruningError
-from selfprune.pruners.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns
+from selfprune.pruners.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns, untied
 from selfprune.pruners.statistics import NoStatistics, Statistics
 
 
@@ -118,14 +118,15 @@ class Pruner(ABC):
     def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The order in which the weights go: a permutation of 0..O*I-1 as int32 [O, I].
 
-        Within a comparison row the order is ascending by score, ties by index (as in the published Wanda). Rows take
+        Within a comparison row the order is ascending by score, ties at zero by magnitude (the inputs of a column may all have
+        been zero), others by index (as in the published Wanda). Rows take
         turns: all give up their n-th weight before any gives up its (n+1)-th, those with the lowest score first. So any
         total is met exactly, and totals divisible by the number of rows prune every row alike.
 
         Raises:
             PruningError: when a score is not finite, or the pattern does not divide the width.
         """
-        scores_OI = self.comparable_scores(weight_OI, statistics)
+        scores_OI = untied(self.comparable_scores(weight_OI, statistics), weight_OI)
         return rank_in_turns(self._comparison_rows(scores_OI)).reshape(scores_OI.shape)
 
     def comparable_scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
@@ -194,6 +195,7 @@ class ScorePruner(Pruner):
         if self.reference_threshold and len(scores_RW) == 1:
             threshold = scores_RW.kthvalue(min(n_pruned + 1, scores_RW.numel()), dim=1).values
             return PrunedWeight((scores_RW > threshold).reshape(weight_OI.shape))
+        scores_RW = untied(scores_OI, weight_OI).reshape(scores_RW.shape)
         return PrunedWeight(lowest_in_turns(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
 
     def _row_width(self, n_out: int, n_in: int) -> int:

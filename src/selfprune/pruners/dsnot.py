@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.base import PrunedWeight, Pruner, check_level
-from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern
+from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern, untied
 from selfprune.pruners.statistics import InputSquares, Statistics
 from selfprune.pruners.wanda import wanda_metric
 
@@ -100,6 +100,8 @@ class DSnoT(Pruner):
         assert isinstance(statistics, InputMoments)
         check_level(weight_OI, self.pattern, n_pruned)
         metric_OI = self.comparable_scores(weight_OI, statistics)
+        if not self.reference_swaps:
+            metric_OI = untied(metric_OI, weight_OI)
         removed_OI = lowest_in_turns(self._comparison_rows(metric_OI), n_pruned).reshape(metric_OI.shape)
         if 0 < n_pruned < weight_OI.numel():
             device, (n_out, n_in) = weight_OI.device, weight_OI.shape

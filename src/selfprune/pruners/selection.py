@@ -13,6 +13,29 @@ CHUNK_ELEMENTS = 2**20
 """Scores that are looked at together, so that what a selection holds beside its mask stays small."""
 
 
+def untied(scores_OI: Tensor, weight_OI: Tensor) -> Tensor:
+    """The scores, but below zero where they are zero, the smaller the weight the lower; handed through where only zeros score 0.
+
+    A column whose inputs all were zero scores zero throughout, and of its weights the smallest should go first.
+
+    Args:
+        scores_OI: in fp32, zero or more.
+        weight_OI: the weights that they belong to.
+    """
+    if not scores_OI.numel() or scores_OI.amin() != 0:
+        return scores_OI
+    is_zero_OI = scores_OI == 0
+    if not (is_zero_OI & (weight_OI != 0)).any():
+        return scores_OI
+    keys_OI = below_zero(weight_OI)
+    return torch.where(is_zero_OI, keys_OI, scores_OI, out=keys_OI)
+
+
+def below_zero(weight_OI: Tensor) -> Tensor:
+    """Finite numbers of zero or less in fp32, the smaller the weight the lower."""
+    return weight_OI.abs().float().reciprocal_().clamp_(max=torch.finfo(torch.float32).max).neg_()
+
+
 def rank_in_turns(scores_RW: Tensor) -> Tensor:
     """The order in which weights go [R, W]: a permutation of 0..R*W-1 as int32, or int64 where that is too short.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import PrunedWeight, Pruner, check_level
 from selfprune.pruners.hessian_factor import HessianFactor
-from selfprune.pruners.selection import kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.selection import below_zero, kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
 from selfprune.pruners.statistics import Statistics
 from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
 
@@ -68,7 +68,7 @@ class SparseGPT(Pruner):
         """Removes `n_pruned` weights and updates the others.
 
         The blocks of columns lose equal shares, rounded so that the total is exact; so do experts. Weights of dead inputs go
-        first and are not set to zero otherwise, which the published implementation does.
+        first, the smallest of them before others, and are not set to zero otherwise, which the published implementation does.
 
         Raises:
             PruningError: when the count is out of range, no level of the pattern, or weights or inputs are not finite.
@@ -100,6 +100,7 @@ class SparseGPT(Pruner):
         """
         n_out, n_in = weight_OI.shape
         dead_I = factor.dead()[group].to(weight_OI.device)
+        has_dead = bool(dead_I.any())
         width = parse_pattern(self.pattern)[1] if self.pattern else 1
         block_width = max(width, self.block_width // width * width)
         # columns become rows, so that what a step reads and writes lies together; one buffer serves all blocks
@@ -113,26 +114,30 @@ class SparseGPT(Pruner):
             block_BO, errors_BO = buffer_BO[: stop - start], errors_of_all_BO[: stop - start]
             block_BO.copy_(weight_OI[:, start:stop].T)
             block_BO.addmm_(inverse_BB.T, updated_OI[:, start:stop].T)
+            dead_B = dead_I[start:stop] if has_dead else None
             if self.pattern:
                 goes_BO = torch.zeros_like(block_BO, dtype=torch.bool)
             else:
                 n_block = n_pruned * stop // n_in - n_pruned * start // n_in
-                goes_BO = self._choose(block_BO, inverse_BB, dead_I[start:stop], n_block, n_pruned / (n_out * n_in))
-            self._sweep_in_place(block_BO, goes_BO, errors_BO, inverse_BB, dead_I[start:stop])
+                goes_BO = self._choose(block_BO, inverse_BB, dead_B, n_block, n_pruned / (n_out * n_in))
+            self._sweep_in_place(block_BO, goes_BO, errors_BO, inverse_BB, dead_B)
             updated_OI[:, start:stop] = block_BO.T
             mask_OI[:, start:stop] = goes_BO.logical_not_().T
             lost_OB = weight_OI[:, start:stop].float() - updated_OI[:, start:stop]
             updated_OI[:, stop:].addmm_(lost_OB, factor_BI[:, stop - start :])
 
-    def _choose(self, block_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor, n_pruned: int, sparsity: float) -> Tensor:
+    def _choose(self, block_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor | None, n_pruned: int, sparsity: float) -> Tensor:
         """True [B, O] where a weight of the block goes: those with the lowest w² / U_jj² (eq. 4)."""
         scores_BO = _saliencies(block_BO, inverse_BB.diagonal(), dead_B)
         if self.reference_threshold:
+            scores_BO.clamp_(min=0)
             n_up_to = min(int(scores_BO.numel() * sparsity) + 1, scores_BO.numel())
             return scores_BO <= kth_smallest(scores_BO.reshape(1, -1), n_up_to)
         return lowest_in_turns(scores_BO.reshape(1, -1), n_pruned).view(scores_BO.shape)
 
-    def _sweep_in_place(self, block_BO: Tensor, goes_BO: Tensor, errors_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor) -> None:
+    def _sweep_in_place(
+        self, block_BO: Tensor, goes_BO: Tensor, errors_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor | None
+    ) -> None:
         """Zeroes what goes, after each column has made up for what went to its left within the block (eq. 3).
 
         Under a pattern, what goes is chosen here, at the first column of each group. The errors [B, O] become w / U_jj of what
@@ -150,7 +155,7 @@ class SparseGPT(Pruner):
                 if self.pattern and j % width == 0:
                     group = slice(j, j + width)
                     block_BO[group].addmm_(inverse_BB[start:j, group].T, errors_BO[start:j], alpha=-1)
-                    scores_BO = _saliencies(block_BO[group], diagonal_B[group], dead_B[group])
+                    scores_BO = _saliencies(block_BO[group], diagonal_B[group], None if dead_B is None else dead_B[group])
                     goes_BO[group] = lowest_of_group(scores_BO, width - n_kept)
                     torch.div(goes_BO[group], diagonal_B[group, None], out=errors_BO[group])
                     since = j
@@ -176,6 +181,7 @@ def _stored(updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor) -> Tensor:
     return stored_OI
 
 
-def _saliencies(weight_BO: Tensor, diagonal_B: Tensor, dead_B: Tensor) -> Tensor:
-    """w² / U_jj² [B, O] (eq. 4); zero for dead inputs."""
-    return (weight_BO / diagonal_B[:, None]).square_().masked_fill_(dead_B[:, None], 0)
+def _saliencies(weight_BO: Tensor, diagonal_B: Tensor, dead_B: Tensor | None) -> Tensor:
+    """w² / U_jj² [B, O] (eq. 4); below zero for dead inputs, if there are any, the smaller the weight the lower."""
+    saliencies_BO = (weight_BO / diagonal_B[:, None]).square_()
+    return saliencies_BO if dead_B is None else torch.where(dead_B[:, None], below_zero(weight_BO), saliencies_BO)
