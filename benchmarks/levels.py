@@ -19,13 +19,13 @@ from random_llama import random_llama, synchronise
 from rich.console import Console
 from rich.table import Table
 
-from selfprune.allocation import Allocation, LevelGrid
-from selfprune.built_levels import BuiltLevels, open_statistics
-from selfprune.calibration import calibrate_blocks
-from selfprune.level_store import LevelStore, first_levels
-from selfprune.levels_config import LevelKind, LevelsConfig
-from selfprune.methods import find_methods
-from selfprune.resources import folder_bytes
+from selfprune.allocations.allocation import Allocation, LevelGrid
+from selfprune.configs.methods import find_methods
+from selfprune.levels.built_levels import BuiltLevels, open_statistics
+from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.levels_config import LevelKind, LevelsConfig
+from selfprune.pruning.calibration import calibrate_blocks
+from selfprune.storage.resources import folder_bytes
 
 VOCAB_SIZE = 512
 UNBOUNDED_GB = 1e6

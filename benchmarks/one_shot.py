@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from selfprune.calibration import prune_in_place
-from selfprune.methods import find_methods
-from selfprune.models import LoadedModel
+from selfprune.configs.methods import find_methods
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
-from selfprune.pruners.statistics import InputGram
-from selfprune.resources import matmul_flops_per_second, peak_memory_bytes
-from selfprune.units import weight_view
+from selfprune.pruning.calibration import prune_in_place
+from selfprune.statistics.base import InputGram
+from selfprune.storage.resources import matmul_flops_per_second, peak_memory_bytes
 
 SPARSITY = 0.5
 METHODS = ["wanda", "sparsegpt", "sparsegpt 2:4", "magnitude", "ria", "dsnot", "admm", "alps"]

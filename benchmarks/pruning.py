@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from selfprune.methods import find_methods
-from selfprune.resources import matmul_flops_per_second
+from selfprune.configs.methods import find_methods
+from selfprune.storage.resources import matmul_flops_per_second
 
 SPARSITY = 0.5
 BLOCK_WIDTH = 128

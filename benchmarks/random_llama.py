@@ -3,8 +3,8 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selfprune.models import LoadedModel
-from selfprune.units import find_blocks, list_units
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import find_blocks, list_units
 
 HEAD_WIDTH = 128
 

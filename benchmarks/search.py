@@ -23,20 +23,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from selfprune.allocation import Allocation, LevelGrid
+from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.journal import Journal
-from selfprune.ladder import Ladder
-from selfprune.level_store import LevelStore, first_levels
-from selfprune.models import LoadedModel
+from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import weight_view
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.evopress import EvoPress
-from selfprune.pruners.magnitude import Magnitude
-from selfprune.racing import Racer
-from selfprune.resources import peak_memory_bytes
-from selfprune.scoring import Scorer, block_versions
-from selfprune.units import weight_view
+from selfprune.proposers.searches.evopress import EvoPress
+from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.search.ladder import Ladder
+from selfprune.search.racing import Racer
+from selfprune.search.scoring import Scorer, block_versions
+from selfprune.storage.journal import Journal
+from selfprune.storage.resources import peak_memory_bytes
 
 SPARSITY = 0.7
 

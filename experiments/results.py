@@ -12,8 +12,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from selfprune.report_file import read_report
-from selfprune.task_columns import mean_accuracy
+from selfprune.allocations.report_file import read_report
+from selfprune.reports.task_columns import mean_accuracy
 
 Row = dict[str, Any]
 

@@ -155,7 +155,7 @@ def _break_off(folder: Path) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    from selfprune.shards import Shards
+    from selfprune.exports.block_writer import Shards
 
     finish, Shards.finish = Shards.finish, stop
     call(Case("", "prune", PRUNE), 0)

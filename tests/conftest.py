@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from selfprune import checkpoint_source
+from selfprune.checkpoints import source as checkpoint_source
 from selfprune.embedded.corpus import write_corpus
 
 # A shell that starts a job in the background lets it ignore Ctrl-C; the tests that send one would wait for nothing.

@@ -14,18 +14,16 @@ EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
-    "pruners/statistics": "what pruners ask calibration to gather",
     "pruners/selection": "which weights go first",
-    "pruners/hessian_factor": "the factor of the Hessian that SparseGPT needs",
-    "pruners/updates": "what pruners that change the kept weights share",
-    "pruners/scaled_layer": "what ADMM and ALPS share",
+    "pruners/weights/updates": "what pruners that change the kept weights share",
+    "pruners/weights/scaled_layer": "what ADMM and ALPS share",
     "proposers/unit_view": "the units as a language model reads about them",
     "proposers/coefficients": "few numbers for a whole allocation, of self_pruner and optuna_sampler",
-    "proposers/moves": "the exchanges of weights that self_pruner asks for",
-    "proposers/operators": "the prompts of self_pruner, and how their replies are read",
-    "proposers/layer_rates": "how self_pruner_paper turns replies into sparsities",
-    "proposers/paper_prompts": "what self_pruner_paper asks",
-    "proposers/replies": "reads JSON out of replies",
+    "proposers/prompted/moves": "the exchanges of weights that self_pruner asks for",
+    "proposers/prompted/operators": "the prompts of self_pruner, and how their replies are read",
+    "proposers/prompted/layer_rates": "how self_pruner_paper turns replies into sparsities",
+    "proposers/prompted/paper_prompts": "what self_pruner_paper asks",
+    "proposers/prompted/replies": "reads JSON out of replies",
     "evaluators/windows": "what the evaluators on token windows share",
     "evaluators/harness": "lm-eval, with a config group of its own: harness",
     "evaluators/scored_tokens": "lm-eval's model class in bounded memory, for the harness",
@@ -36,11 +34,11 @@ NOT_A_METHOD = {
     "evaluators/task_mistakes": "what is wrong with an lm-eval task, for the harness",
     "evaluators/task_runs": "runs lm-eval, for the harness",
     "language_models/sampler": "samples language_model=self and local under a grammar",
-    "language_models/endpoint": "asks the endpoint that language_model=openai_compatible describes",
-    "language_models/endpoint_budget": "what such an endpoint may be asked",
-    "language_models/endpoint_client": "one request to it",
-    "language_models/endpoint_replies": "reads its answers",
-    "language_models/endpoint_requests": "how it is asked",
+    "language_models/endpoint/endpoint": "asks the endpoint that language_model=openai_compatible describes",
+    "language_models/endpoint/budget": "what such an endpoint may be asked",
+    "language_models/endpoint/client": "one request to it",
+    "language_models/endpoint/replies": "reads its answers",
+    "language_models/endpoint/requests": "how it is asked",
     "language_models/cached_batch": "the key-value cache of the sampler",
     "language_models/recorded": "stores the calls of any other language model",
 }
@@ -112,8 +110,8 @@ def test_the_checks_see_what_they_look_for():
 
 def methods(family: str) -> list[str]:
     """The methods of a family, by the name of their module."""
-    stems = [path.stem for path in sorted((SOURCE / family).glob("*.py"))]
-    return [stem for stem in stems if stem not in {"__init__", "base"} and f"{family}/{stem}" not in NOT_A_METHOD]
+    files = {path.stem: path.relative_to(SOURCE).with_suffix("").as_posix() for path in (SOURCE / family).rglob("*.py")}
+    return sorted(stem for stem, file in files.items() if stem not in {"__init__", "base"} and file not in NOT_A_METHOD)
 
 
 @pytest.mark.parametrize("family", GROUP_OF_FAMILY)
@@ -131,7 +129,7 @@ def test_every_method_has_a_yaml_of_its_name_and_every_yaml_a_method(family):
 
 def test_the_readme_names_the_papers_of_the_methods_and_no_others():
     number = re.compile(r"\b\d{4}\.\d{5}\b")
-    files = [path for family in ("pruners", "proposers") for path in (SOURCE / family).glob("*.py")]
+    files = [path for family in ("pruners", "proposers") for path in (SOURCE / family).rglob("*.py")]
     named = {found for path in files for found in number.findall(ast.get_docstring(ast.parse(path.read_text())) or "")}
     assert named == set(number.findall((ROOT / "README.md").read_text()))
 

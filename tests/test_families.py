@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfprune.errors import ModelError
-from selfprune.models import ModelConfig, load_model
-from selfprune.units import list_units
+from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.units import list_units
 
 SMALL = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from selfprune.inspect import main
-from selfprune.models import ModelConfig, load_model
-from selfprune.units import weight_view
+from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.units import weight_view
 
 EMBEDDED = Path(__file__).parents[1] / "src/selfprune/embedded/weights"
 CONFIG = '{"hidden_size": 4}'

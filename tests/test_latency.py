@@ -9,15 +9,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import selfprune.latency
-from selfprune.allocation import LevelGrid
-from selfprune.budget import Budget, Measure
+from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.latency_table import LatencyTable
 from selfprune.errors import ConfigError
-from selfprune.latency_table import LatencyTable
-from selfprune.lock import held_file
-from selfprune.models import ModelConfig, load_model
-from selfprune.resources import machine_name
-from selfprune.unit_seconds import Shape, check_latency_table, fastest_rows, unit_shapes
-from selfprune.units import list_units
+from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.units import list_units
+from selfprune.storage.lock import held_file
+from selfprune.storage.resources import machine_name
+from selfprune.timing.unit_seconds import Shape, check_latency_table, fastest_rows, unit_shapes
 
 FAST = ["sparsities=[0.9,0.5]", "n_repeats=1", "n_tokens=8", "model.device=cpu"]
 
@@ -81,7 +81,7 @@ def test_no_kernel_counts_that_is_slower_than_the_dense_one():
 @pytest.mark.parametrize(("pattern", "expected"), [("", 0.3), ("2:4", 0.5), ("1:8", 0.875)])
 def test_the_weights_that_are_measured_are_as_sparse_as_the_row_says(pattern, expected, monkeypatch):
     seen = []
-    monkeypatch.setattr("selfprune.unit_seconds.sparse_products", lambda weight_OI, _: seen.append(weight_OI) or {})
+    monkeypatch.setattr("selfprune.timing.unit_seconds.sparse_products", lambda weight_OI, _: seen.append(weight_OI) or {})
     shape, cpu = Shape(n_out=30, n_in=40, n_matrices=1, n_tokens=2), torch.device("cpu")
     fastest_rows(shape, [expected], pattern, torch.float32, cpu, n_repeats=1, seed=0)
     (weight_OI,) = seen
@@ -142,7 +142,7 @@ def test_an_interrupt_leaves_nothing(latency, monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("selfprune.latency_measurement.fastest_rows", interrupt)
+    monkeypatch.setattr("selfprune.runs.latency_measurement.fastest_rows", interrupt)
     code, out, err = latency("output=table.json", *FAST)
     assert (code, out, err) == (130, "", "selfprune: interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from selfprune.__main__ import main
-from selfprune.command_line import guarded
+from selfprune.configs.command_line import guarded
 from selfprune.errors import ModelError
 
 WRONG = {
@@ -178,7 +178,7 @@ def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
         raise KeyboardInterrupt("runs/here")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfprune.run.run_composed", interrupted)
+    monkeypatch.setattr("selfprune.runs.run.run_composed", interrupted)
     monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=0,1,2"])
     assert main() == 130
     assert [folder.name for folder in begun] == ["0"]
@@ -188,7 +188,7 @@ def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
 def test_every_sweep_has_a_folder_of_its_own_with_its_record_and_its_jobs(monkeypatch, tmp_path):
     begun = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfprune.run.run_composed", lambda composed, overrides, folder: begun.append(folder))
+    monkeypatch.setattr("selfprune.runs.run.run_composed", lambda composed, overrides, folder: begun.append(folder))
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=${hydra:job.num},7"])
         assert main() == 0

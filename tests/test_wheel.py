@@ -55,7 +55,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_of_conf(wheel):
 @pytest.mark.parametrize(
     "pattern",
     ["conf/config.yaml", "conf/experiment/smoke.yaml", "embedded/weights/model.safetensors", "embedded/weights/tokenizer.json",
-     "proposers/prompts/*.txt"],
+     "proposers/prompted/prompts/*.txt"],
 )  # fmt: skip
 def test_an_install_has_what_a_run_reads(installed, pattern):
     assert list((installed / "selfprune").glob(pattern)) != []

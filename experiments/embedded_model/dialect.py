@@ -20,23 +20,23 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from selfprune.allocation import Allocation, Unit
-from selfprune.archive import Archive
-from selfprune.candidate import Candidate, Proposal, State
-from selfprune.command_line import set_up
-from selfprune.conf_path import conf_folder
-from selfprune.config import RunConfig, to_config
-from selfprune.proposers import moves, operators
+from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.archive import Archive
+from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.configs.command_line import set_up
+from selfprune.configs.conf_path import conf_folder
+from selfprune.configs.config import RunConfig, to_config
 from selfprune.proposers.base import MoveValues
 from selfprune.proposers.coefficients import Coefficients, fit
-from selfprune.proposers.gradient import Gradient
-from selfprune.proposers.moves import MAX_MOVES, Move
-from selfprune.proposers.operators import Outlook
+from selfprune.proposers.prompted import moves, operators
+from selfprune.proposers.prompted.moves import MAX_MOVES, Move
+from selfprune.proposers.prompted.operators import Outlook
+from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.unit_view import UnitView, Worth
-from selfprune.racing import Racer
-from selfprune.scoring import first_batches
-from selfprune.search import run_search
-from selfprune.workbench import Workbench, prepare
+from selfprune.runs.workbench import Workbench, prepare
+from selfprune.search.loop import run_search
+from selfprune.search.racing import Racer
+from selfprune.search.scoring import first_batches
 
 logger = logging.getLogger("dialect")
 PRUNERS = ("ria", "magnitude")

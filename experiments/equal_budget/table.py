@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from experiments.results import Row, interval, read_study, searches
-from selfprune.levels_config import LevelKind
-from selfprune.markdown import table_lines
-from selfprune.methods import find_methods
+from selfprune.configs.methods import find_methods
+from selfprune.levels.levels_config import LevelKind
+from selfprune.reports.markdown import table_lines
 
 CELL = ["model", "pruner", "sparsity"]
 SEARCH = [*CELL, "search", "max_tokens"]

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from selfprune.calibration import prune_in_place
-from selfprune.data import draw_splits
-from selfprune.data_config import Bos, DataConfig, Source
+from selfprune.configs.methods import find_methods
+from selfprune.data.data_config import Bos, DataConfig, Source
+from selfprune.data.splits import draw_splits
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.methods import find_methods
-from selfprune.models import ModelConfig, load_model, max_positions
+from selfprune.models.loading import ModelConfig, load_model, max_positions
+from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
-from selfprune.units import weight_view
+from selfprune.pruning.calibration import prune_in_place
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 SPARSITIES = (0.5, 0.7)

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.results import Row, interval, read_study, searches
-from selfprune.markdown import table_lines
+from selfprune.reports.markdown import table_lines
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 

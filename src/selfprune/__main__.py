@@ -4,15 +4,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from selfprune.entry import Command
+from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
-    from selfprune.command_line import HydraCommand
-    from selfprune.config import RunConfig
-    from selfprune.run import run_composed
+    from selfprune.configs.command_line import HydraCommand
+    from selfprune.configs.config import RunConfig
+    from selfprune.runs.run import run_composed
 
     return HydraCommand(NAME, "config", RunConfig, run_composed, _stopped)
 

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from selfprune.entry import Command
+from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune.inspect"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
-    from selfprune.census_tables import show_census
+    from selfprune.checkpoints.census_tables import show_census
 
     return lambda arguments: show_census(NAME, arguments)
 

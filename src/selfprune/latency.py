@@ -8,7 +8,7 @@ python -m selfprune budget=latency budget.latency_table=table.json budget.sparsi
 import sys
 from collections.abc import Callable, Sequence
 
-from selfprune.entry import Command
+from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune.latency"
 
@@ -16,9 +16,9 @@ NAME = "python -m selfprune.latency"
 def _load() -> Callable[[Sequence[str]], int]:
     from omegaconf import DictConfig
 
-    from selfprune.command_line import HydraCommand
-    from selfprune.config import to_config
-    from selfprune.latency_measurement import LatencyConfig, measure
+    from selfprune.configs.command_line import HydraCommand
+    from selfprune.configs.config import to_config
+    from selfprune.runs.latency_measurement import LatencyConfig, measure
 
     def work(composed: DictConfig, *_: object) -> None:
         measure(to_config(composed, LatencyConfig))

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from selfprune.entry import Command
+from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune.options"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
-    from selfprune.option_list import show_options
+    from selfprune.runs.option_list import show_options
 
     return show_options
 

@@ -7,7 +7,7 @@ python -m selfprune.prune model=local model.path=BIG model.placement=STREAM data
 import sys
 from collections.abc import Callable, Sequence
 
-from selfprune.entry import Command
+from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune.prune"
 
@@ -15,9 +15,9 @@ NAME = "python -m selfprune.prune"
 def _load() -> Callable[[Sequence[str]], int]:
     from omegaconf import DictConfig
 
-    from selfprune.command_line import HydraCommand
-    from selfprune.config import PruneConfig, to_config
-    from selfprune.one_shot import prune_once
+    from selfprune.configs.command_line import HydraCommand
+    from selfprune.configs.config import PruneConfig, to_config
+    from selfprune.runs.one_shot import prune_once
 
     def work(composed: DictConfig, *_: object) -> None:
         prune_once(to_config(composed, PruneConfig), composed)

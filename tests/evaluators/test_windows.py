@@ -8,7 +8,7 @@ from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.units import find_blocks, list_units, weight_view
+from selfprune.models.units import find_blocks, list_units, weight_view
 
 V = 300
 WINDOWS_NT = torch.randint(V, (10, 12), generator=torch.Generator().manual_seed(0))

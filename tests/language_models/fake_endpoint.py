@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from selfprune.language_models.endpoint_budget import Clock
+from selfprune.language_models.endpoint.budget import Clock
 
 KEY = "sk-planted-0123456789"
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfprune.language_models.base import Reply
-from selfprune.language_models.endpoint import MAX_REPLY_CHARACTERS
-from selfprune.language_models.endpoint_budget import TokenCap, back_off_seconds, estimate_tokens, read_retry_after
-from selfprune.language_models.endpoint_client import MAX_BODY_BYTES
-from selfprune.language_models.endpoint_replies import read_answer
-from selfprune.language_models.endpoint_requests import SchemaMode
+from selfprune.language_models.endpoint.budget import TokenCap, back_off_seconds, estimate_tokens, read_retry_after
+from selfprune.language_models.endpoint.client import MAX_BODY_BYTES
+from selfprune.language_models.endpoint.endpoint import MAX_REPLY_CHARACTERS
+from selfprune.language_models.endpoint.replies import read_answer
+from selfprune.language_models.endpoint.requests import SchemaMode
 from selfprune.language_models.openai_compatible import OpenAICompatible
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}

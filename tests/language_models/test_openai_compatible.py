@@ -17,13 +17,13 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfprune.embedded
-from selfprune.archive import read_archive
-from selfprune.conf_path import conf_folder
-from selfprune.config import RunConfig, register_schemas, to_config
+from selfprune.allocations.archive import read_archive
+from selfprune.configs.conf_path import conf_folder
+from selfprune.configs.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.openai_compatible import OpenAICompatible
-from selfprune.run import run_composed
-from selfprune.run_folder import preflight
+from selfprune.runs.run import run_composed
+from selfprune.runs.run_folder import preflight
 
 EMBEDDED = Path(selfprune.embedded.__file__).parent / "weights"
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}

@@ -7,17 +7,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import selfprune.embedded
-from selfprune.allocation import LevelGrid
+from selfprune.allocations.allocation import LevelGrid
 from selfprune.errors import ConfigError, LanguageModelError, SelfpruneError
 from selfprune.language_models.local import LocalLanguageModel
 from selfprune.language_models.sampler import Sampler
 from selfprune.language_models.self import SelfLanguageModel
+from selfprune.models.units import list_units
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.coefficients import MAX_OFFSET, MAX_SPREAD, coefficients_schema
-from selfprune.proposers.moves import MAX_MOVE_PERCENT, MAX_MOVES, moves_schema
-from selfprune.proposers.operators import OPERATORS
-from selfprune.proposers.self_pruner import SelfPruner, SelfPrunerProposer
-from selfprune.units import list_units
+from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, moves_schema
+from selfprune.proposers.prompted.operators import OPERATORS
+from selfprune.proposers.prompted.self_pruner import SelfPruner, SelfPrunerProposer
 
 EMBEDDED = Path(selfprune.embedded.__file__).parent / "weights"
 KINDS = ["q", "k", "v", "o", "gate", "up", "down"]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from selfprune.allocation import LevelGrid
+from selfprune.allocations.allocation import LevelGrid
 from selfprune.proposers.base import MoveValues
 
 

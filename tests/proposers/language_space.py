@@ -2,8 +2,8 @@
 
 import math
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.language_models.base import Reply
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.proposers.base import SearchSpace

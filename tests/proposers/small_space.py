@@ -2,7 +2,7 @@
 
 import math
 
-from selfprune.allocation import LevelGrid, Unit
+from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.proposers.base import SearchSpace
 
 SIZES = {"q": 400, "k": 100, "up": 1000, "down": 1003}

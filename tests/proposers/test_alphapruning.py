@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfprune.allocation import LevelGrid, Unit
+from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.errors import ConfigError
-from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
 from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text()) if GOLDEN.is_dir() else {"cases": []}

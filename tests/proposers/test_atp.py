@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
+from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.errors import ConfigError
-from selfprune.proposers.atp import ATP
 from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.closed_forms.atp import ATP
 
 
 def make_space(n_blocks=3, sparsity=0.5, first_block=0):

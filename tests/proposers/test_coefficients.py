@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from language_space import ALLOCATION, SHORT, SIZES, SPACE, make_space
 
 from selfprune.proposers.coefficients import MAX_OFFSET, Coefficients, coefficients_schema, fit, parse_coefficients
-from selfprune.proposers.replies import ReplyError
+from selfprune.proposers.prompted.replies import ReplyError
 from selfprune.proposers.unit_view import UnitView
 
 VIEW = UnitView(SPACE)

@@ -10,12 +10,12 @@ from analytic_oracle import AnalyticOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.budget import Target
-from selfprune.cost import TableCost
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.budget import Target
+from selfprune.allocations.cost import TableCost
 from selfprune.errors import AllocationError, ConfigError
 from selfprune.proposers.base import MoveValues, SearchSpace
-from selfprune.proposers.dynamic_programme import DynamicProgramme, damage_curves, least_damage
+from selfprune.proposers.searches.dynamic_programme import DynamicProgramme, damage_curves, least_damage
 
 SIZES = {"q": 400, "up": 1000, "down": 1003}
 UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in SIZES.items()]

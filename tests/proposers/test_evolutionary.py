@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 from small_space import GRID, SIZES, SPACE, STEP, UNIFORM, UNITS
 
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.evolutionary import Evolutionary, Group
+from selfprune.proposers.searches.evolutionary import Evolutionary, Group
 
 
 def evopress(**changes):

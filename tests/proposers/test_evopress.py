@@ -4,11 +4,11 @@ from collections import Counter
 import pytest
 from small_space import GRID, SPACE, STEP, UNIFORM, UNITS
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.evopress import EvoPress
+from selfprune.proposers.searches.evopress import EvoPress
 
 
 def candidate(id_, allocation=None, gain=None, score=1.0):

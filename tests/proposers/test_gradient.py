@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import MoveValues, SearchSpace
-from selfprune.proposers.gradient import Gradient
+from selfprune.proposers.searches.gradient import Gradient
 
 SIZES = {"q": 400, "k": 100, "up": 1000, "down": 1003}
 UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(4) for kind, n in SIZES.items()]

@@ -3,9 +3,9 @@ import json
 import pytest
 from language_space import ALLOCATION, SPACE
 
-from selfprune.proposers import moves
-from selfprune.proposers.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move, enumerate_moves, parse_moves
-from selfprune.proposers.replies import ReplyError
+from selfprune.proposers.prompted import moves
+from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move, enumerate_moves, parse_moves
+from selfprune.proposers.prompted.replies import ReplyError
 from selfprune.proposers.unit_view import UnitView
 
 VIEW = UnitView(SPACE)

@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import Candidate, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import Candidate, State
 from selfprune.errors import ConfigError
-from selfprune.proposers import optuna_sampler
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.optuna_sampler import Algorithm, OptunaSampler
+from selfprune.proposers.searches import optuna_sampler
+from selfprune.proposers.searches.optuna_sampler import Algorithm, OptunaSampler
 
 SIZES = {"q": 1000, "up": 3000}
 

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from selfprune.allocation import LevelGrid, Unit
+from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.owl import OWL, OutlierRatio, outlier_ratio
+from selfprune.proposers.closed_forms.owl import OWL, OutlierRatio, outlier_ratio
 
 UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in {"q": 200, "up": 600}.items()]
 GRID = LevelGrid.with_constant_step(UNITS, 0.05)

@@ -3,14 +3,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import ProposerConfig, SearchSpace
-from selfprune.proposers.evolutionary import Evolutionary
-from selfprune.proposers.portfolio import Portfolio, PortfolioProposer
-from selfprune.proposers.random import Random
-from selfprune.proposers.self_pruner import SelfPruner
+from selfprune.proposers.prompted.self_pruner import SelfPruner
+from selfprune.proposers.searches.evolutionary import Evolutionary
+from selfprune.proposers.searches.portfolio import Portfolio, PortfolioProposer
+from selfprune.proposers.searches.random import Random
 
 GRID = LevelGrid.with_constant_step([Unit("a", 0, "w", 100), Unit("b", 1, "w", 100)], 0.05)
 SPACE = SearchSpace(GRID, 100)

@@ -13,28 +13,28 @@ from analytic_oracle import AnalyticOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.archive import Archive
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.archive import Archive
+from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import Reply
-from selfprune.methods import find_methods
-from selfprune.proposers.alphapruning import AlphaPruning, TailExponent, TailStart
-from selfprune.proposers.atp import ATP
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.dlp import MedianMetric
-from selfprune.proposers.dynamic_programme import DynamicProgramme
-from selfprune.proposers.evolutionary import Evolutionary
-from selfprune.proposers.optuna_sampler import OptunaSampler
-from selfprune.proposers.owl import OutlierRatio
-from selfprune.proposers.portfolio import Portfolio
-from selfprune.proposers.random import Random, draw_offsets
-from selfprune.proposers.self_pruner import SelfPruner
-from selfprune.proposers.self_pruner_paper import SelfPrunerPaper
-from selfprune.proposers.sensitivity import Sensitivity
-from selfprune.proposers.stored import Stored
-from selfprune.proposers.surrogate import Surrogate
-from selfprune.proposers.uniform import Uniform
+from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart
+from selfprune.proposers.closed_forms.atp import ATP
+from selfprune.proposers.closed_forms.dlp import MedianMetric
+from selfprune.proposers.closed_forms.owl import OutlierRatio
+from selfprune.proposers.closed_forms.sensitivity import Sensitivity
+from selfprune.proposers.closed_forms.stored import Stored
+from selfprune.proposers.closed_forms.uniform import Uniform
+from selfprune.proposers.prompted.self_pruner import SelfPruner
+from selfprune.proposers.prompted.self_pruner_paper import SelfPrunerPaper
+from selfprune.proposers.searches.dynamic_programme import DynamicProgramme
+from selfprune.proposers.searches.evolutionary import Evolutionary
+from selfprune.proposers.searches.optuna_sampler import OptunaSampler
+from selfprune.proposers.searches.portfolio import Portfolio
+from selfprune.proposers.searches.random import Random, draw_offsets
+from selfprune.proposers.searches.surrogate import Surrogate
 
 SIZES = {"attn.q": 640, "attn.k": 160, "mlp.up": 1500, "mlp.down": 1501}
 

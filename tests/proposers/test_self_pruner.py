@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from language_space import ALLOCATION, SHORT, SPACE, Script, assert_on_budget, candidate, make_space
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import State
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.base import Reply
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.coefficients import Coefficients
-from selfprune.proposers.operators import OPERATORS, Outlook
-from selfprune.proposers.replies import ReplyError, object_schema, parse_json_object
-from selfprune.proposers.self_pruner import SelfPruner, SelfPrunerProposer
+from selfprune.proposers.prompted.operators import OPERATORS, Outlook
+from selfprune.proposers.prompted.replies import ReplyError, object_schema, parse_json_object
+from selfprune.proposers.prompted.self_pruner import SelfPruner, SelfPrunerProposer
 from selfprune.proposers.unit_view import UnitView, Worth
 
 VIEW = UnitView(SPACE)

@@ -8,12 +8,12 @@ from jsonschema import Draft202012Validator
 from language_space import Script
 from small_space import GRID, SPACE, UNITS
 
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.base import Reply
-from selfprune.proposers.layer_rates import Granularity, LayerRates, parents_schema, parse_parents
-from selfprune.proposers.replies import ReplyError
-from selfprune.proposers.self_pruner_paper import SelfPrunerPaper, SelfPrunerPaperProposer
+from selfprune.proposers.prompted.layer_rates import Granularity, LayerRates, parents_schema, parse_parents
+from selfprune.proposers.prompted.replies import ReplyError
+from selfprune.proposers.prompted.self_pruner_paper import SelfPrunerPaper, SelfPrunerPaperProposer
 
 RATES = LayerRates(SPACE, Granularity.BLOCK, 1)
 SMALL = SelfPrunerPaper(population=3, n_crossovers=2, n_mutations=2, n_iterations=2, n_parents=2, n_attempts=1)

@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
+from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.sensitivity import Sensitivity
+from selfprune.proposers.closed_forms.sensitivity import Sensitivity
 
 UNITS = [Unit(name, i, "w", n) for i, (name, n) in enumerate({"a": 1000, "b": 1000, "c": 4000, "d": 2000}.items())]
 GRID = LevelGrid.with_constant_step(UNITS, 0.001)

@@ -3,12 +3,12 @@ import math
 
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.archive import Archive
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.archive import Archive
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.stored import Stored
+from selfprune.proposers.closed_forms.stored import Stored
 
 SIZES = {"q": 1000, "up": 3000}
 UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in SIZES.items()]

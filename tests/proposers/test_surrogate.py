@@ -7,12 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from selfprune.allocation import LevelGrid, Unit
-from selfprune.candidate import Candidate, Proposal, State
+from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.evolutionary import Evolutionary
-from selfprune.proposers.surrogate import LinearModel, Surrogate
+from selfprune.proposers.searches.evolutionary import Evolutionary
+from selfprune.proposers.searches.surrogate import LinearModel, Surrogate
 
 SIZES = {"q": 400, "k": 100, "up": 1000, "down": 1003}
 

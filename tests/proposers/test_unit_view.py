@@ -2,9 +2,9 @@ import math
 
 from language_space import ALLOCATION, SPACE
 
-from selfprune.allocation import LevelGrid, Unit
+from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.proposers.base import MoveValues, SearchSpace
-from selfprune.proposers.replies import parse_kind
+from selfprune.proposers.prompted.replies import parse_kind
 from selfprune.proposers.unit_view import UnitView, Worth
 
 VIEW = UnitView(SPACE)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners import dsnot
-from selfprune.pruners.dsnot import DSnoT, InputMoments
 from selfprune.pruners.selection import parse_pattern
-from selfprune.pruners.wanda import Wanda
+from selfprune.pruners.weights import dsnot
+from selfprune.pruners.weights.dsnot import DSnoT, InputMoments
+from selfprune.pruners.weights.wanda import Wanda
 
 N_OUT, N_IN = 12, 24
 LEVEL = N_OUT * N_IN // 2

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfprune.pruners.admm import ADMM
-from selfprune.pruners.alps import ALPS
+from selfprune.pruners.weights.admm import ADMM
+from selfprune.pruners.weights.alps import ALPS
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"] if GOLDEN.exists() else []

@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from selfprune.allocation import LevelGrid
-from selfprune.calibration import calibrate, prune_in_place
+from selfprune.allocations.allocation import LevelGrid
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.models import LoadedModel
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import find_blocks, list_units, weight_view
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.owl import OWL, OutlierRatio, outlier_ratio
-from selfprune.pruners.magnitude import Magnitude
-from selfprune.pruners.sparsegpt import SparseGPT
-from selfprune.pruners.statistics import InputSquares
-from selfprune.pruners.wanda import Wanda, wanda_metric
-from selfprune.units import find_blocks, list_units, weight_view
+from selfprune.proposers.closed_forms.owl import OWL, OutlierRatio, outlier_ratio
+from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.pruners.weights.sparsegpt import SparseGPT
+from selfprune.pruners.weights.wanda import Wanda, wanda_metric
+from selfprune.pruning.calibration import calibrate, prune_in_place
+from selfprune.statistics.base import InputSquares
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"] if GOLDEN.exists() else []

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from selfprune.pruners.base import Scope
-from selfprune.pruners.dsnot import DSnoT
-from selfprune.pruners.ria import RIA
+from selfprune.pruners.weights.dsnot import DSnoT
+from selfprune.pruners.weights.ria import RIA
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text()) if GOLDEN.exists() else {"cases": []}

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError, PruningError
-from selfprune.methods import find_methods
-from selfprune.pruners.alps import ALPS
 from selfprune.pruners.base import Pruner, Scope, ScorePruner
-from selfprune.pruners.magnitude import Magnitude
 from selfprune.pruners.selection import lowest_in_turns
-from selfprune.pruners.wanda import Wanda, wanda_metric
+from selfprune.pruners.weights.alps import ALPS
+from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.pruners.weights.wanda import Wanda, wanda_metric
 
 PRUNERS = list(find_methods("pruner").values())
 NESTED = [method for method in PRUNERS if issubclass(method, ScorePruner)]

@@ -11,7 +11,7 @@ import torch
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import Scope
-from selfprune.pruners.ria import RIA, _assigned, _dealt, channel_order
+from selfprune.pruners.weights.ria import RIA, _assigned, _dealt, channel_order
 
 N_OUT, N_IN = 12, 24
 SETTINGS = [

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners import hessian_factor, updates
-from selfprune.pruners.hessian_factor import HessianFactor
-from selfprune.pruners.sparsegpt import SparseGPT
-from selfprune.pruners.statistics import InputGram
+from selfprune.pruners.weights import updates
+from selfprune.pruners.weights.sparsegpt import SparseGPT
+from selfprune.statistics import hessian_factor
+from selfprune.statistics.base import InputGram
+from selfprune.statistics.hessian_factor import HessianFactor
 
 N_OUT = 6
 

@@ -1,1 +1,4 @@
-"""The embedded model: its world, corpus, tasks and weights, so that everything runs without a network."""
+"""The default model with its world, corpus and tasks, so that everything runs without a network.
+
+It knows nothing of the rest of the package.
+"""

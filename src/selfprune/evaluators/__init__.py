@@ -1,1 +1,4 @@
-"""Scores of a pruned model."""
+"""Scores of a pruned model, on windows of tokens and on tasks.
+
+They do not know how it was pruned.
+"""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfprune.data_config import Bos
+from selfprune.data.data_config import Bos
+from selfprune.data.window_start import start_tokens
 from selfprune.embedded.tasks import TASKS
 from selfprune.errors import ConfigError
 from selfprune.evaluators.base import N_LOGITS_AT_ONCE
@@ -14,9 +15,8 @@ from selfprune.evaluators.task_documents import answered_documents, build_reques
 from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_metrics import DocumentScores, check_right_or_wrong, named_metrics, primary_metric
 from selfprune.evaluators.task_runs import count_cut_prompts, is_broken, request_lengths, run_tasks, undisturbed
-from selfprune.models import max_positions
-from selfprune.path_fields import path_field
-from selfprune.window_start import start_tokens
+from selfprune.models.loading import max_positions
+from selfprune.storage.path_fields import path_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfprune.checkpoint_source import out_of_cache_where_out_of_reach
+from selfprune.checkpoints.source import out_of_cache_where_out_of_reach
 from selfprune.embedded.tasks import TASK_FOLDER
 from selfprune.errors import ConfigError
 from selfprune.evaluators.task_index import index_named

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.evaluators.base import Evaluation
-from selfprune.prefix import PrefixForward
+from selfprune.models.prefix_forward import PrefixForward
 
 LOGIT_BYTES = 16
 """Memory for every logit of a batch besides the logits: the same in fp32, their exponentials, and both again for gradients."""

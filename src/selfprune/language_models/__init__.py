@@ -1,1 +1,4 @@
-"""Language models that are asked for allocations."""
+"""Who is asked for allocations.
+
+They complete prompts, and do not know what the prompts are about.
+"""

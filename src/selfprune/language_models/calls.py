@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typing_extensions import NotRequired, TypedDict
 
-from selfprune.recorded_files import Count, Score, Seconds, Text, read_json_lines
+from selfprune.storage.recorded_files import Count, Score, Seconds, Text, read_json_lines
 
 
 class RecordedReply(TypedDict):

@@ -11,8 +11,8 @@ from typing import Any
 
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.language_models.base import LanguageModel, SampledModelConfig
-from selfprune.models import DType, ModelConfig, load_model, preflight_memory
-from selfprune.path_fields import path_field
+from selfprune.models.loading import DType, ModelConfig, load_model, preflight_memory
+from selfprune.storage.path_fields import path_field
 
 
 @dataclass

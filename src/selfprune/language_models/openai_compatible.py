@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from selfprune.errors import ConfigError, LanguageModelError, did_you_mean
 from selfprune.language_models.base import LanguageModel, LanguageModelConfig
-from selfprune.language_models.endpoint import Endpoint, Limits
-from selfprune.language_models.endpoint_budget import Clock, Pace, TokenCap
-from selfprune.language_models.endpoint_client import EndpointClient, RequestFailedError
-from selfprune.language_models.endpoint_requests import RequestForm, SchemaMode
+from selfprune.language_models.endpoint.budget import Clock, Pace, TokenCap
+from selfprune.language_models.endpoint.client import EndpointClient, RequestFailedError
+from selfprune.language_models.endpoint.endpoint import Endpoint, Limits
+from selfprune.language_models.endpoint.requests import RequestForm, SchemaMode
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from selfprune.journal import Journal
 from selfprune.language_models.base import LanguageModel, Reply, Resumable
 from selfprune.language_models.calls import Answer
+from selfprune.storage.journal import Journal
 
 
 class RecordingLanguageModel:

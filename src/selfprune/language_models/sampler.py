@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfprune.errors import LanguageModelError
 from selfprune.language_models.base import Reply
 from selfprune.language_models.cached_batch import CachedBatch
-from selfprune.models import max_positions
+from selfprune.models.loading import max_positions
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from omegaconf import MISSING
 from selfprune.errors import LanguageModelError
 from selfprune.language_models.base import LanguageModel, LanguageModelConfig, Reply
 from selfprune.language_models.calls import Call
-from selfprune.path_fields import path_field
-from selfprune.recorded_files import read_json_lines
+from selfprune.storage.path_fields import path_field
+from selfprune.storage.recorded_files import read_json_lines
 
 
 @dataclass

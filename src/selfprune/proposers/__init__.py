@@ -1,1 +1,4 @@
-"""Proposers of allocations, one method per file."""
+"""Who asks for allocations to be scored.
+
+They see units, scores and gradients, and never a weight.
+"""

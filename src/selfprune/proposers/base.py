@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from selfprune.allocation import Allocation, LevelGrid, project
-from selfprune.budget import Target
-from selfprune.candidate import Candidate, Proposal
+from selfprune.allocations.allocation import Allocation, LevelGrid, project
+from selfprune.allocations.budget import Target
+from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 

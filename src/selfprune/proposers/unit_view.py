@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfprune.allocation import Allocation, LevelGrid, Unit
+from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
 from selfprune.proposers.base import MoveValues, SearchSpace
-from selfprune.proposers.replies import MAX_PERCENT, ReplyError, parse_kind
+from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_kind
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfprune.errors import PruningError
 from selfprune.pruners.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns, untied
-from selfprune.pruners.statistics import NoStatistics, Statistics
+from selfprune.statistics.base import NoStatistics, Statistics
 
 
 class Scope(str, Enum):

@@ -1,0 +1,142 @@
+"""The zeros of a checkpoint on disk as tables, as aligned text, or as JSON."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from selfprune.checkpoints.census import Census, Count, add, take_census
+from selfprune.checkpoints.reader import Checkpoint
+from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
+
+HEADER = ("weights", "zeros", "sparsity", "N:M")
+Section = tuple[str, list[Count]]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; write {self.prog} FOLDER [--json]")
+
+
+def show_census(command: str, arguments: Sequence[str]) -> int:
+    """Prints what a checkpoint's zeros are.
+
+    Args:
+        command: how it is called.
+        arguments: of the command line: a folder, and perhaps `--json`.
+
+    Returns:
+        the exit code: 0, or 2 for a user's mistake, told in one paragraph.
+    """
+    parser = _Parser(prog=command, description="Counts the zeros of a Hugging Face checkpoint on disk.")
+    parser.add_argument("folder", type=Path, help="holds config.json and safetensors; a model's folder in the hub's cache too")
+    parser.add_argument("--json", action="store_true", help="write one JSON object instead of tables")
+    try:
+        options = parser.parse_args(arguments)
+        checkpoint = Checkpoint(options.folder.expanduser())
+        census = take_census(checkpoint)
+        if options.json:
+            sys.stdout.write(json.dumps(to_json(checkpoint.folder, census), indent=2) + "\n")
+        else:
+            _show(checkpoint.folder, census)
+        sys.stdout.flush()
+    except SelfpruneError as error:
+        return complain(str(error))
+    except BrokenPipeError:
+        # The reader (such as `head`) has seen enough; the interpreter must not try to flush to it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if (refusal := refused_path(error)) is None:
+            raise
+        return complain(refusal)
+    return 0
+
+
+def to_json(folder: Path, census: Census) -> dict[str, Any]:
+    """The census as an object of plain values.
+
+    Args:
+        folder: of the checkpoint.
+        census: its zeros.
+
+    Returns:
+        the keys `folder`, `units`, `kinds`, `blocks`, `other`, `tied` and `total`.
+    """
+    places = [{"list": place.path, "block": place.block, "kind": place.kind} for place in census.units]
+    units = [place | _plain(count) for place, count in zip(places, census.units.values(), strict=True)]
+    units_total, other_total, total = _totals(census)
+    return {
+        "folder": str(folder),
+        "units": units,
+        "kinds": [_plain(count) for count in census.kinds()],
+        "blocks": [_plain(count) for count in census.blocks()],
+        "other": [_plain(count) for count in census.other],
+        "tied": census.tied,
+        "total": {"units": _plain(units_total), "other": _plain(other_total), "checkpoint": _plain(total)},
+    }
+
+
+def _plain(count: Count) -> dict[str, Any]:
+    patterns = None if count.patterns is None else list(count.patterns)
+    return {
+        "name": count.name,
+        "n_items": count.n_items,
+        "n_zeros": count.n_zeros,
+        "sparsity": count.sparsity,
+        "patterns": patterns,
+    }
+
+
+def _totals(census: Census) -> tuple[Count, Count, Count]:
+    units, other = add("units", census.units.values()), add("other weights", census.other)
+    return units, other, add("whole checkpoint", [units, other])
+
+
+def _show(folder: Path, census: Census) -> None:
+    """Tables for a terminal, aligned text for a file or a pipe."""
+    sections: list[Section] = [
+        ("unit", list(census.units.values())),
+        ("type", census.kinds()),
+        ("block", census.blocks()),
+        ("other weights", census.other),
+        ("total", list(_totals(census))),
+    ]
+    sections = [section for section in sections if section[1]]
+    tied = f"Counted once, since tied: {', '.join(census.tied)}" if census.tied else ""
+    if not sys.stdout.isatty():
+        lines = [line for section in sections for line in (*_align(*section), "")]
+        sys.stdout.write("\n".join([str(folder), "", *lines, *([tied] if tied else [])]).rstrip() + "\n")
+        return
+    console = Console()
+    console.print(str(folder), highlight=False, markup=False)
+    for title, counts in sections:
+        table = Table()
+        table.add_column(title, overflow="fold")
+        for name in HEADER:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in map(_cells, counts):
+            table.add_row(*row)
+        console.print(table)
+    if tied:
+        console.print(tied, highlight=False, markup=False)
+
+
+def _cells(count: Count) -> tuple[str, ...]:
+    patterns = "" if count.patterns is None else ", ".join(count.patterns) or "none"
+    return count.name, f"{count.n_items:,}", f"{count.n_zeros:,}", f"{count.sparsity:.2%}", patterns
+
+
+def _align(title: str, counts: Iterable[Count]) -> list[str]:
+    rows = [(title, *HEADER), *map(_cells, counts)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines

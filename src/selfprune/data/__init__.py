@@ -1,0 +1,4 @@
+"""From texts to disjoint windows of tokens.
+
+It does not know what the windows are used for.
+"""

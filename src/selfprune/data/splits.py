@@ -1,0 +1,229 @@
+"""Draws the calibration, search and report splits: disjoint windows of tokens, fixed by a seed.
+
+Every text is encoded as by one tokenizer call and cut into consecutive windows of T tokens (a last, shorter piece is dropped);
+a split is a random choice of them. Since all splits of a text cut it at the same places, windows that differ cannot overlap.
+Where windows begin with `<bos>` (`data.bos`), it takes the place of the last token of each: places and lengths stay.
+
+Shape suffixes: N windows, T tokens, V vocabulary, K all tokens of a text.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfprune.data.data_config import SPLITS, DataConfig, Source
+from selfprune.data.encoding import encode_text
+from selfprune.data.hub_texts import check_hub_text, find_hub_text, read_hub_text
+from selfprune.data.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
+from selfprune.data.window_start import begin_windows, start_tokens
+from selfprune.embedded.corpus import write_corpus
+from selfprune.embedded.world import stable_hash
+from selfprune.errors import ConfigError, DataError
+
+CHARACTERS_PER_TOKEN = 6
+N_DOUBLINGS = 6
+SPARE_FACTOR = 4
+
+Generate = Callable[[int, int], Tensor]
+"""(number of tokens, seed) -> that many token ids, sampled from the model that is pruned."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets of windows.
+
+    Attributes:
+        calibration_NT: token ids that the pruners' statistics come from.
+        search_NT: token ids that candidates are scored on.
+        report_NT: token ids that only the report sees; the same for every seed.
+        hashes: split -> SHA-256 of its source and its tokens.
+        start: what every window begins with; empty where windows are left as they were cut.
+    """
+
+    calibration_NT: Tensor
+    search_NT: Tensor
+    report_NT: Tensor
+    hashes: dict[str, str]
+    start: tuple[int, ...] = ()
+
+
+def check_texts(config: DataConfig, splits: Sequence[str] = SPLITS) -> None:
+    """Refuses texts that are not there, before a model is loaded for them.
+
+    Raises:
+        DataError: when a file is missing or shared by unlike splits, or a text on the hub is unknown or out of reach.
+    """
+    texts = _Texts(config, None, 0, None)
+    texts.check_files(splits)
+    for split in splits:
+        if texts.source(split) is Source.HUB:
+            check_hub_text(texts.spec(split), split, whole=texts.n_windows(split) == 0)
+
+
+def draw_splits(
+    config: DataConfig, tokenizer: Any, seed: int, generate: Generate | None = None, max_positions: int | None = None
+) -> Splits:
+    """Draws the three splits; calibration and search vary with the seed, the report does not.
+
+    Args:
+        config: texts and sizes.
+        tokenizer: the model's Hugging Face tokenizer, called once per text with its own special tokens.
+        seed: the run's seed.
+        generate: samples tokens from the model; needed for SELF_GENERATED only.
+        max_positions: the longest window that the model has positions for, if it says.
+
+    Raises:
+        DataError: when a text is missing, empty, unreadable, out of reach or too short for disjoint windows.
+        ConfigError: when a window is longer than the model's positions, or cannot begin as `data.bos` says.
+    """
+    windows = _draw(config, tokenizer, seed, SPLITS, generate, max_positions)
+    hashes = {split: windows[split][1] for split in sorted(SPLITS)}
+    start = start_tokens(tokenizer, config.bos, config.n_tokens_per_window)
+    return Splits(windows["calibration"][0], windows["search"][0], windows["report"][0], hashes, start)
+
+
+def draw_calibration(
+    config: DataConfig, tokenizer: Any, seed: int, generate: Generate | None = None, max_positions: int | None = None
+) -> Tensor:
+    """Draws the calibration windows alone, for a pruning without search or report; arguments and errors as of `draw_splits`."""
+    return _draw(config, tokenizer, seed, ("calibration",), generate, max_positions)["calibration"][0]
+
+
+def _draw(
+    config: DataConfig, tokenizer: Any, seed: int, splits: Sequence[str], generate: Generate | None, max_positions: int | None
+) -> dict[str, tuple[Tensor, str]]:
+    """Split -> its windows and their hash; the report is dealt first, so that it is the same for every seed."""
+    if max_positions is not None and config.n_tokens_per_window > max_positions:
+        raise ConfigError(
+            f"data.n_tokens_per_window must be at most the model's {max_positions} positions, got {config.n_tokens_per_window}"
+        )
+    start = start_tokens(tokenizer, config.bos, config.n_tokens_per_window)
+    texts = _Texts(config, tokenizer, seed, generate)
+    texts.check_files(splits)
+    taken: set[bytes] = set()
+    windows = {split: _deal(texts, split, start, taken) for split in splits}
+    return {split: (windows_NT, hash_windows(texts.label(split), windows_NT)) for split, windows_NT in windows.items()}
+
+
+def hash_windows(label: str, windows_NT: Tensor) -> str:
+    """SHA-256 of windows and of a label that says where they come from."""
+    return _sha256(label.encode() + _token_bytes(windows_NT))
+
+
+def _deal(texts: "_Texts", split: str, start: tuple[int, ...], taken: set[bytes]) -> Tensor:
+    """Chooses a split's windows at random among those that no split has; asks an endless text for more when they run out."""
+    n_wanted = texts.n_windows(split)
+    n_tokens = texts.config.n_tokens_per_window
+    for doubling in range(N_DOUBLINGS):
+        tokens_K = texts.tokens(split, max(n_wanted, 1) * 2**doubling)
+        windows_NT = begin_windows(tokens_K[: len(tokens_K) // n_tokens * n_tokens].view(-1, n_tokens), start)
+        keys = [hashlib.sha256(_token_bytes(window_T)).digest() for window_T in windows_NT]
+        if n_wanted == 0 and keys:
+            taken.update(keys)
+            return windows_NT
+        chosen: list[int] = []
+        for index in torch.randperm(len(keys), generator=torch.Generator().manual_seed(texts.seed_of(split))).tolist():
+            if len(chosen) < n_wanted and keys[index] not in taken:
+                taken.add(keys[index])
+                chosen.append(index)
+        if len(chosen) == n_wanted > 0:
+            return windows_NT[chosen].clone()
+        taken -= {keys[index] for index in chosen}
+        if not texts.is_endless(split):
+            break
+    raise DataError(
+        f"the {split} text ({texts.label(split)}) is too short: it has {len(tokens_K):,} tokens, that is {len(keys)} windows of "
+        f"{n_tokens}, of which {len(chosen)} differ from each other and from those already dealt to other splits, but "
+        f"{max(n_wanted, 1)} ({max(n_wanted, 1) * n_tokens:,} tokens) are needed; give a longer or another text, or lower "
+        f"data.n_{split} or data.n_tokens_per_window"
+    )
+
+
+@dataclass
+class _Texts:
+    """The tokens of each split's text."""
+
+    config: DataConfig
+    tokenizer: Any
+    seed: int
+    generate: Generate | None
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+    def n_windows(self, split: str) -> int:
+        return int(getattr(self.config, f"n_{split}"))
+
+    def spec(self, split: str) -> str:
+        return str(getattr(self.config, split))
+
+    def source(self, split: str) -> Source:
+        """Where this split comes from; a self-generated run reports on real text."""
+        if self.config.source is Source.SELF_GENERATED and split == "report":
+            return Source.FILES if self.config.report else Source.EMBEDDED
+        return self.config.source
+
+    def label(self, split: str) -> str:
+        return f"{self.source(split).value}:{self.spec(split)}".rstrip(":")
+
+    def seed_of(self, split: str) -> int:
+        """Report windows do not depend on the run's seed, so that runs with different seeds can be compared."""
+        return stable_hash("split", split, *([] if split == "report" else [self.seed])) % 2**63
+
+    def is_endless(self, split: str) -> bool:
+        return self.source(split) in (Source.EMBEDDED, Source.SELF_GENERATED) or (
+            self.source(split) is Source.HUB and find_hub_text(self.spec(split)).streaming
+        )
+
+    def check_files(self, splits: Sequence[str]) -> None:
+        """Refuses a file within several splits' folders: cut from different texts, its windows could overlap."""
+        found = {split: set(find_text_files(self.spec(split), split)) for split in splits if self.source(split) is Source.FILES}
+        for split, other in (("calibration", "report"), ("search", "report"), ("search", "calibration")):
+            shared = found.get(split, set()) & found.get(other, set())
+            if shared and found[split] != found[other]:
+                raise DataError(
+                    f"data.{split} and data.{other} share the file {min(shared)} but are not the same text, so their windows "
+                    "could overlap; give both the same file or folder, or separate ones"
+                )
+
+    def tokens(self, split: str, n_windows: int) -> Tensor:
+        """At least `n_windows` windows of tokens, or all that there are."""
+        n_tokens = n_windows * self.config.n_tokens_per_window
+        source = self.source(split)
+        if source is Source.SELF_GENERATED:
+            if self.generate is None:
+                raise DataError(
+                    "data.source=SELF_GENERATED needs the model, but none was given to write the text; pass `generate`"
+                )
+            return self.generate(n_tokens, self.seed_of(split)).reshape(-1)
+        if source is Source.FILES:
+            text = "\n\n".join(read_text_file(path) for path in find_text_files(self.spec(split), split))
+        elif source is Source.HUB:
+            text = read_hub_text(
+                self.spec(split), split, SPARE_FACTOR * n_tokens * CHARACTERS_PER_TOKEN, whole=self.n_windows(split) == 0
+            )
+        else:
+            text = write_corpus(self.seed_of(split), n_tokens * CHARACTERS_PER_TOKEN)
+        if not text.strip():
+            raise DataError(
+                f"the {split} text ({self.label(split)}) is empty; give a text file, or a folder of "
+                f"{', '.join(TEXT_SUFFIXES)} files"
+            )
+        return self._encode(text)
+
+    def _encode(self, text: str) -> Tensor:
+        key = _sha256(text.encode())
+        if key not in self.cache:
+            self.cache[key] = encode_text(self.tokenizer, text)
+        return self.cache[key]
+
+
+def _token_bytes(tokens: Tensor) -> bytes:
+    """Little-endian 64-bit token ids, so that hashes agree between machines."""
+    return tokens.contiguous().numpy().astype("<i8").tobytes()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,138 @@
+"""Yields a unit's weights at any level of a search: of every weight the level at which it goes is kept, not weights per level.
+
+A pruner that updates weights can so be searched by the masks of its own scores, without the update: the levels nest, and a level
+costs no solve. `built_levels` has the update, at the price of a solve per level. The winner is pruned by the method itself.
+
+Shape suffixes: O out, I in.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
+from selfprune.errors import AllocationError, naming
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import weight_view
+from selfprune.pruners.base import Pruner
+from selfprune.statistics.base import Statistics
+
+
+class LevelStore:
+    """The dense weights and, for every weight, the level at which it goes.
+
+    Memory beyond the model: one copy of the units' weights, and one or two bytes a weight. Nothing is written to disk.
+
+    Args:
+        loaded: the dense model.
+        grid: units and their levels.
+        first_levels: unit name -> numbers of levels [O, I], from `first_levels`.
+
+    Example:
+        >>> store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, pruner, statistics))
+        >>> store.load(allocation)      # the model now is pruned so
+        >>> store.restore()             # and dense again
+
+    Attributes:
+        grid: units and their levels.
+        loaded: the model that is changed in place.
+        allocation: what the model holds now.
+    """
+
+    def __init__(self, loaded: LoadedModel, grid: LevelGrid, first_levels: dict[str, Tensor]) -> None:
+        self.loaded = loaded
+        self.grid = grid
+        self.allocation: Allocation = {unit.name: 0 for unit in grid.units}
+        self._first_levels = first_levels
+        self._dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in grid.units}
+
+    @torch.no_grad()
+    def load(self, allocation: Allocation) -> list[str]:
+        """Brings the model to an allocation, touching only units whose level changed.
+
+        Returns:
+            the names of the units that changed.
+        """
+        changed = [unit for unit in self.grid.units if self.allocation[unit.name] != allocation[unit.name]]
+        for unit in changed:
+            weight_view(self.loaded.model, unit).copy_(self.weight_at(unit, allocation[unit.name]))
+            # one by one, so that an error on the way leaves the truth behind
+            self.allocation[unit.name] = allocation[unit.name]
+        self.allocation = dict(allocation)
+        return [unit.name for unit in changed]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Makes the model dense again, whatever else was done to its units meanwhile."""
+        for unit in self.grid.units:
+            weight_view(self.loaded.model, unit).copy_(self._dense[unit.name])
+        self.allocation = dict.fromkeys(self.allocation, 0)
+
+    def weight_at(self, unit: Unit, level: int) -> Tensor:
+        """A unit's weight at a level [O, I], whatever the model holds now. Not to be changed.
+
+        Raises:
+            AllocationError: when it is no level of the grid.
+        """
+        return torch.where(self._first_levels[unit.name] > self._number(unit, level), self._dense[unit.name], 0)
+
+    def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
+        """The sum of a gradient times the change of a unit's weight from what the model holds to a lower level, in fp32.
+
+        Args:
+            gradient_OI: of the score by the unit's weight.
+            unit: the unit.
+            denser: the lower level.
+        """
+        first_OI = self._first_levels[unit.name]
+        returns_OI = (first_OI > self._number(unit, denser)) & (first_OI <= self._number(unit, self.allocation[unit.name]))
+        return float(torch.dot(gradient_OI[returns_OI].float(), self._dense[unit.name][returns_OI].float()))
+
+    def dense(self, unit: str) -> Tensor:
+        """The dense weight of a unit [O, I], whatever the model holds now. Not to be changed.
+
+        Args:
+            unit: its name.
+        """
+        return self._dense[unit]
+
+    def _number(self, unit: Unit, level: int) -> int:
+        """Steps from dense to a level."""
+        number, rest = divmod(level, self.grid.step[unit.name])
+        if rest or not 0 <= number <= self.grid.n_levels[unit.name]:
+            raise AllocationError(
+                f"{unit.name} has a level every {self.grid.step[unit.name]} weights up to {self.grid.max_level(unit)}, and none "
+                f"at {level}; take an allocation on the grid of this search"
+            )
+        return number
+
+
+@torch.no_grad()
+def first_levels(
+    loaded: LoadedModel, grid: LevelGrid, units: Sequence[Unit], pruner: Pruner, statistics: dict[str, Statistics]
+) -> dict[str, Tensor]:
+    """Unit name -> for every weight [O, I] the number of the first level that removes it, one above the last where none does.
+
+    Args:
+        loaded: the dense model.
+        grid: its levels.
+        units: those that are looked at.
+        pruner: in whose order the weights go.
+        statistics: unit name -> complete statistics.
+
+    Raises:
+        PruningError: when a unit's scores are not finite; the message names the unit.
+    """
+    numbers = {}
+    for unit in units:
+        with naming(unit.name):
+            ranks_OI = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
+        n_levels = grid.n_levels[unit.name]
+        numbers[unit.name] = (ranks_OI // grid.step[unit.name] + 1).clamp_(max=n_levels + 1).to(number_dtype(n_levels))
+    return numbers
+
+
+def number_dtype(n_levels: int) -> torch.dtype:
+    """The shortest integers that tell the levels of a unit apart."""
+    return next(dtype for dtype in (torch.uint8, torch.int16, torch.int32) if n_levels < torch.iinfo(dtype).max)

@@ -1,0 +1,236 @@
+"""Loads a causal language model after it is known to be understood and to fit."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from selfprune.allocations.allocation import Unit
+from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
+from selfprune.errors import ConfigError, ModelError
+from selfprune.models.load_failures import Result, Step, attempt
+from selfprune.models.placement import Placement, entry_device, loading_options, n_parameters_at_once
+from selfprune.models.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory, check_skeleton
+from selfprune.models.units import find_blocks, list_units
+from selfprune.models.vocabulary import check_vocabulary
+from selfprune.models.weight_checks import check_numbers, check_shapes, doubts_of_loading
+from selfprune.storage.path_fields import path_field
+
+logger = logging.getLogger(__name__)
+AUTO_MODEL: Any = AutoModelForCausalLM  # its annotations know neither `from_config` nor `output_loading_info`
+
+
+class DType(str, Enum):
+    """The number format that the weights are loaded in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    AUTO = "auto"
+
+
+@dataclass
+class ModelConfig:
+    """Which model to load, and how.
+
+    Attributes:
+        path: `embedded` (the model inside this package), a local folder, or a hub id such as `meta-llama/Llama-2-7b-hf`.
+        dtype: number format of the weights; AUTO takes the checkpoint's.
+        device: `auto` (a GPU if there is one), or any torch device such as `cpu` or `cuda:1`.
+        placement: whether the weights lie on that device as a whole; a model larger than memory needs STREAM.
+        trust_remote_code: run the modelling code that a checkpoint brings along.
+        revision: branch, tag or commit on the hub.
+    """
+
+    path: str = path_field("embedded", names=("embedded",), or_hub=True)
+    dtype: DType = DType.FLOAT32
+    device: str = "auto"
+    placement: Placement = Placement.WHOLE
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ConfigError(
+                "model.path must be 'embedded', a folder or a hub id, got an empty text; leave it out for the embedded model"
+            )
+        try:
+            self.torch_device()
+        except RuntimeError as error:
+            raise ConfigError(f"model.device must be auto, cpu, cuda or cuda:<number>, got {self.device!r}") from error
+
+    def torch_device(self) -> torch.device:
+        """The device, with `auto` decided."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+@dataclass
+class LoadedModel:
+    """A model in eval mode without gradients, and what can be pruned of it.
+
+    Attributes:
+        model: the Hugging Face model.
+        tokenizer: its tokenizer.
+        units: one per prunable weight, in model order.
+        blocks: the decoder blocks, first to last.
+        device: where the weights lie.
+        source: the folder of the checkpoint that it was loaded from; None for a model that was made in memory.
+        doubts: what makes results with it doubtful, a paragraph each.
+    """
+
+    model: Any
+    tokenizer: Any
+    units: tuple[Unit, ...]
+    blocks: list[nn.Module]
+    device: torch.device
+    source: Path | None = None
+    doubts: tuple[str, ...] = ()
+
+    def block_prefix(self, index: int) -> str:
+        """What the names of a block's parameters begin with."""
+        return f"{find_blocks(self.model)[0]}.{index}."
+
+
+def max_positions(model: Any) -> int | None:
+    """The longest window that a model has positions for; None when it does not say."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
+    """Loads a model after it is known to be understood and to fit; a local one never touches the network.
+
+    Args:
+        config: the model.
+        scratch: an empty folder for weights that stay on disk, but in another form than the checkpoint's (fused experts).
+
+    Raises:
+        ModelError: when the model is missing, out of reach, broken, too large, not causal or not understood.
+    """
+    path, options = find_source(config)
+    skeleton = load_skeleton(config, path, options)
+    units = list_units(skeleton)
+    check_skeleton(skeleton, find_blocks(skeleton)[1])
+    preflight = _check_memory(config, skeleton)
+    logger.info("loading %s: %s parameters, %d units", config.path, f"{preflight.n_parameters:,}", len(units))
+    tokenizer = _attempt(config, path, Step.TOKENIZER, lambda: AutoTokenizer.from_pretrained(path, **options))
+    check_vocabulary(config.path, tokenizer, skeleton)
+    options |= loading_options(config.placement, skeleton, config.torch_device(), scratch)
+    model, unused = _attempt(config, path, Step.WEIGHTS, lambda: _load_weights(config, path, options))
+    device = entry_device(config.placement, model, config.torch_device())
+    if config.placement is Placement.WHOLE:
+        model = _attempt(config, path, Step.DEVICE, lambda: model.to(device))
+    model.eval().requires_grad_(False)
+    source = _attempt(config, path, Step.FILES, lambda: source_folder(path, options))
+    blocks_path, blocks = find_blocks(model)
+    check = check_entry if config.placement is Placement.STREAM else check_by_running
+    _attempt(config, path, Step.TRIAL, lambda: check(model, blocks_path, blocks, device))
+    return LoadedModel(model, tokenizer, units, blocks, device, source, tuple(doubts_of_loading(config.path, model, unused)))
+
+
+def preflight_memory(config: ModelConfig, more: MoreBytes = lambda *_: 0) -> Preflight:
+    """Checks, before any weight is read, that the model fits into the device's free memory.
+
+    Args:
+        config: the model.
+        more: what the caller will hold besides the weights.
+
+    Raises:
+        ModelError: when it does not fit, or when its configuration cannot be read.
+    """
+    return _check_memory(config, load_skeleton(config, *find_source(config)), more)
+
+
+def find_source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Where to read from, and the options that every `from_pretrained` takes."""
+    folder = Path(str(files("selfprune.embedded") / "weights")) if config.path == "embedded" else Path(config.path).expanduser()
+    looks_like_path = (
+        config.path == "embedded" or folder.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1
+    )
+    if folder.is_file():
+        raise ModelError(f"model.path must be a folder or a hub id, got the file {config.path}; give the folder that holds it")
+    if looks_like_path and not folder.is_dir():
+        raise ModelError(
+            f"model.path={config.path}: there is no folder {folder}; give the folder of a Hugging Face checkpoint, or a hub id"
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.path={config.path}: the folder {folder} holds no config.json, so it is no Hugging Face checkpoint"
+        )
+    local = folder.is_dir()
+    options = {
+        "local_files_only": local or not hub_is_reachable(),
+        "trust_remote_code": config.trust_remote_code,
+        "revision": config.revision,
+    }
+    return str(folder) if local else config.path, options
+
+
+def _attempt(config: ModelConfig, path: str, step: Step, call: Callable[[], Result]) -> Result:
+    return attempt(config.path, Path(path) if Path(path).is_dir() else None, step, call)
+
+
+def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:
+    """The model without its weights."""
+    architecture = _attempt(config, path, Step.CONFIGURATION, lambda: AutoConfig.from_pretrained(path, **options))
+    if getattr(architecture, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model.path={config.path} is an encoder-decoder ({architecture.model_type}); selfprune prunes decoder-only causal "
+            "models"
+        )
+    if getattr(architecture, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model.path={config.path} is a quantised checkpoint, whose weights cannot be pruned; give the unquantised one"
+        )
+
+    if not config.trust_remote_code and type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"model.path={config.path} is a {architecture.model_type}, for which transformers {transformers.__version__} has no "
+            "causal language model; give the checkpoint of one, or model.trust_remote_code=true if it brings its own code"
+        )
+
+    def build() -> Any:
+        with torch.device("meta"):
+            return AUTO_MODEL.from_config(architecture, trust_remote_code=config.trust_remote_code)
+
+    return _attempt(config, path, Step.ARCHITECTURE, build)
+
+
+def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> tuple[Any, set[str]]:
+    """The model, and the names of the checkpoint's tensors that it has no place for."""
+    # Only the eager loop over experts shows calibration what each of them sees; the default kernels take all of them at once.
+    model, loading = AUTO_MODEL.from_pretrained(
+        path,
+        dtype=config.dtype.value,
+        experts_implementation="eager",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told by name
+        **options,
+    )
+    check_shapes(config.path, loading["mismatched_keys"])
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the checkpoint of model.path={config.path} lacks {len(missing)} weights that {type(model).__name__} needs, such as "
+            f"{', '.join(missing[:3])}, which would be random; give a whole checkpoint of a causal language model"
+        )
+    check_numbers(config.path, model, lambda: open_source(source_folder(path, options)))
+    return model, set(loading["unexpected_keys"])
+
+
+def _check_memory(config: ModelConfig, skeleton: Any, more: MoreBytes = lambda *_: 0) -> Preflight:
+    text_config = skeleton.config.get_text_config()
+    dtype = (text_config.dtype or torch.float32) if config.dtype is DType.AUTO else getattr(torch, config.dtype.value)
+    n_parameters = n_parameters_at_once(config.placement, skeleton)
+    more_bytes = more(skeleton, n_parameters, dtype.itemsize)
+    return check_memory(config.path, skeleton, n_parameters, dtype, config.torch_device(), more_bytes)

@@ -1,0 +1,86 @@
+"""Forward passes that skip the blocks whose result is known.
+
+Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfprune.models.block_calls import handing_through
+
+
+class PrefixForward:
+    """Runs one model on recurring batches and computes only from the first block that differs from the batch's last run.
+
+    When candidates are visited in the lexicographic order of their blocks' versions, this walks the tree of their common
+    prefixes and computes each node once, with the hidden states of a single path in memory. Results equal those of full
+    passes bit for bit on CPU, since every block that runs gets the very same input.
+
+    Args:
+        model: the causal language model.
+        blocks: its decoder blocks in order.
+        max_bytes: bound on the kept hidden states; batches past it are computed in full.
+
+    Example:
+        >>> forward = PrefixForward(model, blocks, max_bytes=2**30)
+        >>> logits_NTV = forward("batch 0", batch_NT, versions=[(0, 5), (3, 3)])
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], max_bytes: int) -> None:
+        self.model = model
+        self.blocks = blocks
+        self.max_bytes = max_bytes
+        self.n_blocks_run = 0
+        self.n_blocks_asked = 0
+        self._paths: dict[Hashable, tuple[list[Hashable], list[Tensor]]] = {}
+        self._n_bytes = 0
+
+    @torch.no_grad()
+    def __call__(self, key: Hashable, batch_NT: Tensor, versions: Sequence[Hashable]) -> Tensor:
+        """Logits [N, T, V].
+
+        Args:
+            key: names the batch; the same key must always come with the same tokens.
+            batch_NT: the tokens.
+            versions: one value per block, equal whenever the block's weights are.
+        """
+        known, inputs = self._paths.get(key, ([], []))
+        n_same = next((i for i, (a, b) in enumerate(zip(known, versions, strict=False)) if a != b), len(known))
+        n_reused = min(n_same, len(inputs) - 1) if inputs else 0
+        path = inputs[:n_reused]
+        with ExitStack() as stack:
+            for block in self.blocks[:n_reused]:
+                stack.enter_context(handing_through(block))
+            for index in range(n_reused, len(self.blocks)):
+                given = inputs[index] if index == n_reused and inputs else None
+                stack.callback(self.blocks[index].register_forward_pre_hook(_entering(path, given)).remove)
+            logits: Tensor = self.model(input_ids=batch_NT, use_cache=False).logits
+        self.n_blocks_run += len(self.blocks) - n_reused
+        self.n_blocks_asked += len(self.blocks)
+        self._keep(key, list(versions), path)
+        return logits
+
+    def clear(self) -> None:
+        """Forgets all hidden states."""
+        self._paths, self._n_bytes = {}, 0
+
+    def _keep(self, key: Hashable, versions: list[Hashable], path: list[Tensor]) -> None:
+        n_bytes = sum(hidden.numel() * hidden.element_size() for hidden in path)
+        if key in self._paths or self._n_bytes + n_bytes <= self.max_bytes:
+            self._n_bytes += 0 if key in self._paths else n_bytes
+            self._paths[key] = (versions, path)
+
+
+def _entering(path: list[Tensor], given: Tensor | None) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A hook that hands the known input to the first block that runs, and notes the input of every block."""
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_NTD = arguments[0] if given is None else given
+        path.append(hidden_NTD)
+        return (hidden_NTD, *arguments[1:])
+
+    return hook

@@ -1,0 +1,240 @@
+"""What is checked of a model before it is used: that it fits into memory, and that its blocks run as they are walked.
+
+Shape suffixes: N sequences, T tokens, V vocabulary.
+"""
+
+import logging
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfprune.errors import ModelError
+from selfprune.models.block_calls import check_same_arguments, enter, first_tensor, resident
+from selfprune.models.weight_checks import overflow
+
+logger = logging.getLogger(__name__)
+
+N_PROBE_TOKENS = 8
+MoreBytes = Callable[[Any, int, int], int]
+"""What a caller holds besides the weights, in bytes; by the model without weights, its parameters and the bytes of each."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What loading needs and what there is.
+
+    Attributes:
+        n_parameters: parameters that are held at once, tied ones once.
+        needed_bytes: memory for the weights and for what the caller adds.
+        available_bytes: free memory of the device; None where the system does not say.
+        bytes_per_weight: of one weight, in the number format that it will have.
+        skeleton: the model without its weights.
+    """
+
+    n_parameters: int
+    needed_bytes: int
+    available_bytes: int | None
+    bytes_per_weight: int
+    skeleton: Any
+
+
+def check_memory(
+    path: str, skeleton: Any, n_parameters: int, dtype: torch.dtype, device: torch.device, more_bytes: int
+) -> Preflight:
+    """Checks that a model fits into the device's free memory.
+
+    Args:
+        path: the model as the user named it.
+        skeleton: the model without its weights.
+        n_parameters: how many are held at once.
+        dtype: number format that the weights will have.
+        device: where they will lie.
+        more_bytes: what the caller will hold besides.
+
+    Raises:
+        ModelError: when it does not fit, or when there is no such device.
+    """
+    needed = n_parameters * dtype.itemsize + more_bytes
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"model.device={device}, but torch sees no GPU here; give model.device=cpu, or install a torch build with CUDA"
+        )
+    if device.type not in ("cpu", "cuda") and not _has_backend(device):
+        raise ModelError(f"model.device={device}, but torch sees no such device here; give model.device=cpu")
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory_bytes()
+    if available is not None and needed > available:
+        besides = f", and {more_bytes / 1e9:.2f} GB more for the run," if more_bytes else ""
+        fewer = " fewer windows (data.n_search, data.n_report, search.batch_size)," if more_bytes else ""
+        raise ModelError(
+            f"model.path={path} does not fit: {n_parameters:,} parameters at {dtype.itemsize} bytes{besides} need "
+            f"{needed / 1e9:.2f} GB, but {device} has {available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with "
+            f"more memory or a smaller model,{fewer} or prune it from disk, without a search, with "
+            f"`python -m selfprune.prune model.placement=STREAM`"
+        )
+    return Preflight(n_parameters, needed, available, dtype.itemsize, skeleton)
+
+
+def _has_backend(device: torch.device) -> bool:
+    """Whether this build of torch can hold a tensor there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        return False
+    return True
+
+
+def check_skeleton(skeleton: Any, blocks: list[nn.Module]) -> None:
+    """Checks what can be told before any weight is read: that blocks are given hidden states and asked for nothing else.
+
+    Args:
+        skeleton: the model without its weights.
+        blocks: its decoder blocks.
+
+    Raises:
+        ModelError: when it is otherwise.
+    """
+    try:
+        enter(skeleton, blocks, torch.zeros(2, N_PROBE_TOKENS, dtype=torch.long, device="meta"))
+    except ModelError:
+        raise
+    except Exception as error:  # many models look at their tokens, of which there are none yet
+        logger.debug("%s cannot be tried without its weights: %s", type(skeleton).__name__, error)
+
+
+def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:
+    """Checks, with the first block alone, that each is called once and with arguments that hold for all tokens.
+
+    Args:
+        model: the loaded model.
+        path: the path of its blocks' list.
+        blocks: its decoder blocks.
+        device: where its embeddings lie.
+
+    Raises:
+        ModelError: when it is otherwise, or when the block does not run.
+    """
+    tokens_NT = _probe(model, device)
+    entry = enter(model, blocks, tokens_NT)
+    if len(entry.calls) != len(blocks):
+        raise ModelError(
+            f"the blocks {path} of {type(model).__name__} should run once each, but {len(entry.calls)} of {len(blocks)} ran; it "
+            "cannot be pruned"
+        )
+    check_same_arguments(entry, enter(model, blocks, tokens_NT.roll(1, dims=1)), model)
+    with resident(blocks[0]), torch.no_grad(), _telling_own_failure(model):
+        entry.run(0, blocks[0], entry.hidden_NTD)
+
+
+def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: torch.device) -> None:
+    """Checks on two sequences with one prefix that blocks run once, in order, each on what the last one gave, and causally.
+
+    Args:
+        model: the loaded model.
+        path: the path of its blocks' list.
+        blocks: its decoder blocks.
+        device: where its weights lie.
+
+    Raises:
+        ModelError: when the model does not run, its blocks run otherwise, the logits are not finite, or a token sees a later one.
+    """
+    tokens_NT = _probe(model, device)
+    with _watched(blocks) as (order, breaks), torch.no_grad(), _telling_own_failure(model):
+        logits_NTV = model(input_ids=tokens_NT, attention_mask=torch.ones_like(tokens_NT), use_cache=False).logits
+    if order != list(range(len(blocks))):
+        raise ModelError(
+            f"the blocks {path} of {type(model).__name__} should run once each and in order, but ran as {order}; it cannot "
+            "be pruned"
+        )
+    if breaks:
+        raise ModelError(
+            f"{type(model).__name__} changes the hidden states between its blocks {path}.{breaks[0] - 1} and {path}.{breaks[0]} "
+            f"({type(blocks[0]).__name__}); selfprune hands them from one block to the next as they are, so it cannot prune this "
+            "architecture"
+        )
+    if not logits_NTV.isfinite().all():
+        dtype = logits_NTV.dtype
+        cause = (
+            "its weights are finite, but too large or broken: fetch the checkpoint again"
+            if dtype == torch.float32
+            else f"what it computes on the way overflows, since {overflow(dtype)}"
+        )
+        raise ModelError(f"{type(model).__name__} gives NaN or infinite logits as loaded; {cause}")
+    prefix_NTV = logits_NTV[:, :-1].float()
+    if (prefix_NTV[0] - prefix_NTV[1]).abs().max() > 8 * torch.finfo(logits_NTV.dtype).eps * prefix_NTV.abs().max():
+        raise ModelError(
+            f"{type(model).__name__} is not a causal language model: its early logits depend on a later token; give a "
+            "decoder-only model"
+        )
+    with torch.no_grad():
+        check_entry(model, path, blocks, device)
+
+
+@contextmanager
+def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int]]]:
+    """While open, notes the order in which blocks run, and which of them get other hidden states than the last one gave."""
+    order: list[int] = []
+    breaks: list[int] = []
+    given: list[Tensor] = []
+
+    def before(index: int, arguments: tuple[Any, ...]) -> None:
+        order.append(index)
+        if given and arguments and not (given[-1].shape == arguments[0].shape and given[-1].equal(arguments[0])):
+            breaks.append(index)
+
+    def after(output: Any) -> None:
+        given[:] = [first_tensor(output)]
+
+    hooks = [b.register_forward_pre_hook(lambda _, arguments, i=i: before(i, arguments)) for i, b in enumerate(blocks)]
+    hooks += [block.register_forward_hook(lambda _, __, output: after(output)) for block in blocks]
+    try:
+        yield order, breaks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _telling_own_failure(model: Any) -> Iterator[None]:
+    """While open, what the model raises by itself is told as that."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # modelling code raises anything
+        said = f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
+        raise ModelError(
+            f"{type(model).__name__} itself fails on {N_PROBE_TOKENS} tokens ({said}), before anything is done to it: its "
+            "config.json does not fit its architecture, or it needs more than tokens and a mask; selfprune cannot prune it"
+        ) from error
+
+
+def _probe(model: Any, device: torch.device) -> Tensor:
+    """Two sequences with one prefix."""
+    tokens_NT: Tensor = torch.arange(N_PROBE_TOKENS, device=device).repeat(2, 1) % model.config.get_text_config().vocab_size
+    tokens_NT[1, -1] = 0
+    return tokens_NT
+
+
+def _free_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, within the container's limit if there is one."""
+    candidates = []
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        candidates.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            candidates.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        group = Path("/sys/fs/cgroup")
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        candidates.append(max(0, int((group / "memory.max").read_text()) - int(held["anon"])))
+    except (OSError, KeyError, ValueError):
+        pass
+    return min(candidates, default=None)

@@ -1,0 +1,1 @@
+"""Allocations from a formula, without a search."""

@@ -1,0 +1,1 @@
+"""Allocations from the replies of a language model."""

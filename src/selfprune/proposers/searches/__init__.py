@@ -1,0 +1,1 @@
+"""Allocations from the scores of earlier ones."""

@@ -1,0 +1,4 @@
+"""What a reader looks at.
+
+They measure nothing and decide nothing.
+"""

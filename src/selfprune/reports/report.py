@@ -1,0 +1,229 @@
+"""What a reader looks at: `report.json`, `report.md` and its pictures.
+
+`report_schema.json` beside this file is the JSON schema of `report.json`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from selfprune.allocations.candidate import best
+from selfprune.allocations.pareto import best_rivals, rivals
+from selfprune.language_models.calls import Call, read_calls
+from selfprune.reports.conclusions import (
+    compare_with_winner,
+    contest_record,
+    contest_sentence,
+    cost_sentence,
+    verdict_sentence,
+)
+from selfprune.reports.dialogues import sample_dialogues
+from selfprune.reports.ledger import count_by_proposer, count_by_search
+from selfprune.reports.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
+from selfprune.reports.pictures import WHY_IT_RISES, front_figure, progress_figure, save_figure
+from selfprune.reports.report_table import table_cells, table_csv, table_latex
+from selfprune.reports.results import Results, Spent
+from selfprune.reports.sparsity_picture import sparsity_figure
+from selfprune.reports.task_columns import standard_error, task_lines
+from selfprune.storage.environment import read_environment
+from selfprune.storage.journal import write_whole
+from selfprune.storage.resources import Resources
+
+
+def write_report(folder: Path, results: Results, harness: dict[str, Any], extended: Sequence[str] = ()) -> dict[str, Any]:
+    """Writes pictures, `report.md` and last `report.json`, whose presence says that the run is complete.
+
+    Args:
+        folder: the run folder.
+        results: what to report.
+        harness: how lm-eval's tasks were asked, as of `Harness.describe`.
+        extended: overrides by which the run was extended, named after those that it was begun with.
+
+    Returns:
+        the content of `report.json`.
+    """
+    report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
+    environment = read_environment(folder)
+    overrides = [*environment["overrides"], *extended]
+    report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
+    _draw(folder, results)
+    write_whole(folder / "table.csv", table_csv(report))
+    write_whole(folder / "table.tex", table_latex(report))
+    write_whole(folder / "report.md", to_markdown(report))
+    write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _draw(folder: Path, results: Results) -> None:
+    """The pictures: where the yardsticks and the winner are sparse, the searches over their tokens, and several objectives."""
+    winner = results.winner.allocation
+    save_figure(sparsity_figure({**results.yardsticks, "winner": winner}, results.grid), folder / "sparsity.png")
+    main = [c for c in results.candidates if c.search == "main"]
+    n_before = {"main": results.spent["main"].n_tokens - sum(c.n_tokens for c in main)}
+    save_figure(progress_figure(results.candidates, n_before, results.score_title), folder / "progress.png")
+    if field := rivals(main):
+        save_figure(front_figure(field, best_rivals(main), winner, results.score_title), folder / "pareto.png")
+
+
+def print_table(report: dict[str, Any], folder: Path) -> None:
+    """Shows the comparison on the standard output, and where the rest is."""
+    header, cells = table_cells(report)
+    table = Table(title="Report split")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in cells:
+        table.add_row(*row, style="bold" if row[0] == "winner" else None)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    said = f"{report['verdict']['sentence']}\n{cost_sentence(report)}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    said = f"Options: {_options(report)}\nReport:  {folder / 'report.md'}\nModel:   {folder / 'model'}"
+    console.print(said, highlight=False, markup=False)
+
+
+def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
+    """The dictionary of `report.json`, without the environment.
+
+    Args:
+        results: what to report.
+        calls: the recorded calls of the language model.
+    """
+    main = [c for c in results.candidates if c.search == "main"]
+    costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
+    front = front_records(best_rivals(main))
+    asked = _language_model_record(results, calls)
+    rows = []
+    for row in results.rows:
+        cost = costs.get(row["name"], Spent(0, 0.0))
+        tasks = {task: {**metrics, "stderr": standard_error(metrics)} for task, metrics in row["tasks"].items()}
+        known = {name: value for name, value in row.items() if name != "window_kl"}
+        totals = asked["searches"].get("main" if row["name"] == "winner" else row["name"], {})
+        n_asked = totals.get("prompt_tokens", 0) + totals.get("reply_tokens", 0)
+        spent = {"n_tokens": cost.n_tokens, "seconds": round(cost.seconds, 3), "language_model_tokens": n_asked}
+        rows.append({**known, "tasks": tasks, **spent})
+    sparsities = results.grid.sparsities(results.winner.allocation)
+    return {
+        "rows": rows,
+        "verdict": _verdict_record(results),
+        "budget": {"measure": results.measure.name, "sparsity": results.sparsity},
+        "search": {
+            "n_candidates": len(main),
+            "n_tokens": results.spent["main"].n_tokens,
+            "seconds": round(results.spent["main"].seconds, 3),
+            "n_proposal_tokens": sum(c.proposal.proposal_tokens for c in main),
+            "winner": {
+                "id": results.winner.id,
+                "proposer": results.winner.proposal.proposer,
+                "score": results.winner.score,
+                "sparsities": {unit: round(share, 6) for unit, share in sparsities.items()},
+            },
+            "finalists": contest_record(results.contest),
+            "by_proposer": count_by_proposer(main),
+            **({"pareto_front": front} if front else {}),
+        },
+        "language_model": asked,
+        "splits": results.hashes,
+        "window_start": results.window_start,
+        "calibration": results.calibration,
+        "resources": {"expected": results.expected.as_dict(), "measured": results.measured.as_dict()},
+        "warnings": list(results.warnings),
+    }
+
+
+def _verdict_record(results: Results) -> dict[str, Any]:
+    """Whether the winner beat the yardsticks and controls, in numbers and in a sentence."""
+    comparisons = compare_with_winner(results.rows)
+    winner = next(row for row in results.rows if row["name"] == "winner")
+    sentence = verdict_sentence(winner["kl"], comparisons, len(winner.get("window_kl", [])))
+    return {"sentence": sentence, "comparisons": comparisons}
+
+
+def _language_model_record(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
+    """Totals of all calls, what came of them in every search that asked, and three of them to read."""
+    asked, candidates = results.language_model, results.candidates
+    leaders = {name: best([c for c in candidates if c.search == name]) for name in results.spent if name != "main"}
+    winners = {"main": results.winner, **{name: found[0] for name, found in leaders.items() if found}}
+    return {
+        "calls": asked.n_calls,
+        "prompt_tokens": asked.n_prompt_tokens,
+        "reply_tokens": asked.n_reply_tokens,
+        "seconds": round(asked.seconds, 3),
+        "searches": count_by_search(calls, candidates, winners),
+        "dialogues": sample_dialogues(calls, candidates),
+    }
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    header, cells = table_cells(report)
+    environment = report["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    splits = ", ".join(f"{split} `{digest[:12]}`" for split, digest in report["splits"].items())
+    lines = [
+        "# selfprune report",
+        "",
+        "KL (nats per token, against the dense model) and perplexity are measured on the report split, which the search never",
+        "saw. lm-eval's metrics are shown ± one standard error, shares in percent; ↓ marks those that are better when lower, and",
+        "report.json holds all of them. Tokens and seconds are those that the search for this row spent on evaluation, LM tokens",
+        "its prompts and replies. The table is also in table.csv, with all digits, and in table.tex.",
+        "",
+        *table_lines(header, cells),
+        "",
+        *warning_lines(report["warnings"]),
+        report["verdict"]["sentence"],
+        "",
+        contest_sentence(report["search"]["winner"], report["search"]["finalists"]),
+        "",
+        cost_sentence(report),
+        "",
+        "![Sparsity per block and module type](sparsity.png)",
+        "",
+        "![The incumbents' scores against tokens spent](progress.png)",
+        "",
+        f"{WHY_IT_RISES} Lower is better.",
+        "",
+        *front_lines(report["search"].get("pareto_front", [])),
+        "## Who proposed what",
+        "",
+        "`won` counts the candidates that became the incumbent, `gain` is the fall of the score that they brought on the windows",
+        "of their heat, and `credit` is the gain per million tokens, those of gradients included.",
+        "",
+        *_ledger_table(report["search"]["by_proposer"]),
+        "",
+        *language_model_lines(report["language_model"]),
+        "## Environment",
+        "",
+        f"Options: `{_options(report)}`.",
+        f"Python {environment['python']}, {versions}.",
+        f"Splits: {splits}. {_window_start(report)}",
+        *task_lines(environment["lm_eval_tasks"]),
+        *(f"Resources {when}: {Resources(**numbers)}." for when, numbers in report["resources"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _window_start(report: dict[str, Any]) -> str:
+    start = " ".join(report["window_start"])
+    return (
+        f"Every window begins with `{start}`, which is not scored." if start else "Windows are as they were cut from the texts."
+    )
+
+
+def _options(report: dict[str, Any]) -> str:
+    return " ".join(report["environment"]["overrides"]) or "all by default"
+
+
+def _ledger_table(by_proposer: dict[str, dict[str, float]]) -> list[str]:
+    counted = ["proposed", "complete", "stopped", "failed", "n_tokens", "won"]
+    rows = [
+        [name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.3g}", f"{ours['gain_per_million_tokens']:.3g}"]
+        for name, ours in by_proposer.items()
+    ]
+    header = ["", *counted, "gain", "credit"]
+    return table_lines(header, rows)

@@ -1,0 +1,189 @@
+"""Prunes a model to one allocation, without a search: one walk over the blocks, each saved as soon as it is pruned."""
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.budget import Measure
+from selfprune.pruning.calibration import prune_in_place
+from selfprune.configs.config import PruneConfig
+from selfprune.statistics.coverage import Coverage
+from selfprune.data.splits import check_texts, draw_calibration
+from selfprune.runs.display import Display
+from selfprune.storage.environment import describe_environment
+from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.storage.journal import write_whole
+from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
+from selfprune.models.placement import Placement
+from selfprune.statistics.base import InputGram
+from selfprune.timing.pruning_seconds import pruning_seconds
+from selfprune.configs.recorded_config import to_record
+from selfprune.storage.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, peak_memory_bytes
+from selfprune.data.self_generated import text_writer
+from selfprune.exports.block_writer import Shards, growing
+from selfprune.timing.unit_seconds import check_latency_table
+from selfprune.models.units import n_parameters, weight_view
+from selfprune.models.vocabulary import check_windows, n_embedding_rows
+from selfprune.data.window_start import start_tokens
+from selfprune.allocations.winners import fits, read_winner
+
+WRITTEN_BYTES_PER_SECOND = 500e6
+"""What an ordinary disk takes."""
+
+
+def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
+    """Prunes a model and saves it as a Hugging Face checkpoint.
+
+    Broken off and started again with the same config, it goes on at the block where it stopped.
+
+    Args:
+        config: what to do.
+        composed: the same, as it was composed; recorded beside the result.
+
+    Returns:
+        the folder of the checkpoint, with `selfprune.json` that says what was removed where and what it took.
+
+    Raises:
+        SelfpruneError: on a user's mistake.
+    """
+    display, began = Display(), time.monotonic()
+    output = Path(config.output).expanduser()
+    if config.model.placement is Placement.STREAM and config.pruner.needs_gradients:
+        raise ConfigError(
+            f"pruner={type(config.pruner).__name__.lower()} needs gradients of the whole model, which model.placement=STREAM "
+            "does not hold; choose another pruner or placement"
+        )
+    check_texts(config.data, ("calibration",))
+    preflight_memory(config.model)
+    origin = to_record(composed, without=("output",))
+    with growing(output, {"config": origin}) as shards:
+        removed, expected, loaded, coverage = _prune(config, shards, display, began)
+        shards.finish(loaded)
+        measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
+        record = {
+            "config": origin,
+            "sparsity": sum(removed.values()) / sum(unit.n_weights for unit in loaded.units),
+            "window_start": loaded.tokenizer.convert_ids_to_tokens(list(_window_start(config, loaded))),
+            "removed": removed,
+            "expected": expected.as_dict(),
+            "measured": measured.as_dict(),
+            "calibration": coverage.as_dict(),
+            "warnings": display.warnings,
+            "environment": describe_environment([]),
+        }
+        write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
+        shards.publish()
+    display.say(f"Measured: {measured}\nSparsity of the units: {record['sparsity']:.2%}\nModel: {output}")
+    return output
+
+
+def _prune(
+    config: PruneConfig, shards: Shards, display: Display, began: float
+) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
+    with display.stage(f"loading {config.model.path}"):
+        loaded = load_model(config.model, scratch=shards.scratch)
+        for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
+            display.warn(doubt)
+        windows_NT = _calibration(config, loaded)
+    allocation = _allocation(config, loaded)
+    checkpoint = shards.checkpoint(loaded)
+    for paragraph in checkpoint.left_out:
+        display.warn(paragraph)
+    n_stored_bytes = checkpoint.n_bytes + folder_bytes(shards.scratch)
+    seconds = time.monotonic() - began + n_stored_bytes / WRITTEN_BYTES_PER_SECOND
+    with display.stage("timing the pruner"):
+        seconds += pruning_seconds(loaded, windows_NT, config.pruner)
+    expected = replace(_expected(config, loaded, windows_NT, n_stored_bytes), seconds=seconds)
+    _check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial)
+    display.say(f"Expected: {expected}")
+    coverage = Coverage(loaded)
+    with display.stage("pruning", total=len(loaded.blocks)) as update:
+        removed = prune_in_place(
+            loaded, windows_NT, config.pruner, allocation, config.batch_size, shards, update, coverage=coverage
+        )
+    if not config.pruner.sees_weights_alone():
+        coverage.warn(display.warn, "calibration")
+    return removed, expected, loaded, coverage
+
+
+def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
+    generate = text_writer(loaded.model, loaded.tokenizer, config.data)
+    windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
+    check_windows(windows_NT, loaded.tokenizer, n_embedding_rows(loaded.model), "calibration")
+    return windows_NT
+
+
+def _window_start(config: PruneConfig, loaded: LoadedModel) -> tuple[int, ...]:
+    return start_tokens(loaded.tokenizer, config.data.bos, config.data.n_tokens_per_window)
+
+
+def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
+    """Unit name -> weights to remove.
+
+    Raises:
+        ConfigError: when the run folder has no winner, or the allocation does not fit this model or the pattern.
+    """
+    if config.allocation == "uniform":
+        return _uniform(config, loaded)
+    allocation = read_winner(Path(config.allocation).expanduser(), "allocation must be uniform or the folder of a finished run")
+    if not fits(allocation, loaded.units):
+        raise ConfigError(f"the winner of {config.allocation} belongs to another model; give a run of {config.model.path}")
+    return allocation
+
+
+def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
+    fraction, budget = config.pruner.level_fraction(), config.budget
+    sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model))
+    if fraction is None:
+        return budget.uniform(loaded.units, n_parameters(loaded.model))
+    # of another measure than weights, a pattern can hardly save the very share that was asked for, but it may save more
+    is_met = math.isclose(fraction, sparsity) or (budget.measure is not Measure.WEIGHTS and fraction > sparsity)
+    if not is_met:
+        asked = f"budget.sparsity is {budget.sparsity:g}"
+        if budget.measure is not Measure.WEIGHTS:
+            asked += f" by budget.measure={budget.measure.name}, which takes {sparsity:g} of every unit"
+        raise ConfigError(
+            f"pruner.pattern={config.pruner.pattern} removes {fraction:g} of every unit, but {asked}; give "
+            f"budget.sparsity={fraction:g} or another pattern"
+        )
+    return {unit.name: round(fraction * unit.n_weights) for unit in loaded.units}
+
+
+def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, stored_bytes: int) -> Resources:
+    """Memory and disk, from sizes alone: weights, hidden states in and out of a block, statistics, copies of one unit."""
+    parameters = list(loaded.model.parameters())
+    item_bytes = parameters[0].element_size()
+    at_hand = sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
+    block_bytes = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in loaded.blocks)
+    hidden_bytes = windows_NT.numel() * loaded.model.config.get_text_config().hidden_size * item_bytes
+    shapes = {unit.kind: _shape(loaded, unit) for unit in loaded.units}
+    largest = max(math.prod(shape) for shape in shapes.values())
+    is_gram = isinstance(config.pruner.statistics(1, 1, 1), InputGram)
+    # units of one module and width are taken to share their input
+    inputs = {(kind.rpartition(".")[0], shape[-1]) for kind, shape in shapes.items()}
+    gram_bytes = 2 * sum(4 * width**2 for _, width in inputs) if is_gram else 0
+    gradient_bytes = 4 * sum(unit.n_weights for unit in loaded.units) if config.pruner.needs_gradients else 0
+    is_streamed = config.model.placement is Placement.STREAM
+    memory = at_hand + (2 * block_bytes if is_streamed else block_bytes) + 2 * hidden_bytes + gram_bytes + gradient_bytes
+    memory += largest * 9 + (LIBRARY_BYTES if loaded.device.type == "cpu" else 0)
+    return Resources(memory, stored_bytes + 2 * hidden_bytes, 0.0)
+
+
+def _shape(loaded: LoadedModel, unit: Unit) -> tuple[int, int]:
+    n_out, n_in = weight_view(loaded.model, unit).shape
+    return n_out, n_in
+
+
+def _check_disk(missing_bytes: int, folder: Path) -> None:
+    free = free_bytes(folder)
+    if missing_bytes > free:
+        raise SelfpruneError(
+            f"the pruned model takes about {missing_bytes / 1e9:.2f} GB more in {folder.parent}, but the disk has "
+            f"{free / 1e9:.2f} GB free; free some space or choose another output"
+        )

@@ -1,0 +1,124 @@
+"""The rows of the report: every allocation pruned afresh and measured on the report split, the winner saved on the way."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
+
+from selfprune.allocations.allocation import Allocation
+from selfprune.pruning.calibration import prune_in_place
+from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.statistics.coverage import Coverage
+from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.exports.save import holds_checkpoint, save_checkpoint
+from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
+from selfprune.storage.recorded_files import Metrics, Score
+from selfprune.runs.workbench import Workbench
+
+
+class Measured(TypedDict):
+    """What the journal keeps of a row of the report; earlier versions kept no KL of single windows."""
+
+    tasks: dict[str, Metrics]
+    kl: Score
+    window_kl: NotRequired[list[Score]]
+    perplexity: Score
+    warnings: NotRequired[list[str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the report: what was pruned, and what was measured of it."""
+
+    allocation: Allocation
+    record: Measured
+
+
+def reported_allocations(
+    bench: Workbench, yardsticks: dict[str, Proposal], leaders: dict[str, Candidate], winner: Candidate
+) -> dict[str, Allocation]:
+    """Name of a row -> its allocation; the winner's comes last."""
+    allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
+    allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
+    return allocations | {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
+
+
+def measure_rows(
+    bench: Workbench, allocations: dict[str, Allocation], before: dict[str, Row], is_repeated: bool = False
+) -> dict[str, Row]:
+    """Prunes afresh for every row, sequentially, and measures on the report split; the winner is saved on the way.
+
+    Args:
+        bench: what is shared.
+        allocations: name of a row -> its allocation.
+        before: the rows of an earlier stage, which are not measured again where their allocation is the same.
+        is_repeated: whether only what was recorded is read back.
+
+    Returns:
+        these rows and, of those that were not recorded, the ones before.
+    """
+    bench.store.restore()
+    bench.scorer.evaluator.forward.clear()
+    loaded, config, folder = bench.loaded, bench.config, bench.folder / "model"
+    metrics = {"kl": KLDivergence(), "nll": Perplexity()}
+    checkpoint = PrunedCheckpoint(loaded, folder, by_block=False)
+    for paragraph in checkpoint.left_out:
+        bench.display.warn(paragraph)
+    rows, saved = dict(before) if is_repeated else {}, list[str]()
+    with bench.display.stage("measuring on the report split", total=len(allocations)) as update:
+        report = WindowEvaluator(metrics, loaded.model, loaded.blocks, bench.splits.report_NT, config.search.batch_size)
+
+        def prune_as(name: str, allocation: Allocation) -> list[str]:
+            bench.store.restore()
+            coverage, doubts = Coverage(loaded), list[str]()
+            if any(allocation.values()):
+                batch_size = config.search.batch_size
+                prune_in_place(loaded, bench.splits.calibration_NT, config.pruner, allocation, batch_size, coverage=coverage)
+            if name == "winner":
+                if not config.pruner.sees_weights_alone():
+                    coverage.warn(doubts.append, "the final pruning of the winner", bench.coverage)
+                # an older report would speak of another model
+                (bench.folder / "report.json").unlink(missing_ok=True)
+                save_checkpoint(checkpoint, folder)
+                saved.append(name)
+            return doubts
+
+        def measure(name: str, allocation: Allocation) -> dict[str, Any]:
+            doubts = prune_as(name, allocation)
+            scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
+            means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
+            tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
+            kl = {"kl": means["kl"], "window_kl": scores["kl"]}
+            return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
+
+        with bench.journal.recalling() if is_repeated else nullcontext():
+            for i, (name, allocation) in enumerate(allocations.items()):
+                if name in before and before[name].allocation == allocation:
+                    rows[name] = before[name]
+                else:
+                    row = bench.journal.once({"row": name}, partial(measure, name, allocation), Measured)
+                    rows[name] = Row(allocation, row)
+                update(i + 1, name)
+        is_reused = "winner" in before and rows["winner"] is before["winner"]
+        is_saved = saved or (holds_checkpoint(folder) and (not is_reused or (bench.folder / "report.json").exists()))
+        if not is_repeated and not is_saved:
+            prune_as("winner", allocations["winner"])
+    return rows
+
+
+def tell_rows(bench: Workbench, measured: dict[str, Row]) -> list[dict[str, Any]]:
+    """The rows of the report, whose doubts are told."""
+    rows = []
+    for name, row in measured.items():
+        for doubt in row.record.get("warnings", []):
+            bench.display.warn(doubt)
+        record = {key: value for key, value in row.record.items() if key != "warnings"}
+        sparsity = bench.space.grid.sparsity(row.allocation)
+        saved = bench.space.target.share(row.allocation) if bench.space.target else sparsity
+        rows.append({"name": name, "sparsity": sparsity, "saved": saved, **record})
+    return rows

@@ -1,0 +1,146 @@
+"""One run as a story: folder, model, splits, statistics, level store, search, winner, report."""
+
+import datetime
+import logging
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from selfprune.allocations.candidate import Candidate, Proposal, best
+from selfprune.configs.config import RunConfig, to_config
+from selfprune.runs.contest import hold_contest
+from selfprune.errors import SelfpruneError
+from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
+from selfprune.reports.report import print_table, write_report
+from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
+from selfprune.storage.resources import Resources, folder_bytes, peak_memory_bytes
+from selfprune.reports.results import Results
+from selfprune.runs.run_folder import hold_run_folder, opened, preflight
+from selfprune.search.loop import SearchConfig
+from selfprune.runs.searches import Searches
+from selfprune.configs.signals import naming_on_stop
+from selfprune.runs.workbench import Workbench, prepare
+
+logger = logging.getLogger(__name__)
+
+
+def run_composed(composed: DictConfig, overrides: list[str], named: Path | None = None) -> Path:
+    """Runs a composed config, or continues the run folder that its `resume` names.
+
+    Args:
+        composed: what Hydra composed.
+        overrides: the command line's config overrides, kept for `resume`.
+        named: the run folder where the config names none; `runs/<date and time>` when None. One that exists is not taken.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        SelfpruneError: on a user's mistake.
+        KeyboardInterrupt: with the run folder, when the user interrupts.
+    """
+    asked = asked_limits(composed, overrides) if composed.resume else {}
+    if not composed.resume:
+        to_config(composed, RunConfig)  # a mistake in the config is told before a folder is made
+    held = hold_run_folder(composed, named or Path(f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"))
+    with opened(held, composed, overrides) as recorded, naming_on_stop(str(held.folder)):
+        config = to_config(recorded, RunConfig)
+        expected = preflight(config, held.folder)
+        return run(config, held.folder, expected, open_stages(held.folder, config.search, asked))
+
+
+def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[SearchConfig]) -> Path:
+    """Runs or continues a config in its folder.
+
+    Args:
+        config: the typed config.
+        folder: the run folder, which holds `config.yaml` and `environment.json`.
+        expected: memory and disk that the preflight came to.
+        stages: the limits of every stage; one, unless the run was extended.
+
+    Returns:
+        the folder, now with `report.md`, `report.json` and `model/`.
+    """
+    began = time.monotonic()
+    bench = prepare(replace(config, search=stages[-1]), folder)
+    yardsticks = {
+        name: form.build(bench.space, config.seed, bench.language_model).ask(1)[0] for name, form in config.yardsticks.items()
+    }
+    searches = Searches(bench, list(yardsticks.values()) if config.search.race_yardsticks else [])
+    measured: dict[str, Row] = {}
+    # What was not measured of an earlier stage is measured of a later one instead.
+    for limits in stages[:-1]:
+        measured = _repeat_stage(bench, searches, yardsticks, limits, measured)
+    main = searches.go_on("main", stages[-1])
+    if not best(main):
+        raise SelfpruneError(
+            f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in "
+            f"{folder / 'archive.jsonl'}"
+        )
+    contest = hold_contest(bench, best(main, config.search.n_finalists))
+    winner = _on_all_windows(bench, contest.winner)
+    leaders = searches.run_controls(stages[-1])
+    for name in [name for name in config.controls if name not in leaders]:
+        bench.display.warn(
+            f"the control {name} scored no candidate to the end with the {searches.spent['main'].n_tokens:,} tokens that the "
+            "main search spent, so it has no row in the report; raise search.max_tokens"
+        )
+    closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
+    measured = measure_rows(bench, reported_allocations(bench, yardsticks, leaders, winner), measured)
+    results = Results(
+        tell_rows(bench, measured),
+        bench.archive.candidates,
+        winner,
+        contest,
+        config.budget.measure,
+        config.budget.sparsity,
+        closed,
+        config.evaluator.title,
+        bench.space.grid,
+        searches.spent,
+        bench.language_model,
+        bench.splits.hashes,
+        bench.loaded.tokenizer.convert_ids_to_tokens(list(bench.splits.start)),
+        expected=replace(expected, seconds=bench.expected_seconds),
+        measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
+        calibration=bench.coverage.as_dict(),
+        warnings=bench.display.warnings,
+    )
+    report = write_report(folder, results, bench.harness.describe(bench.loaded.tokenizer), extending_overrides(stages))
+    if not config.search.levels.folder:
+        shutil.rmtree(config.search.levels.path(folder), ignore_errors=True)
+    print_table(report, folder)
+    return folder
+
+
+def _repeat_stage(
+    bench: Workbench,
+    searches: Searches,
+    yardsticks: dict[str, Proposal],
+    limits: SearchConfig,
+    measured: dict[str, Row],
+) -> dict[str, Row]:
+    """Takes the searches to the limits of an earlier stage; the rows that were measured at its end, or else before it."""
+    winner, n_finalists = None, bench.config.search.n_finalists
+    main = searches.go_on("main", limits)
+    with bench.journal.recalling():
+        if finalists := best(main, n_finalists):
+            winner = _on_all_windows(bench, hold_contest(bench, finalists).winner)
+    leaders = searches.run_controls(limits) if main else {}
+    if winner:
+        measured = measure_rows(bench, reported_allocations(bench, yardsticks, leaders, winner), measured, is_repeated=True)
+    return measured
+
+
+def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
+    """The winner with its score on all search windows, for the report; no search pays for it."""
+    if winner.n_windows == sum(bench.scorer.batch_sizes):
+        return winner
+    scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_batches))
+    values = [value for batch in scores.values() for value in batch]
+    return replace(winner, score=math.fsum(values) / len(values), n_windows=len(values))

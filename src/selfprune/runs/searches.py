@@ -1,0 +1,87 @@
+"""The main search of a run and its controls, which all go on when the run is extended."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from selfprune.allocations.candidate import Candidate, Proposal, best
+from selfprune.search.racing import Racer
+from selfprune.reports.results import Spent
+from selfprune.search.loop import Progress, Search, SearchConfig
+from selfprune.search.swap_gradients import SwapGradients
+from selfprune.runs.workbench import Workbench
+
+
+class Searches:
+    """The searches of a run by name, each begun when it first goes on.
+
+    Args:
+        bench: what they share.
+        yardsticks: known allocations that race first in the main search.
+
+    Attributes:
+        spent: search -> its cost so far.
+
+    Example:
+        >>> searches = Searches(bench, yardsticks)
+        >>> main = searches.go_on("main", config.search)
+        >>> leaders = searches.run_controls(config.search)
+    """
+
+    def __init__(self, bench: Workbench, yardsticks: Sequence[Proposal]) -> None:
+        self.spent: dict[str, Spent] = {}
+        self._bench, self._yardsticks = bench, yardsticks
+        self._searches: dict[str, Search] = {}
+        self._show: Callable[[Progress], Any] = lambda _: None
+
+    def go_on(self, name: str, limits: SearchConfig) -> list[Candidate]:
+        """Takes a search to its limits.
+
+        Args:
+            name: `main`, or of a control.
+            limits: what it may spend in all.
+
+        Returns:
+            its candidates so far.
+        """
+        bench, is_new = self._bench, name not in self.spent
+        search = self._searches.get(name) or self._begin(name)
+        # the sensitivities count as the main search's
+        seconds_before = 0.0 if is_new and name == "main" else bench.scorer.seconds
+        with bench.display.stage(f"search: {name}", total=limits.max_tokens) as update:
+
+            def show(state: Progress) -> None:
+                best_score = "none yet" if state.best_score is None else f"{state.best_score:.4f}"
+                update(state.n_tokens, f"best {best_score}, {state.n_candidates} candidates, {state.n_tokens:,} tokens")
+
+            self._show = show
+            search.go_on(limits)
+        seconds = bench.scorer.seconds - seconds_before + (0.0 if is_new else self.spent[name].seconds)
+        self.spent[name] = Spent(search.n_tokens, seconds)
+        if doubt := bench.language_model.unanswered():
+            bench.display.warn(doubt)
+        return search.candidates
+
+    def run_controls(self, limits: SearchConfig) -> dict[str, Candidate]:
+        """Takes every control to the tokens that the main search spent; control -> its best candidate, where it has one.
+
+        Args:
+            limits: the others of the stage.
+        """
+        limits = replace(limits, max_tokens=self.spent["main"].n_tokens)
+        found = {name: best(self.go_on(name, limits)) for name in self._bench.config.controls}
+        return {name: leaders[0] for name, leaders in found.items() if leaders}
+
+    def _begin(self, name: str) -> Search:
+        bench = self._bench
+        proposer = bench.config.proposer if name == "main" else bench.config.controls[name]
+        # The arms of a search share gradients, but no search has another's for nothing.
+        gradients = SwapGradients(bench.scorer)
+        working = proposer.build(replace(bench.space, move_values=gradients), bench.config.seed, bench.language_model)
+        racer = Racer(name, bench.scorer, bench.config.search.ladder, bench.config.seed, bench.aspects)
+        yardsticks, n_before = (self._yardsticks, bench.n_sensitivity_tokens) if name == "main" else ([], 0)
+        self._searches[name] = Search(working, racer, bench.archive, yardsticks, self._tell, n_before, gradients)
+        return self._searches[name]
+
+    def _tell(self, state: Progress) -> None:
+        self._show(state)

@@ -1,0 +1,240 @@
+"""Everything that the stages of a run share, made ready in order: model, splits, statistics, level store, scorer."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
+from selfprune.allocations.archive import Archive
+from selfprune.allocations.budget import Measure
+from selfprune.levels.built_levels import BuiltLevels, open_statistics
+from selfprune.models.chance import doubt_of_chance
+from selfprune.configs.config import RunConfig
+from selfprune.statistics.coverage import Coverage
+from selfprune.data.splits import Splits, draw_splits
+from selfprune.runs.display import Display
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.search.first_round import check_first_round
+from selfprune.runs.forecast import run_seconds
+from selfprune.storage.journal import Journal, NothingElse
+from selfprune.statistics.kept import KeptStatistics
+from selfprune.language_models.base import LanguageModel, Reply
+from selfprune.language_models.recorded import RecordingLanguageModel
+from selfprune.language_models.self import SelfLanguageModel
+from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.levels_config import LevelKind
+from selfprune.pruning.measurements import measure_blocks, needed_measurements
+from selfprune.models.loading import LoadedModel, load_model, max_positions
+from selfprune.allocations.objective import Aspects
+from selfprune.proposers.base import Measurement, SearchSpace
+from selfprune.statistics.base import Statistics
+from selfprune.search.scoring import Scorer, first_batches
+from selfprune.search.search_windows import mix_search_windows
+from selfprune.data.self_generated import text_writer
+from selfprune.timing.unit_seconds import check_latency_table
+from selfprune.models.units import n_parameters, token_share
+from selfprune.models.vocabulary import check_windows, n_embedding_rows
+
+
+@dataclass
+class Workbench:
+    """What the stages of one run share."""
+
+    config: RunConfig
+    folder: Path
+    loaded: LoadedModel
+    splits: Splits
+    coverage: Coverage
+    store: LevelStore
+    scorer: Scorer
+    aspects: Aspects
+    space: SearchSpace
+    harness: Harness
+    journal: Journal
+    archive: Archive
+    language_model: RecordingLanguageModel
+    display: Display
+    expected_seconds: float
+
+    @property
+    def n_sensitivity_tokens(self) -> int:
+        """Tokens that the sensitivities cost, which count as the main search's."""
+        return len(self.space.sensitivities) * self.config.search.n_sensitivity_windows * self.scorer.n_tokens_per_window
+
+
+class _DenseModelAnswers:
+    """The model under pruning as a language model: its dense weights are put back before it is asked."""
+
+    def __init__(self, inner: LanguageModel, store: LevelStore) -> None:
+        self.inner, self.store, self.name = inner, store, inner.name
+
+    def complete(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> list[Reply]:
+        """Replies of the dense model."""
+        self.store.restore()
+        return self.inner.complete(prompt, schema, n, seed)
+
+    def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
+        """The options as the dense model scores them."""
+        self.store.restore()
+        return self.inner.score(prompt, options)
+
+
+def prepare(config: RunConfig, folder: Path) -> Workbench:
+    """Loads, splits, calibrates and ranks; what a resumed run had measured is read back.
+
+    Args:
+        config: the typed config.
+        folder: the run folder, which holds the config already.
+    """
+    display = Display()
+    journal = Journal(folder / "evaluations.jsonl")
+    kinds = config.objective.kinds(config.n_search_windows)
+    harness = Harness(config.harness)
+    with display.stage(f"loading {config.model.path}"):
+        loaded = load_model(config.model)
+        # What the model cannot do is said before anything is recorded.
+        doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
+        for doubt in doubts:
+            display.warn(doubt)
+        grid = config.grid(loaded.units)
+        target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
+        _check_first_rounds(config, len(grid.units))
+        splits = _draw_splits(config, loaded, harness, kinds)
+        kept = _open_statistics(config, loaded, grid, splits, folder)
+        journal.once({"splits": splits.hashes}, dict, NothingElse)
+        coverage = Coverage(loaded)
+    with display.stage("calibrating"):
+        store, measured = _open_store(config, loaded, grid, splits, kept, coverage)
+        evaluator = _make_evaluator(config, loaded, splits)
+    _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
+    with display.stage("timing the pruner"):
+        seconds = run_seconds(config, loaded, grid, splits, evaluator.tokens_per_second)
+    display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the run will take about {seconds / 60:.1f} minutes")
+    if not config.pruner.sees_weights_alone():
+        coverage.warn(display.warn, "calibration")
+    scorer = Scorer(store, evaluator, journal)
+    sensitivities = _sensitivities(config, scorer, display)
+    return Workbench(
+        config,
+        folder,
+        loaded,
+        splits,
+        coverage,
+        store,
+        scorer,
+        Aspects(kinds, scorer.batch_sizes, _seconds(config, store.grid)),
+        SearchSpace(store.grid, target.n_weights, sensitivities, measured, target=target),
+        harness,
+        journal,
+        Archive(folder / "archive.jsonl"),
+        RecordingLanguageModel(partial(_open_language_model, config, loaded, store), folder / "language_model_calls.jsonl"),
+        display,
+        seconds,
+    )
+
+
+def _check_first_rounds(config: RunConfig, n_units: int) -> None:
+    """Every search must be able to begin; the main one pays for sensitivities and yardsticks, too."""
+    windows = config.n_search_windows, config.data.n_tokens_per_window
+    n_yardsticks = len(config.yardsticks) if config.search.race_yardsticks else 0
+    check_first_round("main", config.search, config.proposer, *windows, n_yardsticks, n_units)
+    for name, control in config.controls.items():
+        check_first_round(name, config.search, control, *windows)
+
+
+def _open_language_model(config: RunConfig, loaded: LoadedModel, store: LevelStore) -> LanguageModel:
+    inner: LanguageModel = config.language_model.build(loaded.model, loaded.tokenizer)
+    return _DenseModelAnswers(inner, store) if isinstance(config.language_model, SelfLanguageModel) else inner
+
+
+def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds: Sequence[str]) -> Splits:
+    generate = text_writer(loaded.model, loaded.tokenizer, config.data)
+    splits = draw_splits(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
+    splits = mix_search_windows(splits, kinds, loaded, harness, config.seed)
+    for split, windows_NT in (("calibration", splits.calibration_NT), ("search", splits.search_NT), ("report", splits.report_NT)):
+        check_windows(windows_NT, loaded.tokenizer, n_embedding_rows(loaded.model), split)
+    return splits
+
+
+def _open_statistics(
+    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, folder: Path
+) -> KeptStatistics | None:
+    """Where built levels and what they are built from will lie; None for masks."""
+    levels = config.search.levels
+    if levels.kind is LevelKind.MASKS:
+        return None
+    return open_statistics(loaded, grid, config.pruner, splits.calibration_NT, config.search.batch_size, levels, folder)
+
+
+def _open_store(
+    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, kept: KeptStatistics | None, coverage: Coverage
+) -> tuple[LevelStore, dict[Measurement, dict[int, float]]]:
+    """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
+    needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
+    batch_size = config.search.batch_size
+    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, batch_size, needed, coverage=coverage)
+    if kept is None:
+        numbers: dict[str, Tensor] = {}
+
+        def note(units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
+            numbers.update(first_levels(loaded, grid, units, config.pruner, statistics))
+
+        measured = measure(note)
+        return LevelStore(loaded, grid, numbers), measured
+
+    measured = measure(lambda _, statistics: kept.keep(statistics))
+    return BuiltLevels(loaded, grid, config.pruner, kept, int(config.search.levels.memory_gb * 1e9)), measured
+
+
+def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> WindowEvaluator:
+    ladder = config.search.ladder
+    return WindowEvaluator(
+        {"score": config.evaluator},
+        loaded.model,
+        loaded.blocks,
+        splits.search_NT[: config.n_search_windows],
+        ladder.batch_size(config.search.batch_size),
+        [] if ladder.fresh else ladder.n_windows,
+        config.search.prefix_cache_mb * 10**6,
+    )
+
+
+def _warn_of_chance(display: Display, evaluator: WindowEvaluator, loaded: LoadedModel, windows_NT: Tensor) -> None:
+    doubt = doubt_of_chance(evaluator.dense_nll_per_token, windows_NT, loaded.model.config.get_text_config().vocab_size)
+    if doubt is not None:
+        display.warn(doubt)
+
+
+def _seconds(config: RunConfig, grid: LevelGrid) -> Callable[[Allocation], float] | None:
+    """What the units of an allocation would take by the latency table, where that is the budget."""
+    if config.budget.measure is not Measure.LATENCY:
+        return None
+    table = config.budget.table()
+    return lambda allocation: math.fsum(table.seconds(unit, allocation[unit.name] / unit.n_items) for unit in grid.units)
+
+
+def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[str, float]:
+    """Unit name -> rise of the score when this unit alone is pruned at the target."""
+    n_windows, grid = config.search.n_sensitivity_windows, scorer.grid
+    sparsity = config.budget.uniform_sparsity(grid.units, n_parameters(scorer.store.loaded.model))
+    if not n_windows:
+        return {}
+    dense = dict.fromkeys(scorer.store.allocation, 0)
+    batches = first_batches(scorer.batch_sizes, n_windows)
+    dense_scores = scorer.evaluator.dense_scores[:n_windows]
+    rises = {}
+    with display.stage("measuring sensitivities", total=len(grid.units)) as update:
+        for i, unit in enumerate(grid.units):
+            steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
+            alone = {**dense, unit.name: steps * grid.step[unit.name]}
+            record = scorer.recall({"sensitivity": unit.name}, alone, batches)
+            scorer.seconds += record["seconds"]
+            rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
+            update(i + 1)
+    return rises

@@ -1,0 +1,4 @@
+"""Ask, race, record, tell.
+
+It does not know what a proposer thinks and how a pruner prunes.
+"""

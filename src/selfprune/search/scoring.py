@@ -1,0 +1,130 @@
+"""Measures allocations on the search windows: loads the levels, runs the model, remembers in the journal."""
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from selfprune.allocations.allocation import Allocation, LevelGrid
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.levels.level_store import LevelStore
+from selfprune.storage.journal import Journal
+from selfprune.storage.recorded_files import Score, Seconds
+
+
+class WindowScores(TypedDict):
+    """What the journal keeps of a measurement: the scores of all windows of its batches, in order."""
+
+    window_scores: list[Score]
+    seconds: Seconds
+
+
+@dataclass
+class Scorer:
+    """Scores allocations; what a resumed run had scored is read back.
+
+    Attributes:
+        seconds: spent on evaluation and gradients, those of a resumed run's first part included.
+        last: the allocation that was scored last, whether measured or read back.
+
+    Example:
+        >>> Scorer(store, evaluator, journal).score("main", 0, allocation, batches=[0, 1])
+        {0: [0.31, 0.28], 1: [0.35, 0.33]}
+    """
+
+    store: LevelStore
+    evaluator: WindowEvaluator
+    journal: Journal
+    seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.last: Allocation = dict(self.store.allocation)
+
+    @property
+    def grid(self) -> LevelGrid:
+        """The levels of the store."""
+        return self.store.grid
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Windows of every batch."""
+        return self.evaluator.batch_sizes
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of the split."""
+        return len(self.batch_sizes)
+
+    @property
+    def n_tokens_per_window(self) -> int:
+        """Tokens of every window."""
+        return self.evaluator.n_tokens_per_window
+
+    def score(self, search: str, candidate: int, allocation: Allocation, batches: Sequence[int]) -> dict[int, list[float]]:
+        """Batch -> scores of its windows.
+
+        Args:
+            search: the search that the candidate belongs to.
+            candidate: its id.
+            allocation: its levels.
+            batches: which batches, by number.
+        """
+        key = {"search": search, "candidate": candidate, "allocation": digest(allocation, self.grid), "batches": list(batches)}
+        record = self.recall(key, allocation, batches)
+        self.seconds += record["seconds"]
+        self.last = allocation
+        scores = iter(record["window_scores"])
+        return {batch: [next(scores) for _ in range(self.batch_sizes[batch])] for batch in batches}
+
+    def recall(self, key: dict[str, Any], allocation: Allocation, batches: Sequence[int]) -> WindowScores:
+        """What the journal has under a key, or else a new measurement.
+
+        Args:
+            key: of the record.
+            allocation: what is measured.
+            batches: on which batches.
+        """
+        n_windows = sum(self.batch_sizes[batch] for batch in batches)
+
+        def fault(record: WindowScores) -> str:
+            n_found = len(record["window_scores"])
+            return "" if n_found == n_windows else f"it should hold the scores of {n_windows} windows, but holds {n_found}"
+
+        return self.journal.once(key, lambda: self.measure(allocation, batches), WindowScores, fault)
+
+    def measure(self, allocation: Allocation, batches: Sequence[int]) -> dict[str, Any]:
+        """Scores of the windows of some batches, and the seconds that they took."""
+        self.store.load(allocation)
+        evaluation = self.evaluator.evaluate(block_versions(allocation, self.grid), batches)
+        return {"window_scores": next(iter(evaluation.metrics.values())), "seconds": round(evaluation.seconds, 6)}
+
+
+def first_batches(batch_sizes: Sequence[int], n_windows: int) -> list[int]:
+    """The batches that hold the first windows of a split; one that goes beyond them is left out."""
+    return [i for i, end in enumerate(accumulate(batch_sizes)) if end <= n_windows]
+
+
+def digest(allocation: Allocation, grid: LevelGrid) -> str:
+    """A short name of an allocation, by which a record tells whether it is of the same."""
+    return hashlib.sha256(repr(list(grid.genome(allocation))).encode()).hexdigest()[:16]
+
+
+def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:
+    """The levels of each block's units, which say when two allocations share a block."""
+    blocks: dict[int, list[int]] = {}
+    for unit in grid.units:
+        blocks.setdefault(unit.block, []).append(allocation[unit.name])
+    return [tuple(blocks.get(block, ())) for block in range(max(blocks) + 1)]
+
+
+def visiting_order(allocations: Sequence[Allocation], current: Allocation, grid: LevelGrid) -> list[int]:
+    """An order that walks the tree of common prefixes depth first, beginning where the current allocation leads.
+
+    Every node of the tree is then computed once, with the hidden states of a single path in memory.
+    """
+    path = block_versions(current, grid)
+    versions = [block_versions(allocation, grid) for allocation in allocations]
+    return sorted(range(len(versions)), key=lambda i: [(v != own, v) for v, own in zip(versions[i], path, strict=True)])

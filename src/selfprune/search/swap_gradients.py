@@ -1,0 +1,133 @@
+"""Bracketed swap gradients: what every unit's next levels are worth, from two backward passes.
+
+With G the gradient of the score by the weights of the sparse model and ΔW their change when a unit goes some levels down, Σ G·ΔW
+is the change of the score to first order. For removals the same estimate at the present model is wrong, because removed weights
+carry curvature; so they are valued as restorations, at the model in which every unit lost as many levels more.
+
+Shape suffixes: O out, I in.
+"""
+
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.models.block_gradients import backward_blocks
+from selfprune.proposers.base import MoveValues
+from selfprune.search.scoring import Scorer, digest
+from selfprune.storage.recorded_files import Score, Seconds
+
+FORWARD_PASSES = 4
+"""What a gradient counts as, in forward passes: one, another block by block, and a backward pass that takes as long as two."""
+
+
+class Falls(TypedDict):
+    """What the journal keeps of a gradient: unit name -> fall of the score per level, for either direction."""
+
+    restoring: dict[str, Score]
+    removing: dict[str, Score]
+    seconds: Seconds
+
+
+@dataclass
+class SwapGradients:
+    """The move values of one search; what a resumed run had measured is read back.
+
+    Attributes:
+        scorer: model, levels and search windows.
+        max_tokens: what gradients may still cost; a search sets it before it asks for proposals.
+    """
+
+    scorer: Scorer
+    max_tokens: int = sys.maxsize
+    _known: dict[tuple[int, ...], MoveValues] = field(default_factory=dict, init=False)
+
+    @property
+    def n_windows(self) -> int:
+        """Windows of the search split."""
+        return sum(self.scorer.batch_sizes)
+
+    def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
+        """See `MoveOracle`; windows are taken in whole batches."""
+        batches = batches_from(self.scorer.batch_sizes, start, n_windows)
+        key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "batches": batches}
+        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches), Falls, self._fault)
+        self.scorer.seconds += record["seconds"]
+        n_tokens = self._n_tokens(batches)
+        self.max_tokens -= n_tokens
+        values = MoveValues(record["restoring"], record["removing"], n_tokens)
+        self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
+        return values
+
+    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
+        """See `MoveOracle`."""
+        return n_times * self._n_tokens(batches_from(self.scorer.batch_sizes, start, n_windows)) <= self.max_tokens
+
+    def known(self, allocation: Allocation) -> MoveValues | None:
+        """See `MoveOracle`."""
+        return self._known.get(self.scorer.grid.genome(allocation))
+
+    def _fault(self, record: Falls) -> str:
+        units = {unit.name for unit in self.scorer.grid.units}
+        strange = sorted((record["restoring"].keys() | record["removing"].keys()) - units)
+        return f"{strange[0]!r} is no unit of the model" if strange else ""
+
+    def _n_tokens(self, batches: Sequence[int]) -> int:
+        n_windows = sum(self.scorer.batch_sizes[batch] for batch in batches)
+        return n_look_tokens(n_windows, self.scorer.n_tokens_per_window)
+
+    def _measure(self, allocation: Allocation, bracket: float, batches: list[int]) -> dict[str, Any]:
+        began = time.perf_counter()
+        denser, sparser = self.scorer.grid.bracket(allocation, bracket)
+        restoring = self._falls(allocation, denser, batches)
+        removing = self._falls(sparser, allocation, batches)
+        return {"restoring": restoring, "removing": removing, "seconds": round(time.perf_counter() - began, 6)}
+
+    def _falls(self, allocation: Allocation, denser: Allocation, batches: list[int]) -> dict[str, float]:
+        """Unit name -> fall of the mean score per level, were the unit's level that of `denser`; those that differ alone."""
+        store, grid = self.scorer.store, self.scorer.grid
+        store.load(allocation)
+        falls = {unit.name: 0.0 for unit in grid.units if denser[unit.name] < allocation[unit.name]}
+        n_windows = sum(self.scorer.batch_sizes[batch] for batch in batches)
+
+        def add(unit: Unit, gradient_OI: Tensor) -> None:
+            if unit.name not in falls:
+                return
+            low, high = denser[unit.name], allocation[unit.name]
+            change = store.change_along(gradient_OI, unit, low)
+            falls[unit.name] -= change / n_windows * grid.step[unit.name] / (high - low)
+
+        for batch in batches:
+            tokens_NT, loss = self.scorer.evaluator.batch(batch)
+            backward_blocks(store.loaded, tokens_NT, add, loss)
+        return falls
+
+
+def batches_from(batch_sizes: Sequence[int], start: int, n_windows: int) -> list[int]:
+    """The batches that hold some windows; past the last batch, the first follows, and none is taken twice.
+
+    Args:
+        batch_sizes: windows of every batch.
+        start: first window; past the last one, the first follows.
+        n_windows: how many windows there must be at least, as far as there are as many.
+    """
+    start %= sum(batch_sizes)
+    ends = list(accumulate(batch_sizes))
+    index, batches, n_taken = bisect_right(ends, start), [], 0
+    while n_taken < min(n_windows, ends[-1]):
+        batches.append(index)
+        n_taken += batch_sizes[index]
+        index = (index + 1) % len(batch_sizes)
+    return batches
+
+
+def n_look_tokens(n_windows: int, n_tokens_per_window: int) -> int:
+    """Tokens that the values of moves at one allocation count as: two gradients on so many windows."""
+    return 2 * FORWARD_PASSES * n_windows * n_tokens_per_window

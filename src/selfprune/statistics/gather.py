@@ -1,0 +1,143 @@
+"""Feeds the inputs of units to their statistics while a model runs; units with the same input share one accumulator.
+
+Shape suffixes: E experts, O out, I in.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from selfprune.allocations.allocation import Unit
+from selfprune.errors import ModelError
+from selfprune.statistics.base import Statistics
+
+MakeStatistics = Callable[[Unit], Statistics]
+OnInputs = Callable[[Unit, Tensor, int], None]
+"""Is told of inputs [..., I] that a unit was given, and which group of its rows they feed."""
+
+
+@contextmanager
+def gather(
+    model: nn.Module, units: list[Unit], make: MakeStatistics, on_inputs: OnInputs = lambda unit, inputs, row_group: None
+) -> Iterator[dict[str, Statistics]]:
+    """While open, every forward pass feeds the inputs of these units to statistics.
+
+    Linear layers that are given the very same tensor (queries, keys and values; gate and up) get the same object, which is
+    fed once: so is their Hessian gathered, stored and factorised once.
+
+    Args:
+        model: the model, or the block that runs.
+        units: the units to watch.
+        make: an empty accumulator for a unit.
+        on_inputs: told of everything that any of the units is given.
+
+    Returns:
+        unit name -> statistics, complete when the context closes.
+
+    Raises:
+        ModelError: at the end, when fused experts ran in a way that hides their inputs.
+    """
+    statistics: dict[str, Statistics] = {}
+    sharing = _Sharing(statistics, make, on_inputs)
+    experts: list[tuple[Tensor, Unit, Statistics]] = []
+    with ExitStack() as stack:
+        for unit in units:
+            owner = _module_or_parameter(model, unit.name)
+            if isinstance(owner, nn.Module):
+                stack.callback(owner.register_forward_pre_hook(sharing.hook(unit)).remove)
+            else:
+                statistics[unit.name] = make(unit)
+                experts.append((owner, unit, statistics[unit.name]))
+        seen = stack.enter_context(_ExpertInputs(experts, on_inputs)) if experts else None
+        yield statistics
+    sharing.check()
+    if seen is not None and seen.n_seen == 0:
+        raise ModelError(
+            f"the inputs of the fused experts {', '.join(unit.name for unit in units)} could not be seen: their layer does not "
+            f"use torch.nn.functional.linear; load the model with experts_implementation='eager'"
+        )
+    for unit in units:
+        statistics.setdefault(unit.name, make(unit))
+
+
+class _Sharing:
+    """Decides in the first pass which unit shares whose statistics, and holds every later pass to it."""
+
+    def __init__(self, statistics: dict[str, Statistics], make: MakeStatistics, on_inputs: OnInputs) -> None:
+        self.statistics = statistics
+        self.make = make
+        self.on_inputs = on_inputs
+        self.leader_of: dict[str, str] = {}
+        self.inputs: dict[str, tuple[Tensor, int]] = {}
+        self.n_seen: dict[str, int] = {}
+
+    def hook(self, unit: Unit) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def update(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            self.see(unit, arguments[0])
+
+        return update
+
+    def see(self, unit: Unit, inputs: Tensor) -> None:
+        """Takes note of a unit's input in one pass."""
+        self.on_inputs(unit, inputs, 0)
+        # the version tells whether a tensor was changed in place
+        own = (inputs, inputs._version)
+        if unit.name not in self.leader_of:
+            same = (name for name, seen in self.inputs.items() if seen[0] is inputs and seen[1] == own[1])
+            # one that has seen more than this one input cannot be shared
+            leader = next((name for name in same if self.n_seen[name] == 1), unit.name)
+            self.leader_of[unit.name] = leader
+            self.statistics[unit.name] = self.statistics[leader] if leader != unit.name else self.make(unit)
+        self.n_seen[unit.name] = self.n_seen.get(unit.name, 0) + 1
+        leader = self.leader_of[unit.name]
+        if leader == unit.name:
+            self.inputs[unit.name] = own
+            self.statistics[unit.name].update(inputs)
+        elif self.inputs[leader][0] is not inputs or self.inputs[leader][1] != own[1]:
+            self._refuse(unit.name, leader)
+
+    def check(self) -> None:
+        """Checks that units that share ran equally often.
+
+        Raises:
+            ModelError: when they did not.
+        """
+        for name, leader in self.leader_of.items():
+            if self.n_seen[name] != self.n_seen[leader]:
+                self._refuse(name, leader)
+
+    def _refuse(self, name: str, leader: str) -> None:
+        raise ModelError(
+            f"{name} had the same input as {leader} in one forward pass and another in the next; selfprune cannot "
+            "gather statistics of this architecture"
+        )
+
+
+class _ExpertInputs(TorchFunctionMode):
+    """Sees the inputs of fused experts: linear maps whose weight is a slice of a three-dimensional parameter."""
+
+    def __init__(self, watched: list[tuple[Tensor, Unit, Statistics]], on_inputs: OnInputs) -> None:
+        super().__init__()
+        self.watched = watched
+        self.on_inputs = on_inputs
+        self.n_seen = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            for parameter_EOI, unit, statistics in self.watched:
+                offset = args[1].data_ptr() - parameter_EOI.data_ptr()
+                if 0 <= offset < parameter_EOI.numel() * parameter_EOI.element_size():
+                    self.n_seen += 1
+                    expert = offset // (parameter_EOI.stride(0) * parameter_EOI.element_size())
+                    self.on_inputs(unit, args[0], expert)
+                    statistics.update(args[0], expert)
+        return func(*args, **(kwargs or {}))
+
+
+def _module_or_parameter(model: nn.Module, name: str) -> nn.Module | Tensor:
+    parent, _, leaf = name.rpartition(".")
+    owner: nn.Module | Tensor = getattr(model.get_submodule(parent), leaf)
+    return owner

@@ -1,0 +1,42 @@
+import pytest
+
+from selfprune.errors import ConfigError
+from selfprune.proposers.searches.dynamic_programme import DynamicProgramme
+from selfprune.proposers.searches.gradient import Gradient
+from selfprune.proposers.searches.portfolio import Portfolio
+from selfprune.proposers.searches.random import Random
+from selfprune.search.first_round import check_first_round
+from selfprune.search.ladder import Ladder
+from selfprune.search.loop import SearchConfig
+
+PORTFOLIO = Portfolio({"gradient": Gradient(), "dynamic_programme": DynamicProgramme()})
+
+
+def test_the_first_round_of_the_default_search_needs_yardsticks_the_dearest_gradients_and_a_rung():
+    needed = 2 * 8 * 256 + 3 * 8 * 4 * 256 + 4 * 8 * 256
+    assert needed == 36_864
+    check_first_round("main", SearchConfig(needed), PORTFOLIO, 64, 256, n_yardsticks=2, n_units=126)
+    told = (
+        "search.max_tokens=12000 does not pay for the first round of the main search, which needs 36,864 tokens: 4,096 for 2 "
+        "yardsticks, 24,576 for gradients at 3 allocations, 8,192 for the first rung of 4 candidates; raise it, or lower "
+        "search.n_per_round, the first of search.ladder.n_windows or data.n_tokens_per_window, or choose a proposer without "
+        "gradients, such as evolutionary"
+    )
+    with pytest.raises(ConfigError) as refused:
+        check_first_round("main", SearchConfig(12_000), PORTFOLIO, 64, 256, n_yardsticks=2, n_units=126)
+    assert str(refused.value) == told
+
+
+def test_sensitivities_of_every_unit_count():
+    settings = SearchConfig(126 * 8 * 128 + 4_096 - 1, n_sensitivity_windows=8)
+    with pytest.raises(
+        ConfigError, match="needs 133,120 tokens: 129,024 for the sensitivities of 126 units, 4,096 for the first"
+    ):
+        check_first_round("main", settings, Random(), 64, 128, n_units=126)
+
+
+def test_gradients_count_by_the_whole_batches_that_they_take():
+    # Batches of 2, 4 and 2 windows: four windows take the first two of them.
+    settings = SearchConfig(1, n_per_round=1, ladder=Ladder([2, 8], [2]), batch_size=4)
+    with pytest.raises(ConfigError, match=f"{8 * 6:,} for gradients at 1 allocations"):
+        check_first_round("main", settings, Gradient(n_windows=4), 8, 1)

@@ -1,0 +1,224 @@
+"""Swap gradients against central differences of the plain score, in fp64.
+
+Shape suffixes: N windows, T tokens, V vocabulary, O out, I in.
+"""
+
+import json
+from itertools import accumulate
+
+import pytest
+import torch
+
+from selfprune.allocations.allocation import LevelGrid
+from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.levels.built_levels import BuiltLevels, open_statistics
+from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.levels_config import LevelsConfig
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import find_blocks, list_units, weight_view
+from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.pruners.weights.sparsegpt import SparseGPT
+from selfprune.pruning.calibration import calibrate
+from selfprune.search.scoring import Scorer
+from selfprune.search.swap_gradients import FORWARD_PASSES, SwapGradients
+from selfprune.storage.journal import Journal
+
+N_WINDOWS, N_TOKENS = 7, 10
+WINDOWS_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
+BATCH_SIZES = [2, 1, 2, 2]
+
+
+def make_masks(loaded, grid):
+    statistics = calibrate(loaded, WINDOWS_NT, Magnitude(), 4)
+    return LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
+
+
+def make_bench(model, make_store=make_masks):
+    """A level store and an evaluator, whose batches hold two windows, one, two and two."""
+    # At random weights the blocks add little to the hidden states, and logits are nearly flat.
+    for unit in list_units(model):
+        weight_view(model, unit).mul_(8)
+    model.get_output_embeddings().weight.mul_(10)
+    loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
+    store = make_store(loaded, LevelGrid.with_constant_step(loaded.units, 0.05))
+    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, WINDOWS_NT, 2, boundaries=[3])
+
+
+@pytest.fixture(scope="module")
+def bench(make_tiny_model):
+    return make_bench(make_tiny_model("llama").double())
+
+
+@pytest.fixture
+def make_oracle(bench, tmp_path):
+    def make(name="evaluations.jsonl"):
+        return SwapGradients(Scorer(*bench, Journal(tmp_path / name)))
+
+    return make
+
+
+def at(grid, share):
+    """A mixed allocation around a share of the levels."""
+    return {
+        unit.name: grid.step[unit.name] * min(grid.n_levels[unit.name], round(share * grid.n_levels[unit.name]) + i % 3)
+        for i, unit in enumerate(grid.units)
+    }
+
+
+def windows_of(batches):
+    ends = [0, *accumulate(BATCH_SIZES)]
+    return torch.cat([WINDOWS_NT[ends[batch] : ends[batch + 1]] for batch in batches])
+
+
+def plain_score(model, dense_NTV, windows_NT):
+    """Mean KL(dense‖pruned) per token in fp64."""
+    p_NTV, q_NTV = (logits_NTV.log_softmax(-1) for logits_NTV in (dense_NTV, model(input_ids=windows_NT).logits))
+    return float((p_NTV.exp() * (p_NTV - q_NTV)).sum(-1).mean())
+
+
+def slopes(store, allocation, denser, windows_NT):
+    """Unit name -> derivative of the score per level along the weights that return, by central differences."""
+    model, found, width = store.loaded.model, {}, 1e-2
+    with torch.no_grad():
+        store.restore()
+        dense_NTV = model(input_ids=windows_NT).logits
+        store.load(allocation)
+        for unit in store.grid.units:
+            if allocation[unit.name] == denser[unit.name]:
+                continue
+            weight_OI = weight_view(model, unit)
+            pruned_OI = weight_OI.clone()
+            change_OI = store.weight_at(unit, denser[unit.name]) - store.weight_at(unit, allocation[unit.name])
+            scores = []
+            for sign in (1, -1):
+                weight_OI.copy_(pruned_OI + sign * width * change_OI)
+                scores.append(plain_score(model, dense_NTV, windows_NT))
+            weight_OI.copy_(pruned_OI)
+            n_levels = (allocation[unit.name] - denser[unit.name]) // store.grid.step[unit.name]
+            found[unit.name] = (scores[0] - scores[1]) / (2 * width) / n_levels
+        store.restore()
+    return found
+
+
+def moved(grid, allocation, n_levels):
+    """Every unit so many levels up, as far as there are any."""
+    return {
+        unit.name: min(max(allocation[unit.name] + n_levels * grid.step[unit.name], 0), grid.max_level(unit))
+        for unit in grid.units
+    }
+
+
+def assert_are_falls(values, expected):
+    assert values.keys() == expected.keys()
+    scale = max(map(abs, expected.values()))
+    assert scale > 1e-4
+    for name, slope in expected.items():
+        assert values[name] == pytest.approx(-slope, rel=1e-3, abs=1e-4 * scale), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
+def test_values_equal_central_differences_of_the_score(family, make_tiny_model, tmp_path):
+    store, evaluator = make_bench(make_tiny_model(family, tie_word_embeddings=False).double())
+    oracle, grid = SwapGradients(Scorer(store, evaluator, Journal(tmp_path / "evaluations.jsonl"))), store.grid
+    allocation = at(grid, 0.5)
+    values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
+    assert_are_falls(values.restoring, slopes(store, allocation, moved(grid, allocation, -1), windows_of([0, 1])))
+    sparser = moved(grid, allocation, 1)
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0, 1])))
+    assert set(values.restoring) == set(values.removing) == set(allocation)
+
+
+def test_values_of_built_levels_count_the_weights_that_stay(make_tiny_model, tmp_path):
+    def make_built(loaded, grid):
+        statistics = calibrate(loaded, WINDOWS_NT, SparseGPT(), 4)
+        kept = open_statistics(loaded, grid, SparseGPT(), WINDOWS_NT, 4, LevelsConfig(), tmp_path)
+        kept.keep(statistics)
+        return BuiltLevels(loaded, grid, SparseGPT(), kept, memory_bytes=10**9)
+
+    store, evaluator = make_bench(make_tiny_model("llama").double(), make_built)
+    oracle, grid = SwapGradients(Scorer(store, evaluator, Journal(tmp_path / "evaluations.jsonl"))), store.grid
+    allocation = at(grid, 0.5)
+    denser, sparser = moved(grid, allocation, -1), moved(grid, allocation, 1)
+    values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
+    assert_are_falls(values.restoring, slopes(store, allocation, denser, windows_of([0, 1])))
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0, 1])))
+
+
+def test_a_bracket_of_several_levels_is_cut_at_the_ends_of_the_grid_and_counted_per_level(bench, make_oracle):
+    store, grid = bench[0], bench[0].grid
+    # the step is a twentieth of the smallest units and a fortieth or sixtieth of the others
+    units = {unit.name: round(0.1 * unit.n_items / grid.step[unit.name]) for unit in grid.units}
+    assert {2, 4} <= set(units.values())
+    allocation = dict.fromkeys(units, 0)
+    for i, unit in enumerate(grid.units):
+        allocation[unit.name] = (0, grid.step[unit.name], grid.max_level(unit), grid.max_level(unit) // 2)[i % 4]
+        allocation[unit.name] -= allocation[unit.name] % grid.step[unit.name]
+    denser = {name: max(0, level - units[name] * grid.step[name]) for name, level in allocation.items()}
+    sparser = {u.name: min(grid.max_level(u), allocation[u.name] + units[u.name] * grid.step[u.name]) for u in grid.units}
+    values = make_oracle()(allocation, bracket=0.1, start=0, n_windows=2)
+    assert_are_falls(values.restoring, slopes(store, allocation, denser, windows_of([0])))
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0])))
+    empty = {name for name, level in allocation.items() if level == 0}
+    full = {unit.name for unit in grid.units if allocation[unit.name] == grid.max_level(unit)}
+    assert len(empty) >= 3
+    assert len(full) >= 3
+    assert set(values.restoring) == set(allocation) - empty
+    assert set(values.removing) == set(allocation) - full
+
+
+@pytest.mark.parametrize(
+    ("start", "n_windows", "batches"),
+    [
+        (0, 2, [0]),
+        (0, 3, [0, 1]),
+        (2, 1, [1]),
+        (4, 3, [2, 3]),
+        (5, 4, [3, 0]),
+        (6, 5, [3, 0, 1]),
+        (7, 2, [0]),
+        (3, 99, [2, 3, 0, 1]),
+    ],
+)
+def test_windows_come_in_whole_batches_and_the_first_follow_the_last(start, n_windows, batches, bench, make_oracle, tmp_path):
+    oracle, allocation = make_oracle(), at(bench[0].grid, 0.5)
+    assert oracle.n_windows == N_WINDOWS
+    values = oracle(allocation, 0.0, start, n_windows)
+    (record,) = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert record["batches"] == batches
+    assert values.n_tokens == 2 * FORWARD_PASSES * len(windows_of(batches)) * N_TOKENS
+
+
+def test_values_of_several_batches_are_the_means_over_their_windows(bench, make_oracle):
+    oracle, allocation = make_oracle(), at(bench[0].grid, 0.5)
+    one, other = (oracle(allocation, 0.0, start, n) for start, n in ((0, 2), (2, 1)))
+    both = oracle(allocation, 0.0, 0, 3)
+    for of in ("restoring", "removing"):
+        for name, value in getattr(both, of).items():
+            assert value == pytest.approx((2 * getattr(one, of)[name] + getattr(other, of)[name]) / 3, rel=1e-4, abs=1e-9)
+
+
+def test_values_that_were_recorded_are_read_back_without_running_the_model(bench, make_oracle, tmp_path):
+    allocations = [at(bench[0].grid, share) for share in (0.3, 0.5)]
+    values = [make_oracle(f"{i}.jsonl")(allocation, 0.05, i, 2) for i, allocation in enumerate(allocations)]
+    whole = make_oracle("whole.jsonl")
+    assert [whole(allocation, 0.05, i, 2) for i, allocation in enumerate(allocations)] == values
+
+    # Without weights nothing could be measured.
+    class Store:
+        grid, allocation = bench[0].grid, dict.fromkeys(bench[0].allocation, 0)
+
+    class Evaluator:
+        batch_sizes, n_tokens_per_window = bench[1].batch_sizes, N_TOKENS
+
+    recalled = SwapGradients(Scorer(Store(), Evaluator(), Journal(tmp_path / "whole.jsonl")))
+    assert [recalled(allocation, 0.05, i, 2) for i, allocation in enumerate(allocations)] == values
+
+
+def test_scores_after_a_look_are_those_of_the_allocations_scored(bench, make_oracle):
+    oracle, grid = make_oracle(), bench[0].grid
+    scorer, allocations = oracle.scorer, [at(bench[0].grid, share) for share in (0.3, 0.5)]
+    before = [scorer.measure(allocation, [0, 2])["window_scores"] for allocation in allocations]
+    oracle(moved(grid, allocations[0], 2), 0.1, 0, 3)
+    assert [scorer.measure(allocation, [0, 2])["window_scores"] for allocation in allocations] == before
+    assert not any(parameter.requires_grad for parameter in bench[0].loaded.model.parameters())
