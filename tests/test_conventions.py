@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from selfprune import __version__
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "selfprune"
@@ -127,11 +130,18 @@ def test_every_method_has_a_yaml_of_its_name_and_every_yaml_a_method(family):
     assert choices != []
 
 
-def test_the_readme_names_the_papers_of_the_methods_and_no_others():
+@pytest.mark.parametrize("file", ["README.md", "CITATION.cff"])
+def test_the_papers_of_the_methods_and_no_others_are_named(file):
     number = re.compile(r"\b\d{4}\.\d{5}\b")
     files = [path for family in ("pruners", "proposers") for path in (SOURCE / family).rglob("*.py")]
     named = {found for path in files for found in number.findall(ast.get_docstring(ast.parse(path.read_text())) or "")}
-    assert named == set(number.findall((ROOT / "README.md").read_text()))
+    assert named == set(number.findall((ROOT / file).read_text()))
+
+
+def test_the_citation_can_be_read_and_has_the_version_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert all({"type", "title", "authors", "year", "notes"} <= reference.keys() for reference in citation["references"])
 
 
 def test_every_exception_still_exists():
