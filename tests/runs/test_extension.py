@@ -12,11 +12,11 @@ from selfprune.allocations.archive import read_archive
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import register_schemas
 from selfprune.errors import ConfigError
+from selfprune.models.units import list_units, weight_view
 from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
-from selfprune.storage.journal import Journal
 from selfprune.runs.run import run_composed
 from selfprune.search.loop import SearchConfig
-from selfprune.models.units import list_units, weight_view
+from selfprune.storage.journal import Journal
 
 RECORDS = ("archive.jsonl", "evaluations.jsonl")
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from selfprune.runs import forecast
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
-from selfprune.runs.forecast import run_seconds
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda
+from selfprune.runs import forecast
+from selfprune.runs.forecast import run_seconds
 
 
 @pytest.mark.parametrize(("pruner", "n_solves"), [("wanda", 0), ("sparsegpt", 15)])

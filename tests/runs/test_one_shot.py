@@ -24,19 +24,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import selfprune.__main__
 import selfprune.prune
-from selfprune.runs import one_shot
 from selfprune.allocations.archive import Archive, read_archive
-from selfprune.pruning.calibration import prune_in_place
 from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import PruneConfig, register_schemas, to_config
 from selfprune.data.splits import draw_calibration
 from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.exports.block_writer import PROGRESS
+from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
 from selfprune.models.loading import load_model, max_positions
-from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
-from selfprune.exports.block_writer import PROGRESS
 from selfprune.models.units import list_units, weight_view
+from selfprune.pruning.calibration import prune_in_place
+from selfprune.runs import one_shot
 
 SMALL = {"data.n_calibration": 6, "data.n_tokens_per_window": 16, "budget.sparsity": 0.5, "model.device": "cpu"}
 N_BLOCKS = 4

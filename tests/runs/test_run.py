@@ -22,10 +22,10 @@ from selfprune.allocations.archive import read_archive
 from selfprune.allocations.candidate import State
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import register_schemas
-from selfprune.errors import ConfigError, DataError
 from selfprune.configs.methods import find_methods
-from selfprune.runs.run import run_composed
+from selfprune.errors import ConfigError, DataError
 from selfprune.models.units import list_units, weight_view
+from selfprune.runs.run import run_composed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["+experiment=smoke"]

@@ -5,7 +5,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from selfprune.storage import lock
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
@@ -13,6 +12,7 @@ from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.evaluators.base import N_LOGITS_AT_ONCE
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.runs.run_folder import hold_run_folder, opened, preflight
+from selfprune.storage import lock
 
 CONFIG = OmegaConf.create({"seed": 1, "run_folder": "", "resume": ""})
 OTHER_SEED = OmegaConf.create({"seed": 2, "run_folder": "", "resume": ""})

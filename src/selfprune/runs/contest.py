@@ -6,10 +6,10 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from selfprune.allocations.candidate import Candidate
-from selfprune.search.finalists import judge
-from selfprune.storage.recorded_files import Score
 from selfprune.reports.results import Contest
 from selfprune.runs.workbench import Workbench
+from selfprune.search.finalists import judge
+from selfprune.storage.recorded_files import Score
 
 
 class Answers(TypedDict):

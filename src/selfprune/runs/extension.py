@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict
 
 from selfprune.errors import ConfigError
+from selfprune.search.loop import SearchConfig
 from selfprune.storage.journal import Journal
 from selfprune.storage.recorded_files import Count, Seconds
-from selfprune.search.loop import SearchConfig
 
 EXTENSIONS = "extensions.jsonl"
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from hydra.core.config_store import ConfigStore
 
-from selfprune.runs.display import Display
 from selfprune.errors import ConfigError
+from selfprune.models.loading import DType, ModelConfig, find_source, load_skeleton
+from selfprune.models.units import list_units
+from selfprune.pruners.selection import parse_pattern
+from selfprune.runs.display import Display
 from selfprune.storage.journal import write_whole
 from selfprune.storage.lock import held_file
-from selfprune.models.loading import DType, ModelConfig, find_source, load_skeleton
 from selfprune.storage.path_fields import path_field
-from selfprune.pruners.selection import parse_pattern
 from selfprune.timing.unit_seconds import Rows, Shape, circumstances, fastest_rows, unit_shapes
-from selfprune.models.units import list_units
 
 
 @dataclass

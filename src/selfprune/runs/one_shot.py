@@ -11,27 +11,27 @@ from torch import Tensor
 
 from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.allocations.budget import Measure
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.allocations.winners import fits, read_winner
 from selfprune.configs.config import PruneConfig
-from selfprune.statistics.coverage import Coverage
+from selfprune.configs.recorded_config import to_record
+from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import check_texts, draw_calibration
-from selfprune.runs.display import Display
-from selfprune.storage.environment import describe_environment
+from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError, SelfpruneError
-from selfprune.storage.journal import write_whole
+from selfprune.exports.block_writer import Shards, growing
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.placement import Placement
-from selfprune.statistics.base import InputGram
-from selfprune.timing.pruning_seconds import pruning_seconds
-from selfprune.configs.recorded_config import to_record
-from selfprune.storage.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, peak_memory_bytes
-from selfprune.data.self_generated import text_writer
-from selfprune.exports.block_writer import Shards, growing
-from selfprune.timing.unit_seconds import check_latency_table
 from selfprune.models.units import n_parameters, weight_view
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
-from selfprune.data.window_start import start_tokens
-from selfprune.allocations.winners import fits, read_winner
+from selfprune.pruning.calibration import prune_in_place
+from selfprune.runs.display import Display
+from selfprune.statistics.base import InputGram
+from selfprune.statistics.coverage import Coverage
+from selfprune.storage.environment import describe_environment
+from selfprune.storage.journal import write_whole
+from selfprune.storage.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, peak_memory_bytes
+from selfprune.timing.pruning_seconds import pruning_seconds
+from selfprune.timing.unit_seconds import check_latency_table
 
 WRITTEN_BYTES_PER_SECOND = 500e6
 """What an ordinary disk takes."""

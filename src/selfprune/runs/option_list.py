@@ -11,9 +11,9 @@ from enum import Enum
 from typing import Any, get_type_hints
 
 from selfprune.configs.config import PruneConfig, RunConfig
+from selfprune.configs.methods import METHODS, find_methods
 from selfprune.errors import complain, did_you_mean
 from selfprune.runs.latency_measurement import LatencyConfig
-from selfprune.configs.methods import METHODS, find_methods
 
 ENTRY = re.compile(r"^(\w+): (.*(?:\n {4,}.*)*)", re.MULTILINE)
 

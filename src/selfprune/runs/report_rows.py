@@ -9,16 +9,16 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from selfprune.allocations.allocation import Allocation
-from selfprune.pruning.calibration import prune_in_place
 from selfprune.allocations.candidate import Candidate, Proposal
-from selfprune.statistics.coverage import Coverage
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.exports.save import holds_checkpoint, save_checkpoint
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
-from selfprune.storage.recorded_files import Metrics, Score
+from selfprune.exports.save import holds_checkpoint, save_checkpoint
+from selfprune.pruning.calibration import prune_in_place
 from selfprune.runs.workbench import Workbench
+from selfprune.statistics.coverage import Coverage
+from selfprune.storage.recorded_files import Metrics, Score
 
 
 class Measured(TypedDict):

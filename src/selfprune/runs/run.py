@@ -13,18 +13,18 @@ from omegaconf import DictConfig
 
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.configs.config import RunConfig, to_config
-from selfprune.runs.contest import hold_contest
-from selfprune.errors import SelfpruneError
-from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
-from selfprune.reports.report import print_table, write_report
-from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
-from selfprune.storage.resources import Resources, folder_bytes, peak_memory_bytes
-from selfprune.reports.results import Results
-from selfprune.runs.run_folder import hold_run_folder, opened, preflight
-from selfprune.search.loop import SearchConfig
-from selfprune.runs.searches import Searches
 from selfprune.configs.signals import naming_on_stop
+from selfprune.errors import SelfpruneError
+from selfprune.reports.report import print_table, write_report
+from selfprune.reports.results import Results
+from selfprune.runs.contest import hold_contest
+from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
+from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
+from selfprune.runs.run_folder import hold_run_folder, opened, preflight
+from selfprune.runs.searches import Searches
 from selfprune.runs.workbench import Workbench, prepare
+from selfprune.search.loop import SearchConfig
+from selfprune.storage.resources import Resources, folder_bytes, peak_memory_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -11,23 +11,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from selfprune.configs.config import RunConfig
+from selfprune.configs.recorded_config import recompose, settled_overrides, to_record
 from selfprune.data.splits import check_texts
-from selfprune.runs.display import Display
-from selfprune.storage.environment import describe_environment, read_environment
 from selfprune.errors import ConfigError, SelfpruneError, refused_path
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
-from selfprune.storage.held_folder import HeldFolder, hold_existing_folder, hold_folder, hold_new_folder
-from selfprune.storage.journal import disk_error, write_whole
 from selfprune.levels.level_store import number_dtype
 from selfprune.levels.levels_config import LevelKind
-from selfprune.storage.lock import LOCK
 from selfprune.models.loading import max_positions, preflight_memory
 from selfprune.models.placement import Placement
-from selfprune.configs.recorded_config import recompose, settled_overrides, to_record
+from selfprune.models.units import list_units, n_row_groups, weight_view
+from selfprune.runs.display import Display
+from selfprune.storage.environment import describe_environment, read_environment
+from selfprune.storage.held_folder import HeldFolder, hold_existing_folder, hold_folder, hold_new_folder
+from selfprune.storage.journal import disk_error, write_whole
+from selfprune.storage.lock import LOCK
 from selfprune.storage.recorded_files import read_text
 from selfprune.storage.resources import LIBRARY_BYTES, Resources, free_bytes
-from selfprune.models.units import list_units, n_row_groups, weight_view
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 OWN_FILE = re.compile(rf"{re.escape(LOCK)}(\.owner)?|{ENVIRONMENT}|\.({CONFIG}|{ENVIRONMENT})\.partial|{CONFIG}")

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from selfprune.allocations.candidate import Candidate, Proposal, best
-from selfprune.search.racing import Racer
 from selfprune.reports.results import Spent
-from selfprune.search.loop import Progress, Search, SearchConfig
-from selfprune.search.swap_gradients import SwapGradients
 from selfprune.runs.workbench import Workbench
+from selfprune.search.loop import Progress, Search, SearchConfig
+from selfprune.search.racing import Racer
+from selfprune.search.swap_gradients import SwapGradients
 
 
 class Searches:

@@ -12,34 +12,34 @@ from torch import Tensor
 from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.budget import Measure
-from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.models.chance import doubt_of_chance
+from selfprune.allocations.objective import Aspects
 from selfprune.configs.config import RunConfig
-from selfprune.statistics.coverage import Coverage
+from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import Splits, draw_splits
-from selfprune.runs.display import Display
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.search.first_round import check_first_round
-from selfprune.runs.forecast import run_seconds
-from selfprune.storage.journal import Journal, NothingElse
-from selfprune.statistics.kept import KeptStatistics
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
+from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.levels.levels_config import LevelKind
-from selfprune.pruning.measurements import measure_blocks, needed_measurements
+from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
-from selfprune.allocations.objective import Aspects
-from selfprune.proposers.base import Measurement, SearchSpace
-from selfprune.statistics.base import Statistics
-from selfprune.search.scoring import Scorer, first_batches
-from selfprune.search.search_windows import mix_search_windows
-from selfprune.data.self_generated import text_writer
-from selfprune.timing.unit_seconds import check_latency_table
 from selfprune.models.units import n_parameters, token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
+from selfprune.proposers.base import Measurement, SearchSpace
+from selfprune.pruning.measurements import measure_blocks, needed_measurements
+from selfprune.runs.display import Display
+from selfprune.runs.forecast import run_seconds
+from selfprune.search.first_round import check_first_round
+from selfprune.search.scoring import Scorer, first_batches
+from selfprune.search.search_windows import mix_search_windows
+from selfprune.statistics.base import Statistics
+from selfprune.statistics.coverage import Coverage
+from selfprune.statistics.kept import KeptStatistics
+from selfprune.storage.journal import Journal, NothingElse
+from selfprune.timing.unit_seconds import check_latency_table
 
 
 @dataclass
