@@ -11,7 +11,7 @@ from selfprune import __version__
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "selfprune"
-MODULES = sorted(SOURCE.rglob("*.py"))
+SOURCES = {path: path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 
 GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
@@ -80,30 +80,27 @@ def prints(source: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_every_public_name_has_a_docstring(path):
-    assert undocumented(path.read_text()) == []
+def test_every_public_name_has_a_docstring():
+    assert {relative(path): names for path, source in SOURCES.items() if (names := undocumented(source))} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_nothing_under_src_prints(path):
-    assert prints(path.read_text()) == [], "log it, or write it to the stream that the caller gave"
+def test_nothing_under_src_prints():
+    found = {relative(path): lines for path, source in SOURCES.items() if (lines := prints(source))}
+    assert found == {}, "log it, or write it to the stream that the caller gave"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_no_file_is_longer_than_250_lines(path):
-    n_lines = len(path.read_text().splitlines())
-    assert n_lines <= 250, "two rooms in one: split it by what the halves know"
+def test_no_file_is_longer_than_250_lines():
+    found = {relative(path): n_lines for path, source in SOURCES.items() if (n_lines := len(source.splitlines())) > 250}
+    assert found == {}, "two rooms in one: split it by what the halves know"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_nothing_is_left_to_do(path):
-    assert re.findall(r"\b(?:TODO|FIXME|XXX)\b", path.read_text()) == []
+def test_nothing_is_left_to_do():
+    assert [relative(path) for path, source in SOURCES.items() if re.search(r"\b(?:TODO|FIXME|XXX)\b", source)] == []
 
 
 def test_no_file_is_named_after_nothing():
     homeless = {"utils", "util", "helpers", "helper", "common", "misc"}
-    assert [relative(path) for path in MODULES if path.stem in homeless] == []
+    assert [relative(path) for path in SOURCES if path.stem in homeless] == []
 
 
 def test_the_checks_see_what_they_look_for():
@@ -156,9 +153,9 @@ def test_there_are_experiments():
     assert {"smoke", "llama7b"} <= {path.stem for path in EXPERIMENTS}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
-def test_every_experiment_opens_with_its_command(path):
-    header = re.match(r"(#.*\n)*", path.read_text())[0]
-    command = rf"python -m selfprune\b.*\+experiment={re.escape(path.stem)}\b"
-    assert re.search(command, header), "say how to run it, in a comment above all else"
-    assert "# @package _global_" in header
+def test_every_experiment_opens_with_its_command():
+    headers = {path.stem: re.match(r"(#.*\n)*", path.read_text())[0] for path in EXPERIMENTS}
+    command = r"python -m selfprune\b.*\+experiment={}\b"
+    silent = [name for name, header in headers.items() if not re.search(command.format(re.escape(name)), header)]
+    assert silent == [], "say how to run it, in a comment above all else"
+    assert [name for name, header in headers.items() if "# @package _global_" not in header] == []

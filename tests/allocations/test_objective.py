@@ -18,7 +18,7 @@ shares = st.lists(st.integers(1, 60), min_size=1, max_size=4).map(
 
 
 @given(shares, st.integers(0, 150))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_prefix_holds_the_shares_to_less_than_one_window(shares, n):
     sequence = interleave(shares, n)
     assert len(sequence) == n
@@ -29,7 +29,7 @@ def test_every_prefix_holds_the_shares_to_less_than_one_window(shares, n):
 
 
 @given(shares)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_prefix_is_exact_wherever_whole_windows_allow_it(shares):
     n = math.lcm(*(share.denominator for share in shares.values()))
     assert {name: interleave(shares, n).count(name) for name in shares} == {name: n * share for name, share in shares.items()}

@@ -405,7 +405,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(json_values.map(lambda value: json.dumps(value).encode()), st.binary(max_size=60)))
 def test_any_answer_is_a_text_or_a_failure(body):
     answer = read_answer(body)

@@ -47,7 +47,7 @@ def brute_force(damages, steps, n_steps):
 CHOICES = st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 9)), min_size=1, max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(CHOICES, min_size=1, max_size=4), st.integers(0, 40))
 def test_the_programme_equals_brute_force_for_any_damages(units, n_steps):
     damages = [np.array([damage for damage, _ in unit]) for unit in units]
@@ -167,7 +167,7 @@ NAME = st.sampled_from([unit.name for unit in UNITS[:3]])
 COST = st.one_of(st.just(0.0), st.floats(1e-6, 1e6), st.floats(-1e6, -1e-6))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.dictionaries(NAME, st.tuples(st.floats(0, 1), COST)), max_size=6))
 def test_damages_are_finite_and_convex_whatever_the_costs(looks):
     grid = LevelGrid.with_constant_step(UNITS[:3], 0.05, max_sparsity=0.9)

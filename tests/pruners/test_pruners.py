@@ -382,7 +382,7 @@ def matrices(draw, n_groups, n_in):
 
 
 @pytest.mark.parametrize("method", PRUNERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_counts_are_exact_for_matrices_of_any_shape(method, data):
     draw = data.draw
@@ -399,7 +399,7 @@ def test_counts_are_exact_for_matrices_of_any_shape(method, data):
 
 
 @pytest.mark.parametrize("method", PRUNERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_pattern_is_exact_in_every_group(method, data):
     draw = data.draw

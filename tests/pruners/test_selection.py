@@ -5,7 +5,7 @@ Shape suffixes: R comparison rows, W width of a comparison row.
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfprune.errors import ConfigError, PruningError
@@ -34,7 +34,6 @@ def score_matrices(draw):
     return torch.tensor(scores, dtype=draw(st.sampled_from([torch.float32, torch.float64]))).view(n_rows, width)
 
 
-@settings(deadline=None)
 @given(score_matrices())
 def test_the_ranks_are_the_order_of_rows_that_take_turns(scores_RW):
     ranks_RW = rank_in_turns(scores_RW)
@@ -43,7 +42,6 @@ def test_the_ranks_are_the_order_of_rows_that_take_turns(scores_RW):
         assert ranks_RW[r, w] == rank
 
 
-@settings(deadline=None)
 @given(score_matrices(), st.sampled_from([1, 7, 16, selection.CHUNK_ELEMENTS]))
 def test_the_lowest_are_those_of_lowest_rank_whatever_is_looked_at_together(scores_RW, chunk_elements):
     before_RW, ranks_RW = scores_RW.clone(), rank_in_turns(scores_RW)
@@ -56,7 +54,6 @@ def test_the_lowest_are_those_of_lowest_rank_whatever_is_looked_at_together(scor
     assert torch.equal(scores_RW, before_RW)
 
 
-@settings(deadline=None)
 @given(score_matrices())
 def test_the_lowest_of_a_group_are_the_first_of_its_own_order(scores_CM):
     places_CM = scores_CM.argsort(dim=1, stable=True).argsort(dim=1)

@@ -355,7 +355,7 @@ def test_a_final_heat_of_one_is_spared_unless_the_windows_are_fresh():
     assert racer.n_tokens_of_final_heat(1) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(["grows", "whole", "fresh"]))
 def test_every_candidate_ends_somehow_and_every_token_is_on_somebody(seed, mode):
     rng = random.Random(seed)
@@ -454,7 +454,7 @@ def test_what_a_proposal_has_cost_is_paid_from_the_same_tokens():
     assert dear.n_tokens == (6 + 4) * N_TOKENS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(["grows", "whole", "fresh"]), st.integers(0, 80))
 def test_only_the_first_rung_goes_beyond_the_tokens(seed, mode, max_windows):
     rng = random.Random(seed)
