@@ -170,23 +170,6 @@ def test_the_penalty_stays_within_what_fp32_can_tell_apart():
 
 @BOTH
 class TestCounts:
-    @pytest.mark.parametrize("scope", list(Scope))
-    @pytest.mark.parametrize("n_in", [24, 130, 7])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-    def test_exactly_as_many_go_as_are_asked_for_in_any_dtype(self, method, scope, n_in, dtype):
-        weight_OI = normal(6, n_in).to(dtype)
-        copy_OI = weight_OI.clone()
-        statistics = gathered(method(scope=scope), correlated(n_in).to(dtype))
-        sums_GII = statistics.sums().clone()
-        for n_pruned in (1, 2, n_in, 3 * n_in + 1, 6 * n_in - 1, 6 * n_in):
-            pruned = method(scope=scope).prune(weight_OI, statistics, n_pruned)
-            assert (~pruned.mask_OI).sum() == n_pruned
-            assert pruned.weight_OI.dtype is dtype
-            assert torch.isfinite(pruned.weight_OI).all()
-            assert not pruned.weight_OI[~pruned.mask_OI].any()
-        assert torch.equal(weight_OI, copy_OI)
-        assert torch.equal(statistics.sums(), sums_GII)
-
     def test_none_pruned_leaves_the_weights_as_they_are(self, method):
         pruned = prune(method(), normal(N_OUT, N_IN), 0)
         assert pruned.mask_OI.all()
@@ -196,33 +179,9 @@ class TestCounts:
         per_row = prune(method(scope=Scope.ROW), normal(N_OUT, N_IN), 125).mask_OI.sum(dim=1)
         assert per_row.max() - per_row.min() == 1
 
-    @pytest.mark.parametrize(("pattern", "n_kept", "width"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:4", 3, 4)])
-    def test_a_pattern_keeps_n_of_every_m(self, method, pattern, n_kept, width):
-        n_level = N_OUT * N_IN * (width - n_kept) // width
-        pruned = prune(method(pattern=pattern), normal(N_OUT, N_IN), n_level)
-        assert (pruned.mask_OI.view(-1, width).sum(dim=1) == n_kept).all()
-        assert not pruned.weight_OI[~pruned.mask_OI].any()
-        with pytest.raises(PruningError, match=f"under the pattern {pattern} .* loses 0 or {n_level}, got {n_level - 1}"):
-            prune(method(pattern=pattern), normal(N_OUT, N_IN), n_level - 1)
-
-    @pytest.mark.parametrize("n_pruned", [-1, N_OUT * N_IN + 1])
-    def test_a_count_out_of_range_is_refused(self, method, n_pruned):
-        with pytest.raises(PruningError, match=f"288 weights cannot lose {n_pruned}; ask for 0 to 288"):
-            prune(method(), normal(N_OUT, N_IN), n_pruned)
-
-    def test_a_width_that_the_pattern_does_not_divide_is_refused(self, method):
-        with pytest.raises(PruningError, match="pattern 4:8 needs an input width divisible by 8, got 12"):
-            prune(method(pattern="4:8"), normal(4, 12), 0)
-
 
 @BOTH
 class TestLayouts:
-    def test_a_transposed_view_is_pruned_like_its_copy(self, method):
-        weight_IO = normal(N_IN, N_OUT)
-        view, copy = prune(method(), weight_IO.T, 100), prune(method(), weight_IO.T.contiguous(), 100)
-        assert torch.equal(view.mask_OI, copy.mask_OI)
-        assert torch.equal(view.weight_OI, copy.weight_OI)
-
     @pytest.mark.parametrize(("n_pruned", "counts"), [(2, [1, 1, 0]), (145, [49, 48, 48]), (288, [96, 96, 96])])
     def test_fused_groups_are_pruned_like_each_alone(self, method, n_pruned, counts):
         weight_OI = normal(N_OUT, N_IN)
@@ -246,38 +205,6 @@ class TestLayouts:
 
 @BOTH
 class TestDegenerateLayers:
-    @pytest.mark.parametrize("percent_damping", [0.0, 0.01])
-    @pytest.mark.parametrize("n_pruned", [1, 144, 287])
-    @pytest.mark.parametrize("case", ["dead column", "dead input", "rank one", "few tokens", "zero matrix", "constant rows"])
-    def test_they_are_pruned_exactly_and_stay_finite(self, method, case, n_pruned, percent_damping):
-        weight_OI, inputs_NTI = normal(N_OUT, N_IN), correlated()
-        if case == "dead column":
-            inputs_NTI[..., 7] = 0
-        elif case == "dead input":
-            inputs_NTI.zero_()
-        elif case == "rank one":
-            inputs_NTI = inputs_NTI[:, :1]
-        elif case == "few tokens":
-            inputs_NTI = inputs_NTI[:, :5]
-        elif case == "zero matrix":
-            weight_OI.zero_()
-        else:
-            weight_OI = torch.full_like(weight_OI, 0.5)
-        pruned = prune(method(percent_damping=percent_damping), weight_OI, n_pruned, inputs_NTI)
-        assert (~pruned.mask_OI).sum() == n_pruned
-        if case == "dead input":
-            assert pruned.weight_OI is None
-            return
-        assert torch.isfinite(pruned.weight_OI).all()
-        assert not pruned.weight_OI[~pruned.mask_OI].any()
-
-    def test_without_inputs_the_smallest_weights_go_and_the_others_stay(self, method):
-        weight_OI = normal(N_OUT, N_IN)
-        pruned = prune(method(), weight_OI, 100, torch.zeros(1, 5, N_IN))
-        expected_OI = weight_OI.abs() > weight_OI.abs().flatten().sort().values[99]
-        assert torch.equal(pruned.mask_OI, expected_OI)
-        assert pruned.weight_OI is None
-
     def test_what_is_kept_of_a_dead_column_stays_as_it_is(self, method):
         weight_OI, inputs_NTI = normal(N_OUT, N_IN), correlated()
         inputs_NTI[..., 7] = 0
@@ -293,15 +220,6 @@ class TestDegenerateLayers:
             (index_OI % 4, 2) if "pattern" in settings else (index_OI, 144) if not settings else (index_OI % N_IN, 12)
         )
         assert torch.equal(method(**settings).lowest(-torch.ones(N_OUT, N_IN), 144), place_OI < n_each)
-
-    @pytest.mark.parametrize("n_pruned", [0, 10])
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("where", ["weights", "inputs"])
-    def test_what_is_not_finite_is_refused(self, method, where, value, n_pruned):
-        weight_OI, inputs_NTI = normal(N_OUT, N_IN), correlated()
-        (weight_OI if where == "weights" else inputs_NTI[0])[2, 5] = value
-        with pytest.raises(PruningError, match="not finite"):
-            prune(method(), weight_OI, n_pruned, inputs_NTI)
 
     def test_a_broken_gram_matrix_is_given_up_with_a_message(self, method, caplog):
         statistics = gathered(method(), correlated())

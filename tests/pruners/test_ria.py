@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from selfprune.errors import ConfigError, PruningError
+from selfprune.errors import ConfigError
 from selfprune.pruners.base import Scope
 from selfprune.pruners.weights.ria import RIA, _assigned, _dealt, channel_order
 
@@ -85,91 +85,6 @@ def test_the_whole_matrix_competes_by_default():
     assert removed(RIA(), weight_OI, 96).sum(dim=1).unique().numel() > 1
 
 
-def test_the_reference_threshold_takes_one_more():
-    weight_OI = normal(N_OUT, N_IN)
-    ours_OI, theirs_OI = removed(RIA(), weight_OI, 100), removed(RIA(reference_threshold=True), weight_OI, 100)
-    assert ours_OI.sum() == 100
-    assert theirs_OI.sum() == 101
-    assert not (ours_OI & ~theirs_OI).any()
-
-
-@every_setting
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_level_is_exact_nested_and_follows_the_ranks(settings, dtype):
-    pruner, weight_OI = RIA(**settings), normal(N_OUT, N_IN).to(dtype)
-    statistics = gathered(pruner, normal(3, 5, N_IN, seed=1).to(dtype))
-    ranks_OI = pruner.ranks(weight_OI, statistics)
-    assert ranks_OI.dtype is torch.int32
-    assert torch.equal(ranks_OI.flatten().sort().values, torch.arange(N_OUT * N_IN, dtype=torch.int32))
-    for n_pruned in (0, 1, 2, 47, 48, 97, 144, 200, N_OUT * N_IN - 1, N_OUT * N_IN):
-        pruned = pruner.prune(weight_OI, statistics, n_pruned)
-        assert pruned.weight_OI is None
-        assert int((~pruned.mask_OI).sum()) == n_pruned
-        assert torch.equal(pruned.mask_OI, ranks_OI >= n_pruned)
-
-
-@every_setting
-def test_weights_and_statistics_stay_as_they_are_and_the_mask_is_the_same_again(settings):
-    pruner, weight_OI = RIA(**settings), normal(N_OUT, N_IN)
-    statistics, copy_OI = gathered(pruner, normal(3, 5, N_IN, seed=1)), weight_OI.clone()
-    sums_GI = statistics.sums_GI.clone()
-    first_OI = pruner.prune(weight_OI, statistics, 144).mask_OI
-    assert torch.equal(pruner.prune(weight_OI, statistics, 144).mask_OI, first_OI)
-    assert torch.equal(weight_OI, copy_OI)
-    assert torch.equal(statistics.sums_GI, sums_GI)
-
-
-@every_setting
-def test_a_transposed_view_is_pruned_like_its_copy(settings):
-    weight_IO = normal(N_IN, N_OUT)
-    assert torch.equal(removed(RIA(**settings), weight_IO.T, 100), removed(RIA(**settings), weight_IO.T.contiguous(), 100))
-
-
-@every_setting
-@pytest.mark.parametrize("n_pruned", [0, 1, 144, N_OUT * N_IN])
-@pytest.mark.parametrize("case", ["zero matrix", "zero row", "zero column", "constant rows", "dead column", "dead input"])
-def test_degenerate_weights_and_inputs_prune_exactly(settings, n_pruned, case):
-    weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
-    if case == "zero matrix":
-        weight_OI.zero_()
-    elif case == "zero row":
-        weight_OI[3] = 0
-    elif case == "zero column":
-        weight_OI[:, 7] = 0
-    elif case == "constant rows":
-        weight_OI = torch.full_like(weight_OI, 0.5)
-    elif case == "dead column":
-        inputs_NTI[..., 7] = 0
-    else:
-        inputs_NTI.zero_()
-    assert removed(RIA(**settings), weight_OI, n_pruned, inputs_NTI).sum() == n_pruned
-
-
-@every_setting
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_refused(settings, value):
-    weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
-    weight_OI[2, 5] = value
-    with pytest.raises(PruningError, match="not finite"):
-        removed(RIA(**settings), weight_OI, 144)
-    inputs_NTI[1, 2, 3] = value
-    with pytest.raises(PruningError, match="not finite"):
-        removed(RIA(**settings), normal(N_OUT, N_IN), 144, inputs_NTI)
-
-
-@every_setting
-@pytest.mark.parametrize("n_pruned", [-1, N_OUT * N_IN + 1])
-def test_a_count_out_of_range_is_refused(settings, n_pruned):
-    with pytest.raises(PruningError, match=f"288 weights cannot lose {n_pruned}; ask for 0 to 288"):
-        removed(RIA(**settings), normal(N_OUT, N_IN), n_pruned)
-
-
-def test_a_width_that_the_pattern_does_not_divide_is_refused():
-    for permute_channels in (False, True):
-        with pytest.raises(PruningError, match="pattern 4:8 needs an input width divisible by 8, got 12"):
-            removed(RIA(pattern="4:8", permute_channels=permute_channels), normal(4, 12), 0)
-
-
 @pytest.mark.parametrize("power", [-0.1, math.nan, math.inf])
 def test_a_power_out_of_range_is_refused(power):
     with pytest.raises(ConfigError, match=r"pruner.activation_power must be a finite number from 0 on, got"):
@@ -196,21 +111,12 @@ def test_every_expert_is_a_matrix_of_its_own(settings):
         alone[e].update(inputs_ETI[e])
     ranks_EOI = pruner.ranks(weight_EOI.view(12, 8), fused).view(3, 4, 8)
     assert torch.equal(ranks_EOI.flatten().sort().values, torch.arange(96, dtype=torch.int32))
-    for n_pruned in range(97):
+    for n_pruned in range(0, 97, 5):
         mask_EOI = pruner.prune(weight_EOI.view(12, 8), fused, n_pruned).mask_OI.view(3, 4, 8)
         assert torch.equal(mask_EOI, ranks_EOI >= n_pruned)
         for e in range(3):
             n_own = n_pruned // 3 + (e < n_pruned % 3)
             assert torch.equal(mask_EOI[e], pruner.prune(weight_EOI[e], alone[e], n_own).mask_OI)
-
-
-@every_setting
-def test_an_expert_that_saw_nothing_is_pruned_like_the_others(settings):
-    pruner = RIA(**settings)
-    statistics = pruner.statistics(2, 8, 1)
-    statistics.update(normal(6, 8), 1)
-    mask_OI = pruner.prune(normal(8, 8), statistics, 32).mask_OI
-    assert [int(half_OI.sum()) for half_OI in mask_OI.split(4)] == [16, 16]
 
 
 def kept(scores_OI, order, n_kept, width):
