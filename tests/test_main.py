@@ -11,13 +11,15 @@ from hydra.core.global_hydra import GlobalHydra
 
 from selfprune.__main__ import main
 from selfprune.configs.command_line import guarded
+from selfprune.configs.mistakes.command_mistakes import mistake_of
+from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.errors import ModelError
 
 WRONG = {
     "unknown option": (["budgt.sparsity=0.5"], "budgt"),
     "unknown key of a method": (["pruner.exponent=2"], "exponent"),
-    "a value for a group": (["budget=0.5"], "got float; a group takes the name of a choice"),
-    "nothing for a group": (["pruner=null"], "got NoneType; a group takes the name of a choice"),
+    "a value for a group": (["budget=0.5"], "budget takes the name of a choice, got 0.5"),
+    "nothing for a group": (["pruner=null"], "pruner takes the name of a choice, got null"),
     "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
     "added group": (["+experimnt=smoke"], "experimnt"),
     "unknown choice": (["pruner=wnada"], "wanda"),
@@ -36,7 +38,7 @@ WRONG = {
     "model without path": (["model=local"], "path"),
     "hub id offline": (["model=hub", "model.path=someone/some-model"], "someone/some-model"),
     "model from disk": (["model.placement=STREAM"], "a search needs the whole model at hand, but model.placement=STREAM"),
-    "unknown placement": (["model.placement=SLOW"], "[WHOLE, SPREAD, STREAM]"),
+    "unknown placement": (["model.placement=SLOW"], "takes one of WHOLE, SPREAD, STREAM, got SLOW"),
     "calibration text alone": (["data=files", "data.calibration=a.txt"], "but data.report is empty"),
     "option of a pruning": (["output=x"], "output"),
     "model of a name too long": (["model=local", f"model.path={'x' * 300}"], "xxx cannot be used: File name too long; correct"),
@@ -129,6 +131,10 @@ def test_a_mistake_ends_the_process_with_exit_code_2(tmp_path):
     check_paragraph((done.returncode, done.stdout, done.stderr), "got 1.2")
 
 
+def explained(error):
+    return mistake_of(error, lambda: CommandLine("config"))
+
+
 def interrupt_in_native_code():
     """What remains of an interrupt that a library met in native code."""
     with contextlib.suppress(KeyboardInterrupt):
@@ -145,7 +151,7 @@ def test_an_interrupt_is_told_whatever_error_a_library_makes_of_it(error, capsys
         return f"left {'in '.join(('', *interrupt.args))}".rstrip()
 
     before = signal.getsignal(signal.SIGINT)
-    assert guarded(work, "selfprune", told) == 130
+    assert guarded(work, explained, told) == 130
     assert capsys.readouterr().err == f"selfprune: interrupted; left{'' if error else ' in somewhere'}\n"
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -156,17 +162,17 @@ def test_a_defect_is_not_told_as_a_mistake(error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        guarded(work, "selfprune", str)
+        guarded(work, explained, str)
     assert raised.value is error
 
 
 def test_an_interrupt_of_earlier_work_does_not_turn_a_mistake_into_one(capsys):
-    assert guarded(interrupt_in_native_code, "selfprune", str) == 0
+    assert guarded(interrupt_in_native_code, explained, str) == 0
 
     def work():
         raise ModelError("no such model")
 
-    assert guarded(work, "selfprune", str) == 2
+    assert guarded(work, explained, str) == 2
     assert capsys.readouterr().err == "selfprune: no such model\n"
 
 

@@ -33,12 +33,13 @@ def brought_along(config_name: str, overrides: Sequence[str], more: Sequence[str
         return []
     groups = set(GlobalHydra.instance().config_loader().list_groups("")) - {EXPERIMENT, "hydra"}
     chosen = [o.input_line for o in parsed if o.key_or_group in groups and not o.is_sweep_override() and not o.is_delete()]
-    given = {_key(override) for override in parsed}
+    given = {key_of(override) for override in parsed}
     before, after = _choices(config_name, [*more]), _choices(config_name, [*more, *filter(None, chosen)])
     return [f"{key}={after[key]}" for key in before if key not in given and after.get(key) not in (None, before[key])]
 
 
-def _key(override: Override) -> str:
+def key_of(override: Override) -> str:
+    """The name under which Hydra keeps what an override chooses: the group, and the place where it goes if it is another."""
     return override.key_or_group if override.package is None else f"{override.key_or_group}@{override.package}"
 
 

@@ -14,31 +14,22 @@ import hydra
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from transformers.utils.logging import disable_progress_bar
 
 from selfprune.configs.choices import brought_along
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import register_schemas
-from selfprune.configs.methods import why_missing
+from selfprune.configs.mistakes.command_mistakes import mistake_of
+from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.configs.path_options import repaired
 from selfprune.configs.signals import STOPPED, Stopped, stoppable
-from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
+from selfprune.errors import ConfigError, complain
 from selfprune.storage.held_folder import new_folder
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-LAUNCHERS = {
-    "submitit_slurm": "hydra-submitit-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "joblib": "hydra-joblib-launcher",
-    "ray": "hydra-ray-launcher",
-    "ray_aws": "hydra-ray-launcher",
-    "rq": "hydra-rq-launcher",
-}
-"""Launcher of a sweep -> the package that brings it."""
+Explain = Callable[[Exception], str | None]
 Work = Callable[[DictConfig, list[str], Path | None], object]
 """Takes what Hydra composed, the overrides that it was composed from, and, in a sweep, the folder that this job may make."""
 
@@ -68,6 +59,7 @@ class HydraCommand:
             the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
         """
         set_up()
+        told: set[str] = set()
         codes: list[int] = []
 
         def work_on(composed: DictConfig) -> None:
@@ -83,7 +75,7 @@ class HydraCommand:
         # Mistakes are told here, inside the job: Hydra would put a line of its own before them.
         @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=self.config_name)
         def start(composed: DictConfig) -> None:
-            codes.append(guarded(lambda: work_on(composed), self.name, self.stopped))
+            codes.append(guarded(lambda: work_on(composed), self._explaining(arguments), self.stopped, told))
             if codes[-1] in STOPPED:
                 # Whoever stops a sweep means all of it.
                 raise _JobStoppedError
@@ -93,22 +85,30 @@ class HydraCommand:
             start()
 
         with suppress(_JobStoppedError):
-            codes.append(guarded(compose_and_start, self.name, self.stopped))
+            codes.append(guarded(compose_and_start, self._explaining(arguments), self.stopped, told))
         return max(codes)
+
+    def _explaining(self, arguments: Sequence[str]) -> Explain:
+        return lambda error: mistake_of(error, lambda: self._line(_read(arguments)))
+
+    def _line(self, parsed: argparse.Namespace) -> CommandLine:
+        in_sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
+        read = [repaired(override, self.options, in_sweep) for override in parsed.overrides]
+        place = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"] if parsed.config_dir else []
+        return CommandLine(self.config_name, parsed.overrides, read, in_sweep, place)
 
     def _completed(self, arguments: Sequence[str]) -> list[str]:
         """The arguments with paths that Hydra can read, and with what their choices bring along.
 
         Raises:
-            SelfpruneError: when there is a flag that is none.
+            SelfpruneError: when there is a flag that is none, or a group is left out that every config needs.
             hydra.errors.HydraException: when an override or a choice cannot be read.
         """
         parsed = _read(arguments)
-        in_sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
-        overrides = [repaired(override, self.options, in_sweep) for override in parsed.overrides]
-        place = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"] if parsed.config_dir else []
+        line = self._line(parsed)
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            overrides += brought_along(self.config_name, overrides, place)
+            line.refuse()
+            overrides = [*line.read, *brought_along(self.config_name, line.read, line.more)]
         # Hydra reads overrides only where they stand together
         return [*overrides, *(argument for argument in arguments if argument not in parsed.overrides)]
 
@@ -145,13 +145,14 @@ def set_up() -> None:
     register_schemas()
 
 
-def guarded(work: Callable[[], object], command: str, stopped: Stopped) -> int:
+def guarded(work: Callable[[], object], explain: Explain, stopped: Stopped, told: set[str] | None = None) -> int:
     """Runs `work` and tells what went wrong, if it was a user's mistake, or what stopped it.
 
     Args:
         work: what the command does.
-        command: how it is called, for the way to its options.
+        explain: gives the paragraph for an error that was a user's mistake, and None for any other.
         stopped: what to tell of what was left behind when it is stopped.
+        told: paragraphs that are not told again, as by jobs of one sweep; grows in place.
 
     Returns:
         the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
@@ -164,45 +165,11 @@ def guarded(work: Callable[[], object], command: str, stopped: Stopped) -> int:
     try:
         return stoppable(until_a_mistake, stopped)
     except Exception as error:
-        mistake = _mistake(error, command)
+        mistake = explain(error)
         if mistake is None:
             raise
+        if told is not None and mistake in told:
+            return 2
+        if told is not None:
+            told.add(mistake)
         return complain(mistake)
-
-
-def _mistake(error: Exception, command: str) -> str | None:
-    """The paragraph for a user's mistake; None for any other error."""
-    options = f"To see every option and its default: {command} --cfg job"
-    if isinstance(error, SelfpruneError):
-        return str(error)
-    if isinstance(error, OSError) and (refusal := refused_path(error)):
-        return refusal
-    if isinstance(error, MissingConfigException):
-        missing = error.missing_cfg_file or ""
-        if reason := why_missing(missing):
-            return reason
-        group, _, launcher = missing.rpartition("/")
-        if group == "hydra/launcher" and (package := LAUNCHERS.get(launcher)):
-            return (
-                f"hydra/launcher={launcher} comes with the package {package}, which is not installed here; install it with "
-                f"pip install {package}, or leave hydra/launcher out to run one job after the other"
-            )
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return f"{_plain(error)} {options}"
-    # the one mistake that Hydra tells by an error of Python's own
-    before, found, kind = str(error).partition("Config group override must be a string or a list. Got ")
-    if isinstance(error, ValueError) and found and not before:
-        return (
-            f"a config group must be given a name, got {kind}; a group takes the name of a choice, as in pruner=wanda, is "
-            f"left out by a tilde, as in '~controls.random', and an option takes a value, as in budget.sparsity=0.5. {options}"
-        )
-    return None
-
-
-def _plain(error: Exception) -> str:
-    """The sentences of a composition error."""
-    said = str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
-    lines = [
-        line.strip() for line in said.splitlines() if line.strip() and not line.lstrip().startswith(("full_key:", "object_type="))
-    ]
-    return " ".join(lines)

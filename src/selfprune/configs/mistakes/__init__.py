@@ -1,0 +1,1 @@
+"""What a user typed wrong, in plain words."""
