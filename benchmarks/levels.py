@@ -25,7 +25,7 @@ from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.pruning.calibration import calibrate_blocks
-from selfprune.storage.resources import folder_bytes
+from selfprune.storage.disk import folder_bytes
 
 VOCAB_SIZE = 512
 UNBOUNDED_GB = 1e6

@@ -22,7 +22,7 @@ from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.pruning.calibration import prune_in_place
 from selfprune.statistics.base import InputGram
-from selfprune.storage.resources import matmul_flops_per_second, peak_memory_bytes
+from selfprune.timing.machine import matmul_flops_per_second, peak_memory_bytes
 
 SPARSITY = 0.5
 METHODS = ["wanda", "sparsegpt", "sparsegpt 2:4", "magnitude", "ria", "dsnot", "admm", "alps"]

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from selfprune.configs.methods import find_methods
-from selfprune.storage.resources import matmul_flops_per_second
+from selfprune.timing.machine import matmul_flops_per_second
 
 SPARSITY = 0.5
 BLOCK_WIDTH = 128

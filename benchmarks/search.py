@@ -36,7 +36,7 @@ from selfprune.search.ladder import Ladder
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer, block_versions
 from selfprune.storage.journal import Journal
-from selfprune.storage.resources import peak_memory_bytes
+from selfprune.timing.machine import peak_memory_bytes
 
 SPARSITY = 0.7
 

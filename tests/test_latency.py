@@ -16,7 +16,7 @@ from selfprune.errors import ConfigError
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.units import list_units
 from selfprune.storage.lock import held_file
-from selfprune.storage.resources import machine_name
+from selfprune.timing.machine import machine_name
 from selfprune.timing.unit_seconds import Shape, check_latency_table, fastest_rows, unit_shapes
 
 FAST = ["sparsities=[0.9,0.5]", "n_repeats=1", "n_tokens=8", "model.device=cpu"]

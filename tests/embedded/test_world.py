@@ -5,7 +5,8 @@ import pytest
 
 from selfprune.embedded import corpus as corpus_module
 from selfprune.embedded.corpus import write_corpus
-from selfprune.embedded.world import Phrase, Sentence, build_world, conjugate, plural, stable_hash
+from selfprune.embedded.world import Phrase, Sentence, build_world, conjugate, plural
+from selfprune.seeds import stable_hash
 
 FINGERPRINT = 8416082785739824221
 """Weights, corpora and task data were made in this world: whoever changes it must make them again."""

@@ -85,7 +85,7 @@ def configure():
 @pytest.fixture
 def prune(configure, monkeypatch):
     """Prunes in this process: `prune(folder, output, **{"pruner": "sparsegpt", "model.placement": "STREAM"})`."""
-    monkeypatch.setattr("selfprune.storage.resources.MATMUL_WIDTH", {"cpu": 32})
+    monkeypatch.setattr("selfprune.timing.machine.MATMUL_WIDTH", {"cpu": 32})
 
     def call(folder, output, **options):
         return one_shot.prune_once(*configure({"model.path": str(folder), "output": str(output)} | options))

@@ -21,8 +21,8 @@ from selfprune.data.hub_texts import check_hub_text, find_hub_text, read_hub_tex
 from selfprune.data.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
 from selfprune.data.window_start import begin_windows, start_tokens
 from selfprune.embedded.corpus import write_corpus
-from selfprune.embedded.world import stable_hash
 from selfprune.errors import ConfigError, DataError
+from selfprune.seeds import stable_hash
 
 CHARACTERS_PER_TOKEN = 6
 N_DOUBLINGS = 6

@@ -25,9 +25,9 @@ from selfprune.embedded.world import (
     conjugate,
     held_out_template,
     is_held_out,
-    stable_hash,
 )
 from selfprune.errors import ConfigError, did_you_mean
+from selfprune.seeds import stable_hash
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

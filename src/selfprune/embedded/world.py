@@ -7,10 +7,11 @@ phrases, sums and sentences (`is_held_out`) is left to them.
 
 import random
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib.resources import files
 
 import yaml
+
+from selfprune.seeds import stable_hash
 
 WORLD_SEED = 20260101
 MAX_ADDEND = 49
@@ -27,11 +28,6 @@ FACT_TEMPLATES = {
 def is_held_out(*key: object, one_in: int) -> bool:
     """Whether the thing named by `key` is kept out of every corpus, so that a task may ask for it."""
     return stable_hash(*key) % one_in == 0
-
-
-def stable_hash(*key: object) -> int:
-    """A hash that is the same in every process and on every machine."""
-    return int.from_bytes(blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)

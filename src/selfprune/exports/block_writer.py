@@ -19,10 +19,10 @@ from selfprune.errors import ConfigError
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.models.loading import LoadedModel
 from selfprune.storage.held_folder import hold_folder
-from selfprune.storage.journal import disk_error
 from selfprune.storage.lock import LOCK
 from selfprune.storage.recorded_files import Count, parsed
 from selfprune.storage.tensor_file import UNFINISHED, reading, write_tensors
+from selfprune.storage.whole_files import disk_error
 
 PROGRESS = "progress.safetensors"
 OWN_FILE = re.compile(rf"offload|model-\d+-of-\d+\.safetensors|{UNFINISHED.pattern}|{re.escape(LOCK)}.*")

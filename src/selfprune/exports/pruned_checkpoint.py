@@ -14,8 +14,8 @@ from selfprune.checkpoints.stored_tensors import DTYPES, torch_dtype
 from selfprune.errors import ModelError
 from selfprune.exports.stored_parts import list_parts
 from selfprune.models.loading import LoadedModel
-from selfprune.storage.journal import disk_error, write_whole
 from selfprune.storage.tensor_file import write_tensors
+from selfprune.storage.whole_files import disk_error, write_whole
 
 MAX_FILE_BYTES = 4_000_000_000
 """Of a file of weights that lie outside the blocks, or of all weights in one file."""

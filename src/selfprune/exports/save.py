@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
-from selfprune.storage.journal import RESUME_A_RUN, disk_error
+from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
 
 
 def save_checkpoint(checkpoint: PrunedCheckpoint, folder: Path) -> None:

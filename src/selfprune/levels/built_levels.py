@@ -31,7 +31,7 @@ from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.statistics.kept import KeptStatistics
-from selfprune.storage.resources import folder_bytes, free_bytes
+from selfprune.storage.disk import folder_bytes, free_bytes
 from selfprune.storage.tensor_cache import TensorCache, file_bytes
 
 

@@ -169,6 +169,10 @@ class ProposerConfig(ABC):
         """At how many allocations it must know the values of moves before it speaks, and on how many windows each."""
         return 0, 0
 
+    def measurements(self) -> list[Measurement]:
+        """What must be known about the blocks before `build`."""
+        return []
+
     @abstractmethod
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """The proposer at the start of a search.
@@ -187,10 +191,6 @@ class ClosedForm(ProposerConfig):
     def name(self) -> str:
         """The name that its proposals carry."""
         return type(self).__name__.lower()
-
-    def measurements(self) -> list[Measurement]:
-        """What must be known about the blocks before `sparsities`."""
-        return []
 
     @abstractmethod
     def sparsities(self, space: SearchSpace) -> dict[str, float]:

@@ -11,8 +11,7 @@ from torch import Tensor
 from selfprune.allocations.allocation import Unit
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
-from selfprune.proposers.base import ClosedForm, Measurement, ProposerConfig
-from selfprune.proposers.searches.portfolio import Portfolio
+from selfprune.proposers.base import Measurement, ProposerConfig
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
 from selfprune.pruning.calibration import calibrate_blocks
@@ -24,14 +23,8 @@ Measured = dict[Measurement, dict[int, float]]
 
 
 def needed_measurements(proposers: Iterable[ProposerConfig]) -> list[Measurement]:
-    """What the closed forms among these proposers, and among the arms of portfolios, need; each once."""
-    needed: dict[Measurement, None] = {}
-    for proposer in proposers:
-        if isinstance(proposer, Portfolio):
-            needed |= dict.fromkeys(needed_measurements(proposer.arms.values()))
-        elif isinstance(proposer, ClosedForm):
-            needed |= dict.fromkeys(proposer.measurements())
-    return list(needed)
+    """What these proposers need measured, each once."""
+    return list(dict.fromkeys(measurement for proposer in proposers for measurement in proposer.measurements()))
 
 
 def measure_blocks(

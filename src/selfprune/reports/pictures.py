@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import FINAL, Candidate
 from selfprune.allocations.objective import LATENCY
-from selfprune.storage.journal import write_whole
+from selfprune.storage.whole_files import write_whole
 
 LINE_STYLES = ("-", "--", ":", "-.")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")

@@ -8,8 +8,8 @@ from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.allocations.budget import Measure
 from selfprune.allocations.candidate import Candidate
 from selfprune.language_models.recorded import RecordingLanguageModel
+from selfprune.reports.resources import Resources
 from selfprune.search.finalists import Verdict
-from selfprune.storage.resources import Resources
 
 
 @dataclass(frozen=True)

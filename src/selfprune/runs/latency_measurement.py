@@ -17,9 +17,9 @@ from selfprune.models.loading import DType, ModelConfig, find_source, load_skele
 from selfprune.models.units import list_units
 from selfprune.pruners.selection import parse_pattern
 from selfprune.runs.display import Display
-from selfprune.storage.journal import write_whole
 from selfprune.storage.lock import held_file
 from selfprune.storage.path_fields import path_field
+from selfprune.storage.whole_files import write_whole
 from selfprune.timing.unit_seconds import Rows, Shape, circumstances, fastest_rows, unit_shapes
 
 

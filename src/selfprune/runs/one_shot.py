@@ -24,12 +24,14 @@ from selfprune.models.placement import Placement
 from selfprune.models.units import n_parameters, weight_view
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.calibration import prune_in_place
+from selfprune.reports.resources import LIBRARY_BYTES, Resources
 from selfprune.runs.display import Display
 from selfprune.statistics.base import InputGram
 from selfprune.statistics.coverage import Coverage
+from selfprune.storage.disk import folder_bytes, free_bytes
 from selfprune.storage.environment import describe_environment
-from selfprune.storage.journal import write_whole
-from selfprune.storage.resources import LIBRARY_BYTES, Resources, folder_bytes, free_bytes, peak_memory_bytes
+from selfprune.storage.whole_files import write_whole
+from selfprune.timing.machine import peak_memory_bytes
 from selfprune.timing.pruning_seconds import pruning_seconds
 from selfprune.timing.unit_seconds import check_latency_table
 

@@ -16,6 +16,7 @@ from selfprune.configs.config import RunConfig, to_config
 from selfprune.configs.signals import naming_on_stop
 from selfprune.errors import SelfpruneError
 from selfprune.reports.report import print_table, write_report
+from selfprune.reports.resources import Resources
 from selfprune.reports.results import Results
 from selfprune.runs.contest import hold_contest
 from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
@@ -24,7 +25,8 @@ from selfprune.runs.run_folder import hold_run_folder, opened, preflight
 from selfprune.runs.searches import Searches
 from selfprune.runs.workbench import Workbench, prepare
 from selfprune.search.loop import SearchConfig
-from selfprune.storage.resources import Resources, folder_bytes, peak_memory_bytes
+from selfprune.storage.disk import folder_bytes
+from selfprune.timing.machine import peak_memory_bytes
 
 logger = logging.getLogger(__name__)
 

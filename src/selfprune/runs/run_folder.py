@@ -21,13 +21,14 @@ from selfprune.levels.levels_config import LevelKind
 from selfprune.models.loading import max_positions, preflight_memory
 from selfprune.models.placement import Placement
 from selfprune.models.units import list_units, n_row_groups, weight_view
+from selfprune.reports.resources import LIBRARY_BYTES, Resources
 from selfprune.runs.display import Display
+from selfprune.storage.disk import free_bytes
 from selfprune.storage.environment import describe_environment, read_environment
 from selfprune.storage.held_folder import HeldFolder, hold_existing_folder, hold_folder, hold_new_folder
-from selfprune.storage.journal import disk_error, write_whole
 from selfprune.storage.lock import LOCK
 from selfprune.storage.recorded_files import read_text
-from selfprune.storage.resources import LIBRARY_BYTES, Resources, free_bytes
+from selfprune.storage.whole_files import disk_error, write_whole
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 OWN_FILE = re.compile(rf"{re.escape(LOCK)}(\.owner)?|{ENVIRONMENT}|\.({CONFIG}|{ENVIRONMENT})\.partial|{CONFIG}")

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from selfprune.data.self_generated import generate_tokens
 from selfprune.data.splits import Splits, hash_windows
 from selfprune.data.window_start import begin_windows
-from selfprune.embedded.world import stable_hash
 from selfprune.errors import DataError
 from selfprune.evaluators.harness import Harness
 from selfprune.models.loading import LoadedModel
+from selfprune.seeds import stable_hash
 
 
 def mix_search_windows(splits: Splits, kinds: Sequence[str], loaded: LoadedModel, harness: Harness, seed: int) -> Splits:

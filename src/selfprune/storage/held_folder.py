@@ -8,8 +8,8 @@ from itertools import count
 from pathlib import Path
 
 from selfprune.errors import ConfigError
-from selfprune.storage.journal import disk_error
 from selfprune.storage.lock import LOCK, N_TRIES, Lock, hold
+from selfprune.storage.whole_files import disk_error
 
 
 class HeldFolder:

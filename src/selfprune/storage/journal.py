@@ -1,7 +1,6 @@
 """Append-only JSON lines that a resumed run reads back instead of repeating the work."""
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -12,8 +11,9 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.errors import ConfigError
 from selfprune.storage.recorded_files import Kind, at_line, brief, checked, conforming, parsed_lines, read_bytes
+from selfprune.storage.whole_files import disk_error
 
 logger = logging.getLogger(__name__)
 
@@ -135,47 +135,6 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise disk_error(self.path, error) from error
-
-
-RESUME_A_RUN = "continue with `python -m selfprune resume=<run folder>`"
-
-
-def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) -> None:
-    """Writes a file so that it appears whole or not at all.
-
-    Args:
-        path: the file.
-        content: what it will hold.
-        remedy: what to do when that fails, as `disk_error` takes it.
-
-    Raises:
-        SelfpruneError: when the disk is full or the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise disk_error(path, error, remedy) from error
-
-
-def disk_error(path: Path, error: OSError, remedy: str = RESUME_A_RUN) -> SelfpruneError:
-    """The paragraph for a write that failed.
-
-    Args:
-        path: what should have been written.
-        error: of the system.
-        remedy: what to do once the path can be written again.
-    """
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    reason = "the disk is full" if is_full else (error.strerror or str(error))
-    first = "free some space" if is_full else "see to it that it can be written"
-    return SelfpruneError(f"{path} could not be written: {reason}. Everything before it is kept; {first} and {remedy}")
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:

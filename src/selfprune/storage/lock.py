@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selfprune.errors import ConfigError
-from selfprune.storage.journal import disk_error
+from selfprune.storage.whole_files import disk_error
 
 try:
     import fcntl

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.storage.journal import disk_error, write_whole
 from selfprune.storage.lock import LOCK, Lock, hold
 from selfprune.storage.tensor_file import UNFINISHED, write_tensors
+from selfprune.storage.whole_files import disk_error, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.storage.journal import disk_error
+from selfprune.storage.whole_files import disk_error
 
 UNFINISHED = re.compile(r"\..+\.unfinished")
 """Names of the folders in which files grow; a killed process leaves one, which the next write of that file removes."""

@@ -23,7 +23,7 @@ from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.selection import parse_pattern
 from selfprune.statistics.base import InputGram, Statistics
-from selfprune.storage.resources import matmul_flops_per_second
+from selfprune.timing.machine import matmul_flops_per_second
 
 PROBE_SECONDS = 1.0
 """Spent on probes of a pruner, and no more on the last of them."""

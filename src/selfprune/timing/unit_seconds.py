@@ -19,8 +19,8 @@ from selfprune.errors import ConfigError
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, token_share, weight_view
 from selfprune.pruners.selection import lowest_in_turns, parse_pattern
-from selfprune.storage.resources import machine_name
 from selfprune.timing.kernels import dense_product, median_seconds, sparse_products
+from selfprune.timing.machine import machine_name
 
 Rows = list[tuple[float, float, str]]
 """Sparsity, seconds, and the fastest kernel."""

@@ -14,7 +14,7 @@ from typing import Any
 from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
-from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
+from selfprune.proposers.base import Measurement, Proposer, ProposerConfig, SearchSpace
 
 PRIOR = 0.25
 """Tokens that every arm is taken to have spent at the mean rate, as a share of what an arm spends on average."""
@@ -77,6 +77,10 @@ class Portfolio(ProposerConfig):
     def first_looks(self) -> tuple[int, int]:
         """Those of the arm that needs the most."""
         return max((arm.first_looks for arm in self.sharing()), key=math.prod, default=(0, 0))
+
+    def measurements(self) -> list[Measurement]:
+        """Those of all arms that have a share."""
+        return [measurement for arm in self.sharing() for measurement in arm.measurements()]
 
     def sharing(self) -> list[ProposerConfig]:
         """The arms that have a share."""

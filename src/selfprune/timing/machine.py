@@ -1,10 +1,8 @@
-"""What a run takes of the machine: expected before it begins, measured when it ends."""
+"""What this machine is, how fast it multiplies, and how much memory a process has held."""
 
 import platform
-import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,31 +14,6 @@ except ImportError:  # not a Unix system
 
 MATMUL_WIDTH = {"cpu": 1024, "cuda": 4096}
 """Of the product that is timed; a GPU needs a larger one to be busy."""
-LIBRARY_BYTES = 500_000_000
-"""Main memory of the interpreter with torch and transformers, before any model."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Memory, disk and time.
-
-    Attributes:
-        peak_memory_bytes: most memory at once, the interpreter and its libraries included; None where it is not known.
-        disk_bytes: what is written.
-        seconds: wall clock.
-    """
-
-    peak_memory_bytes: int | None
-    disk_bytes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        memory = "unknown" if self.peak_memory_bytes is None else f"{self.peak_memory_bytes / 1e9:.2f} GB"
-        return f"{memory} of memory at most, {self.disk_bytes / 1e9:.2f} GB of disk, {_duration(self.seconds)}"
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """For JSON."""
-        return asdict(self) | {"seconds": round(self.seconds, 1)}
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -71,16 +44,6 @@ def machine_name(device: torch.device) -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that are free on the disk of a file or folder, which need not exist yet."""
-    return shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
-
-
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """The rate of a square matrix product on this device, the best of three."""
     width = MATMUL_WIDTH.get(device.type, MATMUL_WIDTH["cpu"])
@@ -93,7 +56,3 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype = torch.flo
         float((matrix @ matrix)[0, 0])
         best = max(best, 2 * width**3 / (time.perf_counter() - start))
     return best
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
