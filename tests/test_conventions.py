@@ -33,6 +33,7 @@ NOT_A_METHOD = {
     "evaluators/task_documents": "the requests and documents of lm-eval tasks, for the harness",
     "evaluators/task_index": "indexes the lm-eval tasks that are named, for the harness",
     "evaluators/task_loading": "finds lm-eval tasks and loads their documents, for the harness",
+    "evaluators/task_memory": "what lm-eval's requests take of the memory, for the harness",
     "evaluators/task_metrics": "what lm-eval tasks measure, for the harness",
     "evaluators/task_mistakes": "what is wrong with an lm-eval task, for the harness",
     "evaluators/task_runs": "runs lm-eval, for the harness",

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-import selfprune.latency_measurement  # noqa: F401 - registers the schema of its config
-from selfprune.choices import brought_along
-from selfprune.conf_path import conf_folder
-from selfprune.config import register_schemas
+import selfprune.runs.latency_measurement  # noqa: F401 - registers the schema of its config
+from selfprune.configs.choices import brought_along
+from selfprune.configs.conf_path import conf_folder
+from selfprune.configs.config import register_schemas
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 OUTSIDE_BLOCKS = re.sub(r"```.*?```", "", README, flags=re.DOTALL)

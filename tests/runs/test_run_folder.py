@@ -1,17 +1,13 @@
 import json
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from selfprune.allocations.allocation import LevelGrid
 from selfprune.configs.conf_path import conf_folder
-from selfprune.configs.config import RunConfig, register_schemas, to_config
+from selfprune.configs.config import register_schemas
 from selfprune.errors import ConfigError, SelfpruneError
-from selfprune.evaluators.base import N_LOGITS_AT_ONCE
-from selfprune.models.loading import ModelConfig, load_model
-from selfprune.runs.run_folder import hold_run_folder, opened, preflight
+from selfprune.runs.run_folder import hold_run_folder, opened
 from selfprune.storage import lock
 
 CONFIG = OmegaConf.create({"seed": 1, "run_folder": "", "resume": ""})
@@ -152,46 +148,3 @@ def test_two_configs_that_differ_in_a_method_alone_are_told_apart(tmp_path):
     config.write_text(recorded[: recorded.index("methods:\n")])
     with start(tmp_path / "run", wanda):
         pass
-
-
-def test_the_logits_of_lm_eval_are_expected_where_they_take_more_than_those_of_windows(tiny_model_folder, tmp_path):
-    register_schemas()
-
-    def expected(*overrides):
-        given = ["model=local", f"model.path={tiny_model_folder('llama')}", "model.device=cpu", *overrides]
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return preflight(to_config(compose("config", overrides=given), RunConfig), tmp_path).peak_memory_bytes
-
-    small = ["search.batch_size=1", "data.n_tokens_per_window=4"]
-    of_windows = 4 * 300 * (4 + 16)
-    added = expected(*small, "harness.batch_size=2") - expected(*small, "harness=none")
-    assert added == 2 * 64 * 300 * (4 + 8) - of_windows  # two requests of all 64 positions
-    most = expected(*small, "harness.batch_size=100000") - expected(*small, "harness=none")
-    assert most == N_LOGITS_AT_ONCE * (4 + 8) - of_windows
-
-
-def test_built_levels_are_expected_to_take_their_bounds_or_all_of_them_where_that_is_less(tiny_model_folder, tmp_path):
-    register_schemas()
-    folder = tiny_model_folder("llama")
-
-    def expected(*overrides):
-        given = ["model=local", f"model.path={folder}", "model.device=cpu", *overrides]
-        found = preflight(to_config(composed(*given), RunConfig), tmp_path)
-        return torch.tensor([found.peak_memory_bytes, found.disk_bytes])
-
-    units = load_model(ModelConfig(str(folder), device="cpu")).units
-    grid = LevelGrid.with_constant_step(units, 0.05)
-    of_levels = sum(4 * unit.n_weights * grid.n_levels[unit.name] for unit in units)
-    # per block six units of width 32 and one of 48
-    of_statistics = 2 * 4 * (6 * 32**2 + 48**2)
-    masks = expected("pruner=sparsegpt", "search.levels.kind=MASKS")
-    # twenty levels of the smallest units and thirty of the MLP's: a byte a weight
-    numbers = torch.tensor([sum(unit.n_weights for unit in units), 0])
-    built = ["pruner=sparsegpt"]
-    assert (expected(*built) - masks + numbers).tolist() == [of_levels + of_statistics] * 2
-    bounds = ["search.levels.memory_gb=0.0001", "search.levels.statistics_gb=0.00001", "search.levels.cache_gb=0.0002"]
-    assert (expected(*built, *bounds) - masks + numbers).tolist() == [110_000, 200_000]
-    spread = [expected("model.placement=SPREAD", f"search.levels.kind={kind}", *built) for kind in ("BUILT", "MASKS")]
-    assert (spread[0] - spread[1]).tolist() == [of_levels + of_statistics] * 2
-    elsewhere = expected(*built, f"search.levels.folder={tmp_path / 'levels'}") - masks + numbers
-    assert elsewhere.tolist() == [of_levels + of_statistics, 0]

@@ -10,9 +10,9 @@ from selfprune.data.data_config import Bos
 from selfprune.data.window_start import start_tokens
 from selfprune.embedded.tasks import TASKS
 from selfprune.errors import ConfigError
-from selfprune.evaluators.base import N_LOGITS_AT_ONCE
 from selfprune.evaluators.task_documents import answered_documents, build_requests, set_num_fewshot
 from selfprune.evaluators.task_loading import load_tasks
+from selfprune.evaluators.task_memory import cache_bytes
 from selfprune.evaluators.task_metrics import DocumentScores, check_right_or_wrong, named_metrics, primary_metric
 from selfprune.evaluators.task_runs import count_cut_prompts, is_broken, request_lengths, run_tasks, undisturbed
 from selfprune.models.loading import max_positions
@@ -56,21 +56,6 @@ class HarnessConfig:
             raise ConfigError(
                 f"harness.include_path must be a folder of lm-eval YAML files, got {self.include_path!r}; correct it"
             )
-
-    def logit_bytes(self, vocab_size: int, n_positions: int | None, bytes_per_weight: int) -> int:
-        """The most memory that the logits of scored tokens take at once, with their copy in fp32 and its softmax.
-
-        Args:
-            vocab_size: of the model.
-            n_positions: tokens of its longest input; None where it does not say.
-            bytes_per_weight: of a logit.
-        """
-        if not self.tasks and not self.search_tasks:
-            return 0
-        n_logits = max(vocab_size, N_LOGITS_AT_ONCE)
-        if n_positions is not None:
-            n_logits = min(n_logits, self.batch_size * n_positions * vocab_size)
-        return n_logits * (bytes_per_weight + 8)
 
 
 class Harness:
@@ -133,6 +118,17 @@ class Harness:
             for name, n_cut in cut.items()
             if n_cut
         ]
+
+    def cache_bytes(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+        """The memory that keys and values take while tasks let the model write; 0 where none does.
+
+        Args:
+            model: as of `check`.
+            tokenizer: as of `check`.
+        """
+        tasks = [(task, self._lengths(name, tokenizer)) for name, task in self.tasks.items()]
+        n_positions = max_positions(model) or DEFAULT_POSITIONS
+        return cache_bytes(tasks, self.config.batch_size, model.config.get_text_config(), n_positions, model.dtype.itemsize)
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
         """How the tasks are asked, for the report: lm-eval's version, what every prompt begins with, and each task's numbers.

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from selfprune.errors import DataError
+from selfprune.evaluators.task_memory import n_written
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -88,16 +89,14 @@ def count_cut_prompts(task: "Task", lengths: Sequence[int], n_positions: int) ->
         return 0
     if task.OUTPUT_TYPE != "generate_until":
         return sum(length > n_positions + 1 for length in lengths)
-    from lm_eval.models.utils import normalize_gen_kwargs
-
-    n_written = [normalize_gen_kwargs(instance.args[1])["max_gen_toks"] for instance in task.instances]
-    if max(n_written) >= n_positions:
+    written = n_written(task)
+    if max(written) >= n_positions:
         raise DataError(
-            f"the lm-eval task {task.task_name!r} lets the model write {max(n_written):,} tokens (max_gen_toks of its "
+            f"the lm-eval task {task.task_name!r} lets the model write {max(written):,} tokens (max_gen_toks of its "
             f"generation_kwargs), which must be less than the model's {n_positions:,} positions; leave it out of harness.tasks "
             "and harness.search_tasks"
         )
-    return sum(length > n_positions - n for length, n in zip(lengths, n_written, strict=True))
+    return sum(length > n_positions - n for length, n in zip(lengths, written, strict=True))
 
 
 @contextlib.contextmanager

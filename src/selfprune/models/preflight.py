@@ -68,7 +68,7 @@ def check_memory(
         )
     if device.type not in ("cpu", "cuda") and not _has_backend(device):
         raise ModelError(f"model.device={device}, but torch sees no such device here; give model.device=cpu")
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory_bytes()
+    available = free_memory_bytes(device)
     if available is not None and needed > available:
         besides = f", and {more_bytes / 1e9:.2f} GB more for the run," if more_bytes else ""
         fewer = " fewer windows (data.n_search, data.n_report, search.batch_size)," if more_bytes else ""
@@ -79,6 +79,11 @@ def check_memory(
             f"`python -m selfprune.prune model.placement=STREAM`"
         )
     return Preflight(n_parameters, needed, available, dtype.itemsize, skeleton)
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Free memory of a device; None where the system does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory_bytes()
 
 
 def _has_backend(device: torch.device) -> bool:

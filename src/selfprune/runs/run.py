@@ -21,7 +21,8 @@ from selfprune.reports.results import Results
 from selfprune.runs.contest import hold_contest
 from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
 from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
-from selfprune.runs.run_folder import hold_run_folder, opened, preflight
+from selfprune.runs.run_folder import hold_run_folder, opened
+from selfprune.runs.run_preflight import preflight
 from selfprune.runs.searches import Searches
 from selfprune.runs.workbench import Workbench, prepare
 from selfprune.search.loop import SearchConfig
@@ -108,7 +109,9 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         bench.language_model,
         bench.splits.hashes,
         bench.loaded.tokenizer.convert_ids_to_tokens(list(bench.splits.start)),
-        expected=replace(expected, seconds=bench.expected_seconds),
+        expected=replace(
+            expected, peak_memory_bytes=(expected.peak_memory_bytes or 0) + bench.n_cache_bytes, seconds=bench.expected_seconds
+        ),
         measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
         calibration=bench.coverage.as_dict(),
         warnings=bench.display.warnings,

@@ -32,6 +32,7 @@ from selfprune.proposers.base import Measurement, SearchSpace
 from selfprune.pruning.measurements import measure_blocks, needed_measurements
 from selfprune.runs.display import Display
 from selfprune.runs.forecast import run_seconds
+from selfprune.runs.run_preflight import check_generation
 from selfprune.search.first_round import check_first_round
 from selfprune.search.scoring import Scorer, first_batches
 from selfprune.search.search_windows import mix_search_windows
@@ -61,6 +62,7 @@ class Workbench:
     language_model: RecordingLanguageModel
     display: Display
     expected_seconds: float
+    n_cache_bytes: int
 
     @property
     def n_sensitivity_tokens(self) -> int:
@@ -102,6 +104,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
         for doubt in doubts:
             display.warn(doubt)
+        n_cache_bytes = check_generation(config, loaded, harness.cache_bytes(loaded.model, loaded.tokenizer))
         grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         _check_first_rounds(config, len(grid.units))
@@ -136,6 +139,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         RecordingLanguageModel(partial(_open_language_model, config, loaded, store), folder / "language_model_calls.jsonl"),
         display,
         seconds,
+        n_cache_bytes,
     )
 
 
