@@ -80,7 +80,7 @@ def test_a_proposer_of_the_command_line_wins_over_experiment_and_search(proposer
 def test_evopress_beside_the_smoke_experiment_is_evopress_in_its_size():
     config = to_config(composed("+experiment=smoke", "search=evopress"), RunConfig)
     assert type(config.proposer) is find_methods("proposer")["evopress"]
-    assert (config.search.ladder.fresh, config.search.ladder.n_windows, config.search.max_tokens) == (True, [2, 8], 6000)
+    assert (config.search.ladder.fresh, config.search.ladder.rungs, config.search.max_tokens) == (True, [2, 8], 6000)
 
 
 def test_no_harness_beside_an_experiment_is_none():

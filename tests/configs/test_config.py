@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.candidate import Candidate, Proposal, State
@@ -84,12 +86,12 @@ def test_evopress_composes_with_the_published_numbers(composed):
     search, ladder = config.search, config.search.ladder
     assert type(config.proposer) is find_methods("proposer")["evopress"]
     assert config.proposer.max_swaps == 3
-    n_tokens = [n * config.data.n_tokens_per_window for n in ladder.n_windows]
+    n_tokens = [n * config.data.n_tokens_per_window for n in ladder.rungs]
     assert (search.n_per_round, ladder.n_survivors, n_tokens) == (64, [8, 2], [2048, 16384, 65536])
     assert (ladder.fresh, ladder.grows, ladder.z_worse) == (True, False, math.inf)
     assert (search.race_yardsticks, search.n_sensitivity_windows) == (False, 0)
     # or else every race would see the same windows
-    assert config.data.n_search > ladder.n_windows[-1]
+    assert config.data.n_search > ladder.rungs[-1]
 
 
 def test_self_pruner_paper_composes_with_the_published_numbers_and_may_spend_what_they_cost(composed):
@@ -101,15 +103,15 @@ def test_self_pruner_paper_composes_with_the_published_numbers_and_may_spend_wha
     sizes = (proposer.population, proposer.n_crossovers, proposer.n_mutations, proposer.n_iterations)
     assert sizes == (30, 10, 10, 20)
     assert search.max_candidates == 30 + 20 * (10 + 10)
-    assert (search.ladder.n_windows, search.ladder.fresh, search.n_finalists) == ([data.n_search], False, 1)
+    assert (search.ladder.rungs, search.ladder.fresh, search.n_finalists) == ([data.n_search], False, 1)
     assert search.max_tokens == search.max_candidates * data.n_search * data.n_tokens_per_window
     assert (search.race_yardsticks, search.n_sensitivity_windows, search.n_per_round) == (False, 0, 20)
 
 
 def test_evopress_can_be_scaled_and_started_elsewhere(composed):
-    assert composed("search=evopress", "search.ladder.scale=0.25").search.ladder.n_windows == [2, 16, 64]
+    assert composed("search=evopress", "search.ladder.scale=0.25").search.ladder.rungs == [2, 16, 64]
     scaled = composed("search=evopress_scaled")
-    assert (scaled.search.n_per_round, scaled.search.ladder.n_windows, scaled.search.ladder.n_survivors) == (32, [8, 32], [4])
+    assert (scaled.search.n_per_round, scaled.search.ladder.rungs, scaled.search.ladder.n_survivors) == (32, [8, 32], [4])
     assert type(scaled.proposer) is find_methods("proposer")["evopress"]
     other = composed("search=evopress", "proposer=evolutionary")
     assert type(other.proposer) is find_methods("proposer")["evolutionary"]
@@ -242,7 +244,7 @@ def test_finer_levels_are_given_per_glob_and_do_not_go_with_a_pattern(composed):
     ],
 )
 def test_levels_are_built_for_sparsegpt_unless_another_kind_is_asked_for(overrides, kind, composed):
-    assert composed(*overrides).search.levels.kind is kind
+    assert composed(*overrides).level_kind is kind
 
 
 @pytest.mark.parametrize(
@@ -287,3 +289,15 @@ def test_a_pattern_that_cannot_meet_the_budget_is_told_the_sparsity_that_it_can(
         with pytest.raises(ConfigError, match=rf"budget\.sparsity is 0\.7; give budget\.sparsity={most} or another pattern"):
             composed(f"pruner.pattern={pattern}")
         composed(f"pruner.pattern={pattern}", f"budget.sparsity={most}")
+
+
+@pytest.mark.parametrize("overrides", [["search=evopress", "search.ladder.scale=0.25"], ["pruner=sparsegpt"], ["pruner=wanda"]])
+def test_the_values_that_are_used_are_those_that_are_recorded(overrides):
+    register_schemas()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        node = compose("config", overrides=overrides)
+    recorded = OmegaConf.to_container(node, resolve=True)
+    used = OmegaConf.to_container(OmegaConf.create(dataclasses.asdict(to_config(node, RunConfig))), resolve=True)
+    assert {key: used[key] for key in ("search", "budget", "data", "objective")} == {
+        key: recorded[key] for key in ("search", "budget", "data", "objective")
+    }

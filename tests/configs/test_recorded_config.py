@@ -43,7 +43,7 @@ def test_a_value_that_was_interpolated_is_recorded_as_what_it_came_to(configs, m
     assert settled[:4] == ["seed=7", "pruner=magnitude", r"model.path='it\'s [a] path, = so'", "+search.finer={self_attn.*:2}"]
     assert settled[5] == "search.ladder.n_windows=[1,7]"
     config = to_config(again, RunConfig)
-    assert (config.seed, config.model.path, config.search.ladder.n_windows) == (7, "it's [a] path, = so", [1, 7])
+    assert (config.seed, config.model.path, config.search.ladder.rungs) == (7, "it's [a] path, = so", [1, 7])
     assert config.run_folder == str(tmp_path / "run")
 
 

@@ -28,11 +28,11 @@ def test_rungs_that_are_drawn_afresh_cannot_grow():
         Ladder(fresh=True)
 
 
-def test_the_scale_multiplies_all_rungs_once():
+def test_the_scale_multiplies_all_rungs_and_leaves_what_was_given():
     ladder = Ladder([8, 64, 256], [8, 2], scale=0.25)
-    assert ladder.n_windows == [2, 16, 64]
-    assert Ladder(ladder.n_windows, ladder.n_survivors, scale=ladder.scale).n_windows == [2, 16, 64]
-    assert Ladder([8, 20], [2], scale=1.3).n_windows == [10, 26]
+    assert ladder.rungs == [2, 16, 64]
+    assert (ladder.n_windows, ladder.scale) == ([8, 64, 256], 0.25)
+    assert Ladder([8, 20], [2], scale=1.3).rungs == [10, 26]
 
 
 def test_a_scale_that_makes_rungs_equal_is_refused():

@@ -91,20 +91,18 @@ class RunConfig:
                 f"pruner.pattern={self.pruner.pattern} removes at most {most:g} of every unit, but budget.sparsity is "
                 f"{self.budget.sparsity:g}; give budget.sparsity={most:g} or another pattern"
             )
-        if self.search.ladder.n_windows[-1] > self.data.n_search:
+        if self.search.ladder.rungs[-1] > self.data.n_search:
             raise ConfigError(
-                f"the last rung of search.ladder.n_windows needs {self.search.ladder.n_windows[-1]} search windows, "
+                f"the last rung of search.ladder.n_windows needs {self.search.ladder.rungs[-1]} search windows, "
                 f"but data.n_search is {self.data.n_search}; raise the one or lower the other"
             )
         hungry = [name for name, method in {"the proposer": self.proposer, **self.controls}.items() if method.needs_sensitivities]
         if hungry and not self.search.n_sensitivity_windows:
             raise ConfigError(
                 f"the sensitivities of the units, which {' and '.join(hungry)} must know, are measured only where "
-                f"search.n_sensitivity_windows is above 0; give one of {self.search.ladder.n_windows}, the rungs of search.ladder"
+                f"search.n_sensitivity_windows is above 0; give one of {self.search.ladder.rungs}, the rungs of search.ladder"
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
-        if self.search.levels.kind is LevelKind.AUTO:
-            self.search.levels.kind = LevelKind.of(self.pruner)
 
     def grid(self, units: tuple[Unit, ...]) -> LevelGrid:
         """The levels that the units of a model may have: one under a pattern, else those of the search."""
@@ -114,9 +112,15 @@ class RunConfig:
         return LevelGrid.with_constant_step(units, self.search.level_fraction, self.search.max_sparsity, self.search.finer)
 
     @property
+    def level_kind(self) -> LevelKind:
+        """How units get their weights at a level: as `search.levels.kind` says, or as suits the pruner where it is AUTO."""
+        kind = self.search.levels.kind
+        return LevelKind.of(self.pruner) if kind is LevelKind.AUTO else kind
+
+    @property
     def n_search_windows(self) -> int:
         """Windows that candidates may be scored on: those of the last rung, or all where every race draws its own."""
-        return self.data.n_search if self.search.ladder.fresh else self.search.ladder.n_windows[-1]
+        return self.data.n_search if self.search.ladder.fresh else self.search.ladder.rungs[-1]
 
 
 @dataclass

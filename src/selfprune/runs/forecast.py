@@ -26,8 +26,8 @@ def run_seconds(config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits:
     seconds = (n_searched + n_rows * splits.report_NT.numel()) / tokens_per_second
     # the first row is the dense model
     seconds += (n_rows - 1) * pruning_seconds(loaded, splits.calibration_NT, config.pruner)
-    if config.search.levels.kind is LevelKind.BUILT:
-        n_candidates = n_searched / (config.search.ladder.n_windows[0] * config.data.n_tokens_per_window)
+    if config.level_kind is LevelKind.BUILT:
+        n_candidates = n_searched / (config.search.ladder.rungs[0] * config.data.n_tokens_per_window)
         n_levels_of_unit = sum(grid.n_levels.values()) / len(grid.units)
         seconds += min(SHARE_OF_LEVELS * n_levels_of_unit, n_candidates) * solve_seconds(loaded, config.pruner)
     return seconds

@@ -61,7 +61,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
         f"{needed / 1e9:.2f} GB of disk"
     )
     in_memory, on_disk = 0, 0
-    if config.search.levels.kind is LevelKind.BUILT:
+    if config.level_kind is LevelKind.BUILT:
         in_memory, on_disk = _bytes_of_levels(config, estimate.skeleton, estimate.bytes_per_weight)
         needs += f"; built levels may take {in_memory / 1e9:.2f} and {on_disk / 1e9:.2f} GB more (search.levels)"
     Display().say(needs)
@@ -131,7 +131,7 @@ def _held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_w
         of_requests = logit_bytes(config.harness.batch_size, n_vocabulary, max_positions(skeleton), bytes_per_weight)
     needed += max(of_windows, of_requests, cache_bytes)
     # under SPREAD they lie beside the weights, of which nobody knows where either
-    if search.levels.kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
+    if config.level_kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
         units = list_units(skeleton)
         n_levels = config.grid(units).n_levels
         needed += sum(unit.n_weights * number_dtype(n_levels[unit.name]).itemsize for unit in units)

@@ -171,7 +171,7 @@ def _open_statistics(
 ) -> KeptStatistics | None:
     """Where built levels and what they are built from will lie; None for masks."""
     levels = config.search.levels
-    if levels.kind is LevelKind.MASKS:
+    if config.level_kind is LevelKind.MASKS:
         return None
     return open_statistics(loaded, grid, config.pruner, splits.calibration_NT, config.search.batch_size, levels, folder)
 
@@ -204,7 +204,7 @@ def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> W
         loaded.blocks,
         splits.search_NT[: config.n_search_windows],
         ladder.batch_size(config.search.batch_size),
-        [] if ladder.fresh else ladder.n_windows,
+        [] if ladder.fresh else ladder.rungs,
         config.search.prefix_cache_mb * 10**6,
     )
 

@@ -31,14 +31,14 @@ def check_first_round(
         ConfigError: with what the first round needs, when it is more.
     """
     ladder = config.ladder
-    sizes = batch_sizes(n_windows, ladder.batch_size(config.batch_size), [] if ladder.fresh else ladder.n_windows)
+    sizes = batch_sizes(n_windows, ladder.batch_size(config.batch_size), [] if ladder.fresh else ladder.rungs)
     n_looks, n_valued = proposer.first_looks
     n_valued = sum(sizes[batch] for batch in batches_from(sizes, 0, n_valued))
     parts = {
         f"the sensitivities of {n_units:,} units": n_units * config.n_sensitivity_windows,
-        f"{n_yardsticks} yardsticks": n_yardsticks * ladder.n_windows[0],
+        f"{n_yardsticks} yardsticks": n_yardsticks * ladder.rungs[0],
         f"gradients at {n_looks} allocations": n_looks * n_look_tokens(n_valued, 1),
-        f"the first rung of {config.n_per_round} candidates": config.n_per_round * ladder.n_windows[0],
+        f"the first rung of {config.n_per_round} candidates": config.n_per_round * ladder.rungs[0],
     }
     needs = {what: n * n_tokens_per_window for what, n in parts.items() if n}
     if sum(needs.values()) > config.max_tokens:

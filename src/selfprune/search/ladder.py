@@ -15,7 +15,7 @@ class Ladder:
     """How much is spent on whom.
 
     Attributes:
-        n_windows: windows of each rung, rising.
+        n_windows: windows of each rung, rising, before `scale`.
         n_survivors: candidates that go on after each rung but the last, falling.
         z_worse: a candidate whose paired difference to the best of the rung exceeds this many standard errors goes no further,
             whatever its rank.
@@ -36,12 +36,11 @@ class Ladder:
     def __post_init__(self) -> None:
         if not self.scale > 0 or math.isinf(self.scale):
             raise ConfigError(f"search.ladder.scale must be positive and finite, got {self.scale}; 1 leaves the ladder as it is")
-        self.n_windows, self.scale = [max(min(n, 1), round(n * self.scale)) for n in self.n_windows], 1.0
-        rising = all(a < b for a, b in zip(self.n_windows, self.n_windows[1:], strict=False))
-        if not self.n_windows or self.n_windows[0] < 1 or not rising or len(self.n_survivors) != len(self.n_windows) - 1:
+        rising = all(a < b for a, b in pairwise(self.rungs))
+        if not self.rungs or self.rungs[0] < 1 or not rising or len(self.n_survivors) != len(self.rungs) - 1:
             raise ConfigError(
                 "search.ladder needs rising n_windows and one n_survivors fewer than rungs, "
-                f"got {self.n_windows} and {self.n_survivors}; for example [4, 16, 64] and [5, 2]"
+                f"got {self.rungs} and {self.n_survivors}; for example [4, 16, 64] and [5, 2]"
             )
         if any(n < 1 for n in self.n_survivors):
             raise ConfigError(f"search.ladder.n_survivors must be at least 1 each, got {self.n_survivors}")
@@ -51,12 +50,17 @@ class Ladder:
         if self.fresh and self.grows:
             raise ConfigError("search.ladder.fresh draws all rungs for every race; give search.ladder.grows=false with it")
 
+    @property
+    def rungs(self) -> list[int]:
+        """Windows of each rung, scaled."""
+        return [max(min(n, 1), round(n * self.scale)) for n in self.n_windows]
+
     def most_windows(self, n_candidates: int, n_rungs: int) -> int:
         """Windows that so many candidates are scored on at most, on the first nested rungs."""
         entrants = [n_candidates, *(min(n, n_candidates) for n in self.n_survivors)]
-        rises = [high - low for low, high in pairwise([0, *self.n_windows])]
+        rises = [high - low for low, high in pairwise([0, *self.rungs])]
         return sum(n * rise for n, rise in zip(entrants[:n_rungs], rises[:n_rungs], strict=True))
 
     def batch_size(self, at_most: int) -> int:
         """Windows per batch: no batch may cross the end of a rung, and rungs drawn afresh are drawn in whole batches."""
-        return math.gcd(at_most, *self.n_windows) if self.fresh else at_most
+        return math.gcd(at_most, *self.rungs) if self.fresh else at_most

@@ -76,9 +76,9 @@ class SearchConfig:
         for glob, divisor in self.finer.items():
             if divisor < 1:
                 raise ConfigError(f"search.finer must divide the step by 1 or more, got {divisor} for {glob}")
-        if self.n_sensitivity_windows not in (0, *self.ladder.n_windows):
+        if self.n_sensitivity_windows not in (0, *self.ladder.rungs):
             raise ConfigError(
-                f"search.n_sensitivity_windows must be 0 or one of search.ladder.n_windows {self.ladder.n_windows}, "
+                f"search.n_sensitivity_windows must be 0 or one of search.ladder.n_windows {self.ladder.rungs}, "
                 f"got {self.n_sensitivity_windows}"
             )
         if self.prefix_cache_mb < 0:

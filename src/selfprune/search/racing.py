@@ -59,7 +59,7 @@ class Racer:
         self.search, self.scorer, self.ladder, self.aspects = search, scorer, ladder, aspects or Aspects()
         self.incumbent: Candidate | None = None
         self.champions: list[Candidate] = []
-        self.n_open = 1 if ladder.grows else len(ladder.n_windows)
+        self.n_open = 1 if ladder.grows else len(ladder.rungs)
         self._rng = random.Random(f"{seed} {search}")
         self._known: dict[tuple[int, ...], dict[int, list[float]]] = {}
 
@@ -88,12 +88,12 @@ class Racer:
 
     def n_payable_entrants(self, n_tokens: int) -> int:
         """How many candidates so many tokens can see through the first rung of a race, whatever the candidates."""
-        n_met = 1 if self.incumbent and self.ladder.fresh and len(self.ladder.n_windows) == 1 else 0
+        n_met = 1 if self.incumbent and self.ladder.fresh and len(self.ladder.rungs) == 1 else 0
         return max(0, n_tokens // self.n_tokens_of_entrants(1) - n_met)
 
     def n_tokens_of_entrants(self, n: int) -> int:
         """Tokens that the first rung costs so many candidates at most."""
-        return n * self.ladder.n_windows[0] * self.scorer.n_tokens_per_window
+        return n * self.ladder.rungs[0] * self.scorer.n_tokens_per_window
 
     def final_heat(self, first_id: int, n: int, max_tokens: int = sys.maxsize) -> list[Candidate]:
         """The last `n` champions on all windows; a single one of a nested ladder has nobody to meet, and is spared.
@@ -127,7 +127,7 @@ class Racer:
 
     def _rungs(self, n_candidates: int, n_left: int) -> list[list[int]]:
         """The batches of each open rung, but for those new to the incumbent that the windows left do not pay."""
-        n_windows = self.ladder.n_windows
+        n_windows = self.ladder.rungs
         if self.ladder.fresh:
             sizes = self.scorer.batch_sizes
             whole = [i for i, size in enumerate(sizes) if size == sizes[0]]
@@ -227,7 +227,7 @@ class Racer:
             self.incumbent = leader.candidate
             self.champions.append(leader.candidate)
         if not is_clear:
-            self.n_open = min(self.n_open + 1, len(self.ladder.n_windows))
+            self.n_open = min(self.n_open + 1, len(self.ladder.rungs))
 
     def _held(self) -> Candidate:
         assert self.incumbent is not None
