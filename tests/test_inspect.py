@@ -207,7 +207,7 @@ def test_a_missing_folder_a_file_and_a_missing_argument_are_told(inspect, tmp_pa
     check_paragraph(inspect("x" * 300), "xxx cannot be used: File name too long; correct the option that names it")
     (tmp_path / "file").touch()
     check_paragraph(inspect(tmp_path / "file"), "found a file")
-    check_paragraph(inspect(), "required: folder; write python -m selfprune.inspect FOLDER")
+    check_paragraph(inspect(), "required: folder; write selfprune inspect FOLDER")
 
 
 def run_process(folder, **options):

@@ -29,8 +29,9 @@ WRONG = {
     ),
     "unknown experiment": (["+experiment=lama7b"], "llama7b"),
     "wrong type": (["budget.sparsity=much"], "sparsity"),
-    "sparsity of one": (["budget.sparsity=1.0"], "budget.sparsity must lie in [0, 1), got 1.0"),
-    "negative sparsity": (["budget.sparsity=-0.1"], "budget.sparsity must lie in [0, 1), got -0.1"),
+    "sparsity of one": (["budget.sparsity=1.0"], "budget.sparsity must lie above 0 and below 1, got 1.0"),
+    "negative sparsity": (["budget.sparsity=-0.1"], "budget.sparsity must lie above 0 and below 1, got -0.1"),
+    "sparsity of zero": (["budget.sparsity=0"], "budget.sparsity=0 leaves nothing to prune, and so nothing to search"),
     "ladder that falls": (["search.ladder.n_windows=[8,4,64]"], "rising n_windows"),
     "ladder beyond the split": (["data.n_search=16"], "search windows"),
     "pattern": (["pruner.pattern=4:2"], "4:2"),
@@ -62,7 +63,7 @@ WRONG = {
     "an arm without its share": (["~proposer.arms.self_pruner"], "an arm is left out by a share of 0"),
     "key that is not set": (
         ["language_model=openai_compatible", "language_model.key_variable=NO_SUCH"],
-        "an environment variable that is set",
+        "must name an environment variable that is set, but none of the given name is; export the key under that name",
     ),
     "unknown task": (["harness.tasks=[selfprune_fcts_report]"], "selfprune_facts_report"),
 }

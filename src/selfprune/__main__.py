@@ -14,7 +14,7 @@ def _load() -> Callable[[Sequence[str]], int]:
     from selfprune.configs.config import RunConfig
     from selfprune.runs.run import run_composed
 
-    return HydraCommand(NAME, "config", RunConfig, run_composed, _stopped)
+    return HydraCommand("config", RunConfig, run_composed, _stopped)
 
 
 def _stopped(interrupt: KeyboardInterrupt) -> str:
@@ -23,7 +23,7 @@ def _stopped(interrupt: KeyboardInterrupt) -> str:
     return f"nothing that was recorded is lost, continue with `{NAME} {shlex.quote(f'resume={interrupt.args[0]}')}`"
 
 
-run = Command(NAME, _load, _stopped)
+run = Command(_load, _stopped)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from selfprune.configs.entry import Command
 
-NAME = "python -m selfprune.inspect"
+NAME = "selfprune inspect"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
@@ -18,7 +18,7 @@ def _stopped(_: KeyboardInterrupt) -> str:
     return "nothing was written"
 
 
-main = Command(NAME, _load, _stopped)
+main = Command(_load, _stopped)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 
 from selfprune.configs.entry import Command
 
-NAME = "python -m selfprune.latency"
-
 
 def _load() -> Callable[[Sequence[str]], int]:
     from omegaconf import DictConfig
@@ -23,14 +21,14 @@ def _load() -> Callable[[Sequence[str]], int]:
     def work(composed: DictConfig, *_: object) -> None:
         measure(to_config(composed, LatencyConfig))
 
-    return HydraCommand(NAME, "latency", LatencyConfig, work, _stopped)
+    return HydraCommand("latency", LatencyConfig, work, _stopped)
 
 
 def _stopped(_: KeyboardInterrupt) -> str:
     return "nothing was written"
 
 
-main = Command(NAME, _load, _stopped)
+main = Command(_load, _stopped)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 
 from selfprune.configs.entry import Command
 
-NAME = "python -m selfprune.options"
-
 
 def _load() -> Callable[[Sequence[str]], int]:
     from selfprune.runs.option_list import show_options
@@ -18,7 +16,7 @@ def _stopped(_: KeyboardInterrupt) -> str:
     return "nothing was written"
 
 
-main = Command(NAME, _load, _stopped)
+main = Command(_load, _stopped)
 
 if __name__ == "__main__":
     sys.exit(main())

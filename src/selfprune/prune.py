@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 
 from selfprune.configs.entry import Command
 
-NAME = "python -m selfprune.prune"
-
 
 def _load() -> Callable[[Sequence[str]], int]:
     from omegaconf import DictConfig
@@ -22,14 +20,14 @@ def _load() -> Callable[[Sequence[str]], int]:
     def work(composed: DictConfig, *_: object) -> None:
         prune_once(to_config(composed, PruneConfig), composed)
 
-    return HydraCommand(NAME, "prune", PruneConfig, work, _stopped)
+    return HydraCommand("prune", PruneConfig, work, _stopped)
 
 
 def _stopped(_: KeyboardInterrupt) -> str:
     return "the blocks that were pruned are kept, the same command goes on after them"
 
 
-main = Command(NAME, _load, _stopped)
+main = Command(_load, _stopped)
 
 if __name__ == "__main__":
     sys.exit(main())

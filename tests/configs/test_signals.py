@@ -20,7 +20,7 @@ def load():
         pass  # as libraries do while they are imported
     return lambda arguments: 0
 
-sys.exit(Command("selfprune", load, str)())
+sys.exit(Command(load, str)())
 """
 
 

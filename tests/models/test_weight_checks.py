@@ -1,20 +1,39 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from selfprune.errors import ModelError
+from selfprune.models.load_failures import without_load_report
 from selfprune.models.loading import DType, ModelConfig, load_model
 
+LOADER = "transformers.modeling_utils"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
 @pytest.fixture
 def folder(tiny_model_folder, tmp_path):
     return Path(shutil.copytree(tiny_model_folder("llama"), tmp_path / "model"))
+
+
+@pytest.fixture
+def transformers_said():
+    """What transformers logs while it loads."""
+    said = []
+
+    class Kept(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    handler = Kept()
+    logging.getLogger(LOADER).addHandler(handler)
+    yield said
+    logging.getLogger(LOADER).removeHandler(handler)
 
 
 def test_tensors_that_the_model_does_not_use_are_told_by_name_and_count(folder, make_tiny_model):
@@ -45,6 +64,30 @@ def test_tensors_that_are_called_multi_token_prediction_are_set_apart(folder):
     save_file(tensors | {"model.smtp.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
     [doubt] = load_model(ModelConfig(str(folder), device="cpu")).doubts
     assert "holds 1 tensors" in doubt
+
+
+def test_what_our_own_words_tell_of_a_checkpoint_is_not_told_by_the_library_too(folder, make_tiny_model, transformers_said):
+    make_tiny_model("llama", num_hidden_layers=5).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    load_model(ModelConfig(str(folder), device="cpu"))
+    assert transformers_said == []
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert ["LOAD REPORT" in said for said in transformers_said] == [True]
+
+
+def test_what_the_library_tells_of_a_load_that_fails_is_told(transformers_said):
+    def log_state_dict_report():
+        logging.getLogger(LOADER).warning("which tensors")
+
+    def load():
+        log_state_dict_report()
+        logging.getLogger(LOADER).warning("something else")
+        raise RuntimeError("see above")
+
+    with pytest.raises(RuntimeError), without_load_report():
+        load()
+    assert transformers_said == ["something else", "which tensors"]
 
 
 def test_a_whole_checkpoint_raises_no_doubt(folder):

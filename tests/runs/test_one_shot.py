@@ -464,6 +464,9 @@ WRONG = {
         ["output=x", "budget=parameters", "budget.sparsity=0.9"],
         "of which only the weights of the units",
     ),
+    "nothing to prune": (["output=x", "budget.sparsity=0"], "budget.sparsity=0 leaves nothing to prune"),
+    "everything to prune": (["output=x", "budget.sparsity=1"], "budget.sparsity must lie above 0 and below 1, got 1.0"),
+    "less than nothing to prune": (["output=x", "budget.sparsity=-0.5"], "must lie above 0 and below 1, got -0.5"),
     "no table": (["output=x", "budget=latency"], "budget.measure=LATENCY needs budget.latency_table, got none"),
     "missing table": (
         ["output=x", "budget=latency", "budget.latency_table=no.json"],
@@ -482,6 +485,20 @@ def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, folder_of, 
     tiny = [] if any(override.startswith("model=") for override in overrides) else [f"model.path={folder_of('llama')}"]
     check_paragraph(prune_command(*tiny, *fits, *overrides), 2, expected.replace("{folder}", str(tmp_path / "here")))
     assert [path.name for path in (tmp_path / "here").rglob("*")] == ["text.txt"]
+
+
+def test_a_sweep_has_a_folder_of_its_own_and_an_output_for_every_job(folder_of, prune_command, tmp_path):
+    here = tmp_path / "here"
+    options = [f"model.path={folder_of('llama')}", "data.n_tokens_per_window=16", "pruner=magnitude", "budget.sparsity=0.5,0.6"]
+    code, _, err = prune_command("-m", *options, "output=pruned_${budget.sparsity}")
+    assert code == 0, err
+    assert sorted(path.name for path in here.iterdir()) == ["pruned_0.5", "pruned_0.6", "runs"]
+    (sweep,) = (here / "runs").iterdir()
+    assert [path.name for path in sweep.iterdir()] == ["multirun.yaml"]
+    code, _, err = prune_command("-m", *options, "output=same")
+    assert code == 2
+    assert "same exists already" in " ".join(err.split())
+    assert json.loads((here / "same" / "selfprune.json").read_text())["config"]["budget"]["sparsity"] == 0.5
 
 
 def test_every_option_can_be_shown(prune_command):

@@ -69,7 +69,7 @@ class Budget:
     """What is constrained, and how much of it must go.
 
     Attributes:
-        sparsity: the share to be saved, in [0, 1).
+        sparsity: the share to be saved, above 0 and below 1.
         measure: what it is a share of.
         latency_table: for LATENCY, the file that `python -m selfprune.latency` wrote.
         n_tokens: for LATENCY, tokens at once that the table must be measured for; 0 takes the table's.
@@ -82,7 +82,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sparsity < 1.0:
-            raise ConfigError(f"budget.sparsity must lie in [0, 1), got {self.sparsity}; 0.7 removes seven weights of ten")
+            raise ConfigError(
+                f"budget.sparsity must lie above 0 and below 1, got {self.sparsity}; 0.7 removes seven weights of ten"
+            )
         if self.measure is Measure.LATENCY and not self.latency_table:
             raise ConfigError(f"budget.measure=LATENCY needs budget.latency_table, got none; {HOW_TO_MEASURE}")
         if self.n_tokens < 0 or (self.n_tokens and self.measure is not Measure.LATENCY):
@@ -101,11 +103,16 @@ class Budget:
         return _whole_target(self.sparsity, grid.n_weights())
 
     def check(self) -> None:
-        """Checks what is written in other files, before a model is loaded.
+        """Checks, before a model is loaded, that there is something to prune, and what is written in other files.
 
         Raises:
-            ConfigError: when the latency table is none.
+            ConfigError: when the sparsity is 0, or the latency table is none.
         """
+        if not self.sparsity:
+            raise ConfigError(
+                "budget.sparsity=0 leaves nothing to prune, and so nothing to search; give a share above 0 and below 1, as in "
+                "budget.sparsity=0.7, which removes seven weights of ten"
+            )
         if self.measure is Measure.LATENCY:
             self.check_table(self.table(), {"n_tokens": self.n_tokens} if self.n_tokens else {})
 

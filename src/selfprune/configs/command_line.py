@@ -39,14 +39,12 @@ class HydraCommand:
     """A command whose arguments are overrides of a config.
 
     Attributes:
-        name: how it is called.
         config_name: the config that is overridden.
         options: its typed form.
         work: what it does, once, or once for every job of a sweep, where the other jobs go on after a mistake.
         stopped: what to tell of what was left behind when it is stopped.
     """
 
-    name: str
     config_name: str
     options: type
     work: Work

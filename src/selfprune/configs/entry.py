@@ -14,12 +14,10 @@ class Command:
     """A command of selfprune.
 
     Attributes:
-        name: how it is called.
         load: imports what it needs, and gives what it does with its arguments, which returns the exit code.
         stopped: given an interrupt, what to tell of what is left behind.
     """
 
-    name: str
     load: Callable[[], Callable[[Sequence[str]], int]]
     stopped: Stopped
 

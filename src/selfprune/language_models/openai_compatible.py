@@ -85,8 +85,8 @@ class OpenAICompatible(LanguageModelConfig):
         if self.key_variable not in ("", OpenAICompatible.key_variable, *os.environ):
             # It may be the key itself, so it is not repeated.
             raise LanguageModelError(
-                "language_model.key_variable must name an environment variable that is set, got another; export the key under "
-                "that name, or leave the option empty for a server that needs no key"
+                "language_model.key_variable must name an environment variable that is set, but none of the given name is; "
+                "export the key under that name, or leave the option empty for a server that needs no key"
             )
         self.build(None, None)
 

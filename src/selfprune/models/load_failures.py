@@ -1,14 +1,16 @@
 """Tells why a library could not load a model, and which file is to blame."""
 
+import logging
 import textwrap
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 import transformers
 from huggingface_hub import constants
+from transformers.utils.loading_report import log_state_dict_report
 
 from selfprune.checkpoints.reader import INDEX, read_json
 from selfprune.checkpoints.source import hub_is_reachable, open_source, out_of_cache_where_out_of_reach
@@ -53,6 +55,33 @@ REMEDIES = {
         "config.json; fetch them again"
     ),
 }
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """While open, transformers does not log which tensors a checkpoint lacks or has too many of: our own words tell it.
+
+    What it says of a load that fails is logged after all, since the error may refer to it.
+    """
+    reports: list[logging.LogRecord] = []
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if record.funcName != log_state_dict_report.__name__:
+            return True
+        reports.append(record)
+        return False
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    except Exception:
+        logger.removeFilter(is_other)
+        for record in reports:
+            logger.handle(record)
+        raise
+    finally:
+        logger.removeFilter(is_other)
 
 
 def attempt(path: str, folder: Path | None, step: Step, call: Callable[[], Result]) -> Result:

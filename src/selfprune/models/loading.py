@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from selfprune.allocations.allocation import Unit
 from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ConfigError, ModelError
-from selfprune.models.load_failures import Result, Step, attempt
+from selfprune.models.load_failures import Result, Step, attempt, without_load_report
 from selfprune.models.placement import Placement, entry_device, loading_options, n_parameters_at_once
 from selfprune.models.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory, check_skeleton
 from selfprune.models.units import find_blocks, list_units
@@ -209,14 +209,15 @@ def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> An
 def _load_weights(config: ModelConfig, path: str, options: dict[str, Any]) -> tuple[Any, set[str]]:
     """The model, and the names of the checkpoint's tensors that it has no place for."""
     # Only the eager loop over experts shows calibration what each of them sees; the default kernels take all of them at once.
-    model, loading = AUTO_MODEL.from_pretrained(
-        path,
-        dtype=config.dtype.value,
-        experts_implementation="eager",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are told by name
-        **options,
-    )
+    with without_load_report():
+        model, loading = AUTO_MODEL.from_pretrained(
+            path,
+            dtype=config.dtype.value,
+            experts_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told by name
+            **options,
+        )
     check_shapes(config.path, loading["mismatched_keys"])
     missing = sorted(loading["missing_keys"])
     if missing:
