@@ -1,3 +1,6 @@
+import contextlib
+import importlib
+import io
 import json
 import math
 import os
@@ -6,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import nbformat
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfprune.__main__ import run
 from selfprune.allocations.archive import read_archive
 from selfprune.allocations.candidate import State
 from selfprune.configs.conf_path import conf_folder
@@ -29,20 +33,48 @@ from selfprune.runs.run import run_composed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["+experiment=smoke"]
-NO_TASKS = ["harness.tasks=[]", "harness.search_tasks=[]"]
-ONE_SEARCH = [*NO_TASKS, "proposer=evolutionary", "~controls.random"]
+FIRST_ROUND = "search.max_tokens=4_000"
+"""What the self-pruner needs."""
+ONE_SEARCH = ["proposer=evolutionary", "~controls.random"]
 
 
-def command(*overrides):
-    return [sys.executable, "-m", "selfprune", *overrides]
+KILLED_ON_THE_WAY = """
+import os, signal, sys
+from selfprune.__main__ import run
+from selfprune.storage.journal import Journal
+
+append, n_left, command = Journal._append, int(sys.argv[1]), sys.argv[2:]
+
+
+def append_and_die(journal, line):
+    global n_left
+    append(journal, line)
+    n_left -= 1
+    if n_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Journal._append = append_and_die
+run(command)
+"""
+"""A process that is killed once so many evaluations and replies are recorded."""
 
 
 def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def selfprune(folder, *overrides):
-    return subprocess.run(command(*overrides), cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
+@pytest.fixture
+def go(monkeypatch):
+    """The command in this process, in a folder; fails with all that it said."""
+
+    def call(folder, *overrides):
+        monkeypatch.chdir(folder)
+        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+            assert run(list(overrides)) == 0, said.getvalue()
+        GlobalHydra.instance().clear()
+
+    return call
 
 
 def run_here(folder, *overrides):
@@ -62,9 +94,16 @@ def tiny(tiny_model_folder):
 def smoke(tmp_path_factory):
     """The finished smoke run, which the tests only read."""
     folder = tmp_path_factory.mktemp("smoke")
-    done = selfprune(folder, *SMOKE, "run_folder=run")
+    command = [sys.executable, "-m", "selfprune", *SMOKE, "run_folder=run"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return folder / "run", done
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model_folder, tmp_path_factory):
+    """The folder of a finished run of the tiny model, which the tests only read."""
+    return run_here(tmp_path_factory.mktemp("small") / "run", *tiny(tiny_model_folder), FIRST_ROUND)
 
 
 def report_of(run_folder):
@@ -225,10 +264,12 @@ def test_a_mixed_objective_keeps_every_kind_of_score_and_reports_who_is_not_domi
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_row_is_pruned_from_the_dense_model_and_not_from_the_row_before(smoke, tmp_path):
-    run_here(tmp_path / "run", *SMOKE, "~yardsticks.owl", *ONE_SEARCH)
+def test_every_row_is_pruned_from_the_dense_model_and_not_from_the_row_before(smoke, small, tiny_model_folder, tmp_path):
+    run_here(tmp_path / "run", *tiny(tiny_model_folder), "~yardsticks.owl", *ONE_SEARCH)
     alone = {row["name"]: row for row in report_of(tmp_path / "run")["rows"]}
-    among = {row["name"]: row for row in report_of(smoke[0])["rows"]}
+    among = {row["name"]: row for row in report_of(small)["rows"]}
+    assert list(among) == ["dense", "uniform", "owl", "random", "winner"]
+    assert list(alone) == ["dense", "uniform", "winner"]
     assert alone["uniform"]["kl"] == among["uniform"]["kl"]
     dense_again = AutoModelForCausalLM.from_pretrained(smoke[0] / "model", dtype=torch.float32)
     zeros = sum(int((weight == 0).sum()) for name, weight in dense_again.named_parameters() if "_proj" in name)
@@ -290,68 +331,72 @@ def test_the_archive_accounts_for_every_candidate(smoke):
     assert len(calls) == report_of(smoke[0])["language_model"]["calls"] >= 1
 
 
-def test_another_seed_gives_another_search_and_the_same_report_split(smoke, tmp_path):
-    run_here(tmp_path / "other", *SMOKE, "seed=1", "~controls.random", *NO_TASKS)
-    assert (tmp_path / "other/archive.jsonl").read_bytes() != (smoke[0] / "archive.jsonl").read_bytes()
-    ours, other = report_of(smoke[0])["splits"], report_of(tmp_path / "other")["splits"]
+def test_another_seed_gives_another_search_and_the_same_report_split(small, tiny_model_folder, tmp_path):
+    run_here(tmp_path / "other", *tiny(tiny_model_folder), FIRST_ROUND, "seed=1", "~controls.random")
+    assert (tmp_path / "other/archive.jsonl").read_bytes() != (small / "archive.jsonl").read_bytes()
+    ours, other = report_of(small)["splits"], report_of(tmp_path / "other")["splits"]
     assert ours["report"] == other["report"]
     assert ours["search"] != other["search"]
     assert ours["calibration"] != other["calibration"]
 
 
-def test_a_killed_run_resumes_to_the_archive_of_an_unbroken_one(smoke, tmp_path):
-    process = subprocess.Popen(
-        command(*SMOKE, "run_folder=run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    journal = tmp_path / "run/evaluations.jsonl"
-    deadline = time.monotonic() + 120
-    while (not journal.exists() or journal.read_bytes().count(b"\n") < 30) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_run_resumes_to_the_archive_of_an_unbroken_one(small, go, tiny_model_folder, tmp_path):
+    n_lines = (small / "evaluations.jsonl").read_bytes().count(b"\n")
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_ON_THE_WAY,
+        str(n_lines // 2),
+        *tiny(tiny_model_folder),
+        FIRST_ROUND,
+        "run_folder=run",
+    ]
+    killed = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    begun = (tmp_path / "run/evaluations.jsonl").read_bytes()
+    assert 3 < begun.count(b"\n") < n_lines
     assert not (tmp_path / "run/report.json").exists()
-    done = selfprune(tmp_path, "resume=run")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/archive.jsonl").read_bytes() == (smoke[0] / "archive.jsonl").read_bytes()
-    rows, expected = report_of(tmp_path / "run")["rows"], report_of(smoke[0])["rows"]
+    go(tmp_path, "resume=run")
+    assert (tmp_path / "run/evaluations.jsonl").read_bytes().startswith(begun)
+    for name in ("archive.jsonl", "language_model_calls.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes().count(b"\n") == (small / name).read_bytes().count(b"\n") > 0
+    assert (tmp_path / "run/archive.jsonl").read_bytes() == (small / "archive.jsonl").read_bytes()
+    rows, expected = report_of(tmp_path / "run")["rows"], report_of(small)["rows"]
     for row in rows + expected:
         row.pop("seconds")
     assert rows == expected
 
 
-def test_resuming_a_finished_run_changes_no_result(smoke):
+def test_resuming_a_finished_run_changes_no_result(smoke, go):
     folder, _ = smoke
     before = {name: (folder / name).read_bytes() for name in ("archive.jsonl", "evaluations.jsonl", "language_model_calls.jsonl")}
-    done = selfprune(folder.parent, "resume=run")
-    assert done.returncode == 0, done.stderr
+    go(folder.parent, "resume=run")
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_magnitude_and_a_pattern_run_through_the_main_job(tmp_path):
-    run_here(tmp_path / "run", *SMOKE, "pruner=magnitude", "pruner.pattern=2:4", "budget.sparsity=0.5", *ONE_SEARCH)
+def test_magnitude_and_a_pattern_run_through_the_main_job(tiny_model_folder, tmp_path):
+    run_here(tmp_path / "run", *tiny(tiny_model_folder), "pruner=magnitude", "pruner.pattern=2:4", *ONE_SEARCH)
     winner = report_of(tmp_path / "run")["rows"][-1]
     assert winner["sparsity"] == 0.5
     assert math.isfinite(winner["kl"])
 
 
-def test_owl_can_be_the_proposer_without_being_a_yardstick(tmp_path):
+def test_owl_can_be_the_proposer_without_being_a_yardstick(tiny_model_folder, tmp_path):
     options = ["proposer=owl", "~yardsticks.owl", "~controls.random", "evaluator=perplexity"]
-    run_here(tmp_path / "run", *SMOKE, *options, *NO_TASKS)
+    run_here(tmp_path / "run", *tiny(tiny_model_folder), *options)
     assert [row["name"] for row in report_of(tmp_path / "run")["rows"]] == ["dense", "uniform", "winner"]
     assert report_of(tmp_path / "run")["search"]["winner"]["proposer"] == "owl"
 
 
-def test_local_model_and_files_run_through_the_main_job(tmp_path):
+def test_local_model_and_files_run_through_the_main_job(tiny_model_folder, tmp_path):
     from selfprune.embedded.corpus import write_corpus
 
     for split, seed in (("calibration", 1), ("search", 2), ("report", 3)):
         (tmp_path / f"{split}.txt").write_text(write_corpus(seed, 30_000))
-    weights = files("selfprune.embedded") / "weights"
     texts = [f"data.{split}={tmp_path / split}.txt" for split in ("calibration", "search", "report")]
-    # in bf16, as the checkpoint is stored, a CPU takes ten times as long
-    model = ["model=local", f"model.path={weights}", "model.dtype=FLOAT32"]
-    run_here(tmp_path / "run", *SMOKE, *model, "data=files", *texts, *ONE_SEARCH)
+    run_here(tmp_path / "run", *tiny(tiny_model_folder), "data=files", *texts, *ONE_SEARCH)
     assert [row["tasks"] for row in report_of(tmp_path / "run")["rows"]] == [{}] * 4
+    assert read_archive(tmp_path / "run/archive.jsonl") != []
 
 
 @pytest.mark.parametrize(
@@ -385,30 +430,41 @@ def test_notebooks_read_the_newest_runs_show_a_picture_and_are_kept_without_outp
         assert "n_windows" in content.cells[3].outputs[-1].data["text/plain"]
 
 
+@pytest.fixture
+def tabulate(monkeypatch):
+    """Writes the table of a study about the runs of a folder into another."""
+    monkeypatch.syspath_prepend(ROOT)
+
+    def call(study, runs, output):
+        monkeypatch.setattr(sys, "argv", ["table", str(runs), "--output", str(output)])
+        importlib.import_module(f"experiments.{study}.table").main()
+
+    return call
+
+
 @pytest.mark.parametrize("study", ["equal_budget", "what_the_model_adds"])
-def test_the_table_of_a_study_reads_runs_and_keeps_the_results_of_those_that_are_gone(study, smoke, tmp_path):
-    def tabulate():
-        table = [sys.executable, "-m", f"experiments.{study}.table", tmp_path / "runs", "--output", tmp_path]
-        subprocess.run(table, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=120)
+def test_the_table_of_a_study_reads_runs_and_keeps_the_results_of_those_that_are_gone(study, smoke, tabulate, tmp_path):
+    def tabulated():
+        tabulate(study, tmp_path / "runs", tmp_path)
         return (tmp_path / "results.jsonl").read_text(), (tmp_path / "table.md").read_text()
 
-    run = tmp_path / "runs" / "embedded_0.6_self_0"
-    shutil.copytree(smoke[0], run)
-    results, table = tabulate()
-    kl = {row["name"]: row["kl"] for row in report_of(run)["rows"]}
+    copied = tmp_path / "runs" / "embedded_0.6_self_0"
+    shutil.copytree(smoke[0], copied)
+    results, table = tabulated()
+    kl = {row["name"]: row["kl"] for row in report_of(copied)["rows"]}
     found = {row.get("search", row.get("arm")): row["report_kl"] for row in map(json.loads, results.splitlines())}
     assert kl["winner"] == found.pop("default" if study == "equal_budget" else "self")
     assert {name: kl[name] for name in found} == found
     assert "random" in found
     assert "| random |" in table
-    shutil.rmtree(run)
-    assert tabulate() == (results, table)
+    shutil.rmtree(copied)
+    assert tabulated() == (results, table)
 
 
-def test_the_table_of_a_study_without_runs_says_so(tmp_path):
-    table = [sys.executable, "-m", "experiments.equal_budget.table"]
+def test_the_table_of_a_study_without_runs_says_so(tabulate, tmp_path, capsys):
     for folder, reason in ((tmp_path / "none", "there is no folder"), (tmp_path, "holds a report.json, and no result was read")):
-        told = subprocess.run([*table, folder, "--output", tmp_path], cwd=ROOT, env=environment(), capture_output=True, text=True)
-        assert told.returncode == 2
-        assert reason in told.stderr
+        with pytest.raises(SystemExit) as ended:
+            tabulate("equal_budget", folder, tmp_path)
+        assert ended.value.code == 2
+        assert reason in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
