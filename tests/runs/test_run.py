@@ -442,6 +442,25 @@ def tabulate(monkeypatch):
     return call
 
 
+@pytest.mark.parametrize("notebook", ["read_a_run", "compare_runs"])
+def test_notebooks_read_the_report_of_an_earlier_version_or_say_what_it_lacks(notebook, monkeypatch, tmp_path):
+    """Read as plain code, which spares the start of a kernel."""
+    run = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "finished_run", tmp_path / "run"))
+    monkeypatch.setenv("SELFPRUNE_RUN", str(run))
+    monkeypatch.setenv("SELFPRUNE_RUNS", str(tmp_path))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = [
+        cell for cell in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells if cell.cell_type == "code"
+    ]
+    names: dict[str, object] = {}
+    for i, cell in enumerate(cells):
+        if (notebook, i) == ("read_a_run", 2):
+            with pytest.raises(ConfigError, match=r"report\.json .* earlier versions did not .*selfprune\.inspect .*/model"):
+                exec(cell.source, names)
+        else:
+            exec(cell.source, names)
+
+
 @pytest.mark.parametrize("study", ["equal_budget", "what_the_model_adds"])
 def test_the_table_of_a_study_reads_runs_and_keeps_the_results_of_those_that_are_gone(study, smoke, tabulate, tmp_path):
     def tabulated():

@@ -34,6 +34,18 @@ class MainSearch(TypedDict):
     winner: Winner
 
 
+class _OfWinner(TypedDict):
+    sparsities: dict[Text, Score]
+
+
+class _OfSearch(TypedDict):
+    winner: _OfWinner
+
+
+class _Shares(TypedDict):
+    search: _OfSearch
+
+
 class Outcome(TypedDict):
     """What a later run or pruning reads; there are more keys everywhere."""
 
@@ -69,6 +81,22 @@ def read_report(folder: Path) -> dict[str, Any]:
         ConfigError: when the folder holds none.
     """
     return dict(read_json(_path(folder), Report, _remedy(folder), extra=True))
+
+
+def read_winner_sparsities(folder: Path) -> dict[str, float]:
+    """Unit name -> the share that the winner of a finished run removed of it.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ConfigError: when the folder holds no report, or one of an earlier version, which did not record them.
+    """
+    remedy = (
+        "earlier versions did not record it; read the shares from the pruned model with `python -m selfprune.inspect "
+        f"{folder / 'model'}`, or repeat the run with this version in a new run_folder"
+    )
+    return read_json(_path(folder), _Shares, remedy, extra=True)["search"]["winner"]["sparsities"]
 
 
 def _path(folder: Path) -> Path:

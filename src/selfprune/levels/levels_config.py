@@ -37,7 +37,8 @@ class LevelsConfig:
         folder: where BUILT levels are kept, to be used again by runs with the same model, calibration text, pruner and grid,
             for which it has a folder each (one run at a time); by default `levels` in the run folder, until the run is finished.
         cache_gb: bound on what one run keeps there, in GB; the least recently used levels go first. Of a disk with less than
-            that free it takes no more than leaves room for the pruned model.
+            that free it takes no more than leaves room for the pruned model. It bounds each folder in `folder`, not all of them
+            together; they stay until they are removed by hand, which costs no more than building their levels anew.
         memory_gb: bound on the levels that are also kept in memory, in GB.
         statistics_gb: bound on the statistics that are kept in memory, in GB; the rest goes into the folder.
     """
