@@ -1,17 +1,20 @@
 """Walks the blocks of a model once, with one block's weights and activations at hand at a time.
 
-Shape suffixes: N sequences, T tokens, D hidden width.
+Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary, K tokens that are predicted.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfprune.allocations.allocation import Unit
-from selfprune.models.block_calls import Entry, enter, resident
+from selfprune.models.block_calls import Entry, enter, leave, resident
 from selfprune.models.loading import LoadedModel
+
+N_LOGITS_AT_ONCE = 2**24
+"""Logits that are held together, a few times over, so that a large vocabulary needs no more memory than a small one."""
 
 
 @dataclass
@@ -69,3 +72,30 @@ def walk_blocks(
         with resident(block):
             yield BlockVisit(index, [unit for unit in loaded.units if unit.block == index], forward, outputs)
         current = outputs
+
+
+@torch.no_grad()
+def nll_per_token(loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> float:
+    """Negative log-likelihood of every token but the first of each window, in nats per token, by one walk over the blocks.
+
+    The logarithms are taken in fp32 of what the output head gives.
+
+    Args:
+        loaded: the model.
+        windows_NT: token windows of equal length.
+        batch_size: windows per forward pass.
+    """
+    hidden: list[Tensor] = []
+    for visit in walk_blocks(loaded, windows_NT, batch_size):
+        visit.forward()
+        hidden = visit.hidden
+    n_at_once = max(1, N_LOGITS_AT_ONCE // loaded.model.config.get_text_config().vocab_size)
+    n_predicted, total = windows_NT.shape[1] - 1, 0.0
+    for window_T, hidden_TD in zip(windows_NT.to(loaded.device), (each for batch in hidden for each in batch), strict=True):
+        for start in range(0, n_predicted, n_at_once):
+            stop = min(start + n_at_once, n_predicted)
+            # beyond the blocks every position stands for itself
+            logits_1KV = leave(loaded.model, loaded.blocks, window_T[None, start:stop], hidden_TD[None, start:stop])
+            targets_K = window_T[start + 1 : stop + 1].to(logits_1KV.device)
+            total += float(nn.functional.cross_entropy(logits_1KV[0].float(), targets_K, reduction="sum"))
+    return total / (len(windows_NT) * n_predicted)

@@ -25,22 +25,23 @@ def unigram_nll(windows_NT: Tensor, n_vocabulary: int) -> float:
     return float(-(counts_V * guessed_V.log()).sum() / n_tokens)
 
 
-def doubt_of_chance(nll_per_token: float, windows_NT: Tensor, n_vocabulary: int) -> str | None:
+def doubt_of_chance(nll_per_token: float, windows_NT: Tensor, n_vocabulary: int, split: str = "search") -> str | None:
     """The paragraph that warns of a model that is no better than chance; None for one that is.
 
     Args:
         nll_per_token: of the dense model on the windows, in nats.
-        windows_NT: the search windows.
+        windows_NT: the windows.
         n_vocabulary: tokens that the model knows.
+        split: whose windows they are.
     """
     by_frequency, evenly = unigram_nll(windows_NT, n_vocabulary), math.log(n_vocabulary)
     if nll_per_token < min(by_frequency, evenly):
         return None
     return (
-        "the dense model predicts the search windows no better than chance: its perplexity is "
+        f"the dense model predicts the {split} windows no better than chance: its perplexity is "
         f"{_perplexity(nll_per_token)}, that of guessing by the frequency of tokens {_perplexity(by_frequency)}, and that of "
         f"guessing evenly among all tokens {n_vocabulary:,}; the checkpoint is broken or never was trained, or its tokenizer or "
-        "the text is not its own, and pruning it says nothing about a sound model; check model.path and the search text"
+        f"the text is not its own, and pruning it says nothing about a sound model; check model.path and the {split} text"
     )
 
 

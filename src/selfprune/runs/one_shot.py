@@ -19,6 +19,8 @@ from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.exports.block_writer import Shards, growing
+from selfprune.models.block_walk import nll_per_token
+from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.placement import Placement
 from selfprune.models.units import n_parameters, weight_view
@@ -37,6 +39,8 @@ from selfprune.timing.unit_seconds import check_latency_table
 
 WRITTEN_BYTES_PER_SECOND = 500e6
 """What an ordinary disk takes."""
+N_CHECKED_TOKENS = 4096
+"""Calibration tokens, in whole windows, on which the dense model is compared with chance."""
 
 
 def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
@@ -94,6 +98,8 @@ def _prune(
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)
     allocation = _allocation(config, loaded)
+    with display.stage("comparing the dense model with chance"):
+        _warn_of_chance(display, loaded, windows_NT, config.batch_size)
     checkpoint = shards.checkpoint(loaded)
     for paragraph in checkpoint.left_out:
         display.warn(paragraph)
@@ -119,6 +125,15 @@ def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
     windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, generate, max_positions(loaded.model))
     check_windows(windows_NT, loaded.tokenizer, n_embedding_rows(loaded.model), "calibration")
     return windows_NT
+
+
+def _warn_of_chance(display: Display, loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> None:
+    """Warns before anything is pruned; one walk of few tokens, whose time the forecast counts in, whatever the placement."""
+    few_NT = windows_NT[: max(1, N_CHECKED_TOKENS // windows_NT.shape[1])]
+    nll, n_vocabulary = nll_per_token(loaded, few_NT, batch_size), loaded.model.config.get_text_config().vocab_size
+    doubt = doubt_of_chance(nll, few_NT, n_vocabulary, "calibration")
+    if doubt is not None:
+        display.warn(doubt)
 
 
 def _window_start(config: PruneConfig, loaded: LoadedModel) -> tuple[int, ...]:
