@@ -94,12 +94,12 @@ def test_without_search_tasks_or_rivals_the_best_search_score_wins():
 def test_the_cost_is_that_of_the_search_and_of_all_rows():
     spent = {"n_tokens": 5_000, "seconds": 2.0, "language_model_tokens": 30}
     report = {
-        "search": {"n_tokens": 5_000, "seconds": 2.0, "n_candidates": 9, "n_proposal_tokens": 1_024},
+        "search": {"n_tokens": 5_000, "seconds": 2.0, "n_candidates": 9, "n_proposal_tokens": 1_024, "ending": "why"},
         "rows": [{"name": "random", **spent, "language_model_tokens": 0}, {"name": "winner", **spent}],
         "language_model": {"prompt_tokens": 20, "reply_tokens": 10},
     }
     assert cost_sentence(report) == (
         "The search spent 5,000 tokens of evaluation in 2 s on 9 candidates, 1,024 of them for gradients, and 30 tokens "
         "of the language model; all rows together took 10,000 tokens of evaluation in 4 s and 30 tokens of the language "
-        "model."
+        "model. The search ended: why."
     )

@@ -7,7 +7,7 @@ from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.proposers.searches.random import Random
 from selfprune.search.first_round import check_first_round
 from selfprune.search.ladder import Ladder
-from selfprune.search.loop import SearchConfig
+from selfprune.search.search_config import SearchConfig
 
 PORTFOLIO = Portfolio({"gradient": Gradient(), "dynamic_programme": DynamicProgramme()})
 

@@ -42,9 +42,10 @@ from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruning.calibration import calibrate
 from selfprune.search.first_round import check_first_round
 from selfprune.search.ladder import Ladder
-from selfprune.search.loop import MAX_IDLE_ROUNDS, SearchConfig, run_search
+from selfprune.search.loop import MAX_IDLE_ROUNDS, Search, run_search
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer
+from selfprune.search.search_config import SearchConfig
 from selfprune.search.swap_gradients import FORWARD_PASSES, SwapGradients
 from selfprune.storage.journal import Journal
 
@@ -292,8 +293,55 @@ def test_the_final_heat_is_on_all_windows_and_gives_the_best(search, space):
     assert all(c.gain is None for c in heat)
 
 
-def test_it_stops_at_the_candidates(search, space):
-    assert len(without_final_heat(search(Random().build(space, 0, NOBODY), config(max_candidates=8)))) == 8
+@pytest.mark.parametrize("max_tokens", [80, 90, 130, 170, 250, 400])
+def test_what_the_final_heat_does_not_need_is_searched_with(max_tokens, search, space):
+    """At 80 tokens, two champions after five candidates would need 48 of the 40 that are left then."""
+    settings = config(max_tokens, ladder=GROWING, n_finalists=3)
+    candidates = search(Random().build(space, 0, NOBODY), settings, yardsticks=[uniform(space)])
+    assert max_tokens - N_WINDOWS * N_TOKENS < sum(c.n_tokens for c in candidates) <= max_tokens
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 8])
+@pytest.mark.parametrize("ladder", [GROWING, FRESH], ids=["growing", "fresh"])
+def test_exactly_so_many_candidates_are_proposed_as_may_be(n, ladder, search, space):
+    yardsticks = [uniform(space), *Random().build(space, 1, NOBODY).ask(1)]
+    candidates = search(Random().build(space, 0, NOBODY), config(max_candidates=n, ladder=ladder), yardsticks=yardsticks)
+    assert sum(not c.is_champion_again for c in candidates) == n
+
+
+def test_fewer_are_asked_for_where_that_leaves_enough_for_gradients(bench, space, tmp_path):
+    look = 2 * FORWARD_PASSES * N_TOKENS
+    found = {}
+    for max_tokens in (look + N_TOKENS - 1, look + N_TOKENS, look + 2 * N_TOKENS):
+        gradients = SwapGradients(Scorer(*bench, Journal(tmp_path / f"{max_tokens}.jsonl")))
+        proposer = Gradient(n_windows=1).build(replace(space, move_values=gradients), 3, NOBODY)
+        archive, racer = Archive(tmp_path / f"archive_{max_tokens}.jsonl"), Racer("main", gradients.scorer, GROWING, 0)
+        run = Search(proposer, racer, archive, gradients=gradients)
+        run.go_on(config(max_tokens, ladder=GROWING, batch_size=1))
+        found[max_tokens] = len(without_final_heat(run.candidates)), run.n_tokens, run.ending
+    too_dear = "what is left of its {} tokens does not pay for {}"
+    assert found == {
+        71: (0, 0, too_dear.format(71, "the proposer's gradients")),
+        72: (1, 72, too_dear.format(72, "another candidate")),
+        80: (2, 80, too_dear.format(80, "another candidate")),
+    }
+
+
+ENDINGS = {
+    "tokens": (Random(), {"max_tokens": 100}, "what is left of its 100 tokens does not pay for another candidate"),
+    "candidates": (Random(), {"max_candidates": 3}, "search.max_candidates=3 was reached"),
+    "seconds": (Random(), {"max_seconds": 1e-9}, "search.max_seconds=1e-09 was reached"),
+    "silence": (Uniform(), {}, "the proposer had nothing more to propose"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_it_says_why_it_ended(name, bench, space, tmp_path):
+    proposer, limits, ending = ENDINGS[name]
+    racer = Racer("main", Scorer(*bench, Journal(tmp_path / "evaluations.jsonl")), LADDER, 0)
+    run = Search(proposer.build(space, 0, NOBODY), racer, Archive(tmp_path / "archive.jsonl"))
+    run.go_on(config(**limits))
+    assert run.ending == ending
 
 
 def test_it_stops_at_the_seconds(search, space):

@@ -18,7 +18,7 @@ from selfprune.evaluators.harness import HarnessConfig
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.loading import ModelConfig
 from selfprune.proposers.base import ClosedForm, ProposerConfig
-from selfprune.search.loop import SearchConfig
+from selfprune.search.search_config import SearchConfig
 from selfprune.storage.path_fields import path_field
 
 Config = TypeVar("Config")

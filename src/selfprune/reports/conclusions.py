@@ -122,7 +122,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def cost_sentence(report: Mapping[str, Any]) -> str:
-    """What the main search and all searches spent.
+    """What the main search and all searches spent, and why the main one ended.
 
     Args:
         report: `report.json`.
@@ -135,5 +135,5 @@ def cost_sentence(report: Mapping[str, Any]) -> str:
     return (
         f"The search spent {spent}{gradients} and {n_own:,} tokens of the language model; all rows together took "
         f"{sum(row['n_tokens'] for row in rows):,} tokens of evaluation in {sum(row['seconds'] for row in rows):.0f} s and "
-        f"{n_all:,} tokens of the language model."
+        f"{n_all:,} tokens of the language model. The search ended: {search['ending']}."
     )

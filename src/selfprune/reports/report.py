@@ -112,7 +112,8 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
         "verdict": _verdict_record(results),
         "budget": {"measure": results.measure.name, "sparsity": results.sparsity},
         "search": {
-            "n_candidates": len(main),
+            "n_candidates": sum(not c.is_champion_again for c in main),
+            "ending": results.spent["main"].ending,
             "n_tokens": results.spent["main"].n_tokens,
             "seconds": round(results.spent["main"].seconds, 3),
             "n_proposal_tokens": sum(c.proposal.proposal_tokens for c in main),

@@ -19,10 +19,12 @@ class Spent:
     Attributes:
         n_tokens: tokens of evaluation.
         seconds: of evaluation.
+        ending: why it ended, as the end of a sentence.
     """
 
     n_tokens: int
     seconds: float
+    ending: str = ""
 
 
 @dataclass(frozen=True)

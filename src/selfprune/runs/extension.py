@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict
 
 from selfprune.errors import ConfigError
-from selfprune.search.loop import SearchConfig
+from selfprune.search.search_config import SearchConfig
 from selfprune.storage.journal import Journal
 from selfprune.storage.recorded_files import Count, Seconds
 

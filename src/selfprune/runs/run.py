@@ -25,7 +25,7 @@ from selfprune.runs.run_folder import hold_run_folder, opened
 from selfprune.runs.run_preflight import preflight
 from selfprune.runs.searches import Searches
 from selfprune.runs.workbench import Workbench, prepare
-from selfprune.search.loop import SearchConfig
+from selfprune.search.search_config import SearchConfig
 from selfprune.storage.disk import folder_bytes
 from selfprune.timing.machine import peak_memory_bytes
 

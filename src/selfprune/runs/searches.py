@@ -7,8 +7,9 @@ from typing import Any
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.reports.results import Spent
 from selfprune.runs.workbench import Workbench
-from selfprune.search.loop import Progress, Search, SearchConfig
+from selfprune.search.loop import Progress, Search
 from selfprune.search.racing import Racer
+from selfprune.search.search_config import SearchConfig
 from selfprune.search.swap_gradients import SwapGradients
 
 
@@ -56,8 +57,9 @@ class Searches:
 
             self._show = show
             search.go_on(limits)
+        bench.display.say(f"search: {name} ended: {search.ending}")
         seconds = bench.scorer.seconds - seconds_before + (0.0 if is_new else self.spent[name].seconds)
-        self.spent[name] = Spent(search.n_tokens, seconds)
+        self.spent[name] = Spent(search.n_tokens, seconds, search.ending)
         if doubt := bench.language_model.unanswered():
             bench.display.warn(doubt)
         return search.candidates

@@ -3,7 +3,7 @@
 from selfprune.errors import ConfigError
 from selfprune.evaluators.windows import batch_sizes
 from selfprune.proposers.base import ProposerConfig
-from selfprune.search.loop import SearchConfig
+from selfprune.search.search_config import SearchConfig
 from selfprune.search.swap_gradients import batches_from, n_look_tokens
 
 

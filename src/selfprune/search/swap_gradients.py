@@ -42,11 +42,13 @@ class SwapGradients:
 
     Attributes:
         scorer: model, levels and search windows.
-        max_tokens: what gradients may still cost; a search sets it before it asks for proposals.
+        max_tokens: what gradients may still cost.
+        was_refused: whether some were too dear since tokens were granted last.
     """
 
     scorer: Scorer
-    max_tokens: int = sys.maxsize
+    max_tokens: int = field(default=sys.maxsize, init=False)
+    was_refused: bool = field(default=False, init=False)
     _known: dict[tuple[int, ...], MoveValues] = field(default_factory=dict, init=False)
 
     @property
@@ -66,9 +68,15 @@ class SwapGradients:
         self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
         return values
 
+    def grant(self, max_tokens: int) -> None:
+        """Says what gradients may cost from now on; a search does, before it asks for proposals."""
+        self.max_tokens, self.was_refused = max_tokens, False
+
     def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
         """See `MoveOracle`."""
-        return n_times * self._n_tokens(batches_from(self.scorer.batch_sizes, start, n_windows)) <= self.max_tokens
+        is_paid = n_times * self._n_tokens(batches_from(self.scorer.batch_sizes, start, n_windows)) <= self.max_tokens
+        self.was_refused = self.was_refused or not is_paid
+        return is_paid
 
     def known(self, allocation: Allocation) -> MoveValues | None:
         """See `MoveOracle`."""
