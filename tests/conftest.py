@@ -34,6 +34,20 @@ torch.set_num_threads(1)
 settings.register_profile("suite", derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("suite")
 
+# What these build takes so long that one worker should do it for all tests that use it.
+BUILT_ONCE = {"smoke", "small", "finished", "extended", "transformers_server", "wheel", "everything", "workspace", "tensors"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps tests that share a dear fixture on one worker (under `--dist loadgroup`), and begins with them."""
+    dear = [item for item in items if isinstance(item, pytest.Function) and not BUILT_ONCE.isdisjoint(item.fixturenames)]
+    for item in dear:
+        item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    first = set(dear)
+    items.sort(key=lambda item: item not in first)
+
+
 VOCAB_SIZE = 300
 GQA: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
