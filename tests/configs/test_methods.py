@@ -15,6 +15,8 @@ from selfprune.configs.command_line import guarded
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
 from selfprune.configs.methods import METHODS, find_methods
+from selfprune.configs.mistakes.command_mistakes import mistake_of
+from selfprune.configs.mistakes.override_mistakes import CommandLine
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(
@@ -48,7 +50,7 @@ def compose_with(tmp_path, monkeypatch):
             with initialize_config_dir(str(tmp_path / "conf"), version_base=None):
                 made.append(to_config(compose("config", [f"{group}=mine"]), RunConfig))
 
-        code = guarded(work, "python -m selfprune", lambda _: "")
+        code = guarded(work, lambda error: mistake_of(error, lambda: CommandLine("config")), lambda _: "")
         return made[0] if code == 0 else re.sub(r"\s+", " ", capsys.readouterr().err)
 
     yield call
