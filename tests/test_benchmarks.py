@@ -1,5 +1,7 @@
 """The benchmarks run to their tables, on models so small that the figures mean nothing."""
 
+import ast
+import importlib
 import re
 import runpy
 import sys
@@ -54,3 +56,17 @@ def test_the_published_loop_and_ours_prune_one_layer_alike(output_of):
 def test_lm_eval_requests_are_scored_alike_in_both_ways(kind, output_of):
     said = output_of("scored_tokens", f"--kind {kind} --n-tokens 16 --vocabulary 64")
     assert float(said.rpartition(" ")[2]) == pytest.approx(-42.213825, rel=2e-5)
+
+
+def test_mutants_are_those_of_their_seed_and_each_changes_one_line_that_can_still_be_read(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    mutants, root = importlib.import_module("mutants"), BENCHMARKS.parent
+    drawn = mutants.drawn(root, 60, seed=0)
+    assert len(drawn) == 60
+    assert drawn == mutants.drawn(root, 60, seed=0) != mutants.drawn(root, 60, seed=1)
+    assert {mutant.room for mutant in drawn} == set(mutants.ROOMS)
+    for mutant in drawn:
+        lines = (root / mutant.module).read_text().splitlines()
+        assert lines[mutant.line - 1] == mutant.before != mutant.after
+        lines[mutant.line - 1] = mutant.after
+        ast.parse("\n".join(lines))

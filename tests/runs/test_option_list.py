@@ -33,7 +33,7 @@ def test_an_unknown_group_names_the_known_ones(capsys):
 def test_help_and_version_are_the_same_from_every_entry_and_ours(command):
     def said(flag):
         return subprocess.run(
-            [sys.executable, "-m", f"selfprune{command}", flag], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", f"selfprune{command}", flag], capture_output=True, text=True, timeout=240
         ).stdout
 
     assert said("--version") == f"selfprune {__version__}\n"
