@@ -65,7 +65,6 @@ WRONG = {
         ["language_model=openai_compatible", "language_model.key_variable=NO_SUCH"],
         "must name an environment variable that is set, but none of the given name is; export the key under that name",
     ),
-    "unknown task": (["harness.tasks=[selfprune_fcts_report]"], "selfprune_facts_report"),
 }
 
 
@@ -104,6 +103,14 @@ def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, tmp_path, s
     overrides, expected = WRONG[name]
     check_paragraph(selfprune(*overrides), expected)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_unknown_task_is_told_with_the_ten_nearest(tmp_path, selfprune):
+    result = selfprune("harness.tasks=[selfprune_sum_report]")
+    check_paragraph(result, "got 'selfprune_sum_report'")
+    nearest = " ".join(result[2].split()).partition("nearest first: ")[2].partition(";")[0].split(", ")
+    assert (len(nearest), nearest[0]) == (10, "selfprune_sums_report")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_another_config_is_refused_and_left_alone(tmp_path, selfprune):

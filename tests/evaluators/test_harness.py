@@ -162,13 +162,6 @@ def test_group_of_ones_own_is_run_and_averaged(model, tokenizer, tmp_path):
         Harness(HarnessConfig(["selfprune_facts_search"], ["both"], include_path=str(tmp_path)))
 
 
-def test_unknown_task_lists_the_ten_nearest():
-    with pytest.raises(ConfigError, match=r"got 'selfprune_sum_report'.*nearest first: selfprune_sums_report, ") as error:
-        Harness(HarnessConfig(["selfprune_sum_report"], []))
-    nearest = str(error.value).partition("nearest first: ")[2].partition(";")[0]
-    assert len(nearest.split(", ")) == 10
-
-
 def test_task_out_of_reach_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
