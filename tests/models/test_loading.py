@@ -229,6 +229,18 @@ def test_numbers_that_overflow_the_dtype_when_run_are_refused(tiny_model_folder,
         load_model(ModelConfig(str(folder), device="cpu"))
 
 
+def test_hidden_states_that_are_no_numbers_are_not_taken_for_an_architecture_that_changes_them(
+    tiny_model_folder, make_tiny_model, tmp_path
+):
+    folder = copied(tiny_model_folder("opt"), tmp_path)
+    model = make_tiny_model("opt")
+    for linear in (model.model.decoder.layers[0].fc1, model.model.decoder.layers[0].fc2):
+        linear.weight.mul_(1e38)
+    model.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"NaN or infinite logits .*finite, but too large or broken: fetch the checkpoint again"):
+        load_model(ModelConfig(str(folder), device="cpu"))
+
+
 def test_an_unknown_architecture_is_refused(tiny_model_folder, tmp_path):
     folder = copied(tiny_model_folder("llama"), tmp_path)
     edit_config(folder, model_type="perceptronium")

@@ -66,6 +66,19 @@ def test_a_run_that_came_second_to_a_new_folder_finds_the_first_ones_config(tmp_
     assert json.loads((tmp_path / "run/environment.json").read_text())["overrides"] == ["seed=1"]
 
 
+def test_a_run_that_this_version_composes_otherwise_is_not_told_to_be_resumed_once_more(tmp_path):
+    register_schemas()
+    with start(tmp_path / "run"):
+        pass
+    resume = OmegaConf.create({"resume": str(tmp_path / "run"), "run_folder": ""})
+    with (
+        initialize_config_dir(str(conf_folder()), version_base="1.3"),
+        pytest.raises(ConfigError, match=r"cannot be continued: .* or begin anew in another run_folder$"),
+        opened(hold_run_folder(resume, tmp_path), resume, []),
+    ):
+        pytest.fail("the folder was opened")
+
+
 def test_runs_without_a_name_get_folders_of_their_own(tmp_path):
     folders = []
     for _ in range(3):

@@ -190,7 +190,7 @@ def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int]]]:
 
     def before(index: int, arguments: tuple[Any, ...]) -> None:
         order.append(index)
-        if given and arguments and not (given[-1].shape == arguments[0].shape and given[-1].equal(arguments[0])):
+        if given and arguments and not _are_same(given[-1], arguments[0]):
             breaks.append(index)
 
     def after(output: Any) -> None:
@@ -203,6 +203,11 @@ def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int]]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors hold the same numbers, of which those that are none count as the same."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

@@ -62,12 +62,12 @@ def opened(held: HeldFolder, composed: DictConfig, overrides: list[str]) -> Iter
         ConfigError: when the folder belongs to another run or to something else.
         SelfpruneError: when it cannot be written.
     """
-    folder, is_new = held.folder, False
+    folder, is_new, is_resumed = held.folder, False, bool(composed.resume)
     try:
-        if composed.resume:
+        if is_resumed:
             composed, overrides = recompose(folder)
         content = _content(composed)
-        is_new = _is_unused(folder, content)
+        is_new = _is_unused(folder, content, is_resumed)
         if is_new:
             _clear(folder)
             environment = describe_environment(settled_overrides(overrides, composed))
@@ -92,8 +92,13 @@ def _content(composed: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(record))
 
 
-def _is_unused(folder: Path, content: str) -> bool:
+def _is_unused(folder: Path, content: str, is_resumed: bool) -> bool:
     """Whether a folder holds no run yet.
+
+    Args:
+        folder: of the run.
+        content: what its config.yaml would hold.
+        is_resumed: whether the config was composed from what the run recorded.
 
     Raises:
         ConfigError: when it holds another one or something else.
@@ -104,7 +109,11 @@ def _is_unused(folder: Path, content: str) -> bool:
         earlier = content[: content.rfind("\nmethods:\n") + 1]
         if read_text(path, "restore it from a copy, or choose another run_folder") not in (content, earlier):
             raise ConfigError(
-                f"the run folder {folder} belongs to another config (its config.yaml differs from this run's); choose another "
+                f"the run folder {folder} cannot be continued: from the options that it was begun with, this version of selfprune "
+                f"composes another config than its {CONFIG}, which another version wrote or which was edited; finish it with that "
+                "version, or begin anew in another run_folder"
+                if is_resumed
+                else f"the run folder {folder} belongs to another config (its {CONFIG} differs from this run's); choose another "
                 f"run_folder, or continue that run with `python -m selfprune resume={folder}`"
             )
         read_environment(folder)  # which the report needs at the end
