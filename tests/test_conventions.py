@@ -20,6 +20,7 @@ NOT_A_METHOD = {
     "pruners/selection": "which weights go first",
     "pruners/weights/updates": "what pruners that change the kept weights share",
     "pruners/weights/scaled_layer": "what ADMM and ALPS share",
+    "proposers/move_values": "what gradients tell proposers of every unit",
     "proposers/unit_view": "the units as a language model reads about them",
     "proposers/coefficients": "few numbers for a whole allocation, of self_pruner and optuna_sampler",
     "proposers/prompted/moves": "the exchanges of weights that self_pruner asks for",

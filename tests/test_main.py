@@ -48,6 +48,7 @@ WRONG = {
     "empty text": (["data=files", "data.calibration=empty.txt", "data.search=empty.txt", "data.report=empty.txt"], "empty.txt"),
     "short text": (["data=files", "data.calibration=short.txt", "data.search=short.txt", "data.report=short.txt"], "short.txt"),
     "hub data offline": (["data=c4", "data.n_tokens_per_window=64"], "data=files"),
+    "resume without a folder": (["resume="], "resume must name the folder of a run that was begun, got nothing"),
     "resume of nothing": (["resume=nowhere"], "nowhere"),
     "endpoint out of reach": (
         ["language_model=openai_compatible", "language_model.base_url=http://localhost:1/v1"],

@@ -26,8 +26,8 @@ from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.configs.command_line import set_up
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, to_config
-from selfprune.proposers.base import MoveValues
 from selfprune.proposers.coefficients import Coefficients, fit
+from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted import moves, operators
 from selfprune.proposers.prompted.moves import MAX_MOVES, Move
 from selfprune.proposers.prompted.operators import Outlook

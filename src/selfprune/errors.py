@@ -81,5 +81,6 @@ def complain(message: str, code: int = 2) -> int:
     Returns:
         the exit code.
     """
-    sys.stderr.write(textwrap.fill(f"selfprune: {message}", width=100, break_long_words=False, break_on_hyphens=False) + "\n")
+    paragraph = textwrap.fill(message, width=100, initial_indent="selfprune: ", break_long_words=False, break_on_hyphens=False)
+    sys.stderr.write(f"{paragraph}\n")
     return code

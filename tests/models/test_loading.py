@@ -232,9 +232,10 @@ def test_numbers_that_overflow_the_dtype_when_run_are_refused(tiny_model_folder,
 def test_hidden_states_that_are_no_numbers_are_not_taken_for_an_architecture_that_changes_them(
     tiny_model_folder, make_tiny_model, tmp_path
 ):
-    folder = copied(tiny_model_folder("opt"), tmp_path)
-    model = make_tiny_model("opt")
-    for linear in (model.model.decoder.layers[0].fc1, model.model.decoder.layers[0].fc2):
+    folder = copied(tiny_model_folder("llama"), tmp_path)
+    model = make_tiny_model("llama")
+    attention = model.model.layers[0].self_attn
+    for linear in (attention.v_proj, attention.o_proj):
         linear.weight.mul_(1e38)
     model.save_pretrained(folder)
     with pytest.raises(ModelError, match=r"NaN or infinite logits .*finite, but too large or broken: fetch the checkpoint again"):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from selfprune.allocations.allocation import LevelGrid
-from selfprune.proposers.base import MoveValues
+from selfprune.proposers.move_values import MoveValues
 
 
 @dataclass

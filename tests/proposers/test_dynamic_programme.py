@@ -14,7 +14,8 @@ from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.budget import Target
 from selfprune.allocations.cost import TableCost
 from selfprune.errors import AllocationError, ConfigError
-from selfprune.proposers.base import MoveValues, SearchSpace
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.searches.dynamic_programme import DynamicProgramme, damage_curves, least_damage
 
 SIZES = {"q": 400, "up": 1000, "down": 1003}

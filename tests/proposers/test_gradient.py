@@ -8,7 +8,8 @@ import pytest
 from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError
-from selfprune.proposers.base import MoveValues, SearchSpace
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.searches.gradient import Gradient
 
 SIZES = {"q": 400, "k": 100, "up": 1000, "down": 1003}

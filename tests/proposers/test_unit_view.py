@@ -3,7 +3,8 @@ import math
 from language_space import ALLOCATION, SPACE
 
 from selfprune.allocations.allocation import LevelGrid, Unit
-from selfprune.proposers.base import MoveValues, SearchSpace
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted.replies import parse_kind
 from selfprune.proposers.unit_view import UnitView, Worth
 

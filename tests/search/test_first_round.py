@@ -1,6 +1,9 @@
+import re
+
 import pytest
 
 from selfprune.errors import ConfigError
+from selfprune.proposers.prompted.self_pruner import SelfPruner
 from selfprune.proposers.searches.dynamic_programme import DynamicProgramme
 from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.searches.portfolio import Portfolio
@@ -19,8 +22,7 @@ def test_the_first_round_of_the_default_search_needs_yardsticks_the_dearest_grad
     told = (
         "search.max_tokens=12000 does not pay for the first round of the main search, which needs 36,864 tokens: 4,096 for 2 "
         "yardsticks, 24,576 for gradients at 3 allocations, 8,192 for the first rung of 4 candidates; raise it, or lower "
-        "search.n_per_round, the first of search.ladder.n_windows or data.n_tokens_per_window, or choose a proposer without "
-        "gradients, such as evolutionary"
+        "search.n_per_round, the first of search.ladder.n_windows or data.n_tokens_per_window"
     )
     with pytest.raises(ConfigError) as refused:
         check_first_round("main", SearchConfig(12_000), PORTFOLIO, 64, 256, n_yardsticks=2, n_units=126)
@@ -40,3 +42,18 @@ def test_gradients_count_by_the_whole_batches_that_they_take():
     settings = SearchConfig(1, n_per_round=1, ladder=Ladder([2, 8], [2]), batch_size=4)
     with pytest.raises(ConfigError, match=f"{8 * 6:,} for gradients at 1 allocations"):
         check_first_round("main", settings, Gradient(n_windows=4), 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "proposer", "search", "remedy"),
+    [
+        (30_000, PORTFOLIO, "main", "or give proposer.shares.dynamic_programme=0, with which it needs 28,672"),
+        (25_000, PORTFOLIO, "arms", "or give controls.arms.shares.dynamic_programme=0, with which it needs 24,576"),
+        (15_000, DynamicProgramme(), "main", "or choose a proposer without gradients, such as evolutionary"),
+        (15_000, SelfPruner(n_windows=4), "main", "or give proposer.n_windows=0, with which it needs 12,288"),
+    ],
+)
+def test_the_remedy_is_one_that_makes_the_first_round_fit(max_tokens, proposer, search, remedy):
+    n_yardsticks = 2 if search == "main" else 0
+    with pytest.raises(ConfigError, match=f"{re.escape(remedy)}$"):
+        check_first_round(search, SearchConfig(max_tokens), proposer, 64, 256, n_yardsticks)

@@ -15,49 +15,7 @@ from selfprune.allocations.budget import Target
 from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
-
-
-@dataclass(frozen=True)
-class MoveValues:
-    """What the next levels of every unit are worth at an allocation, to first order.
-
-    Attributes:
-        restoring: unit name -> fall of the score per level that returns; units without a pruned level are missing.
-        removing: unit name -> rise of the score per level that goes; units without a level left are missing.
-        n_tokens: tokens that were spent to find out.
-    """
-
-    restoring: dict[str, float]
-    removing: dict[str, float]
-    n_tokens: int
-
-
-class MoveOracle(Protocol):
-    """Values moves by gradients."""
-
-    @property
-    def n_windows(self) -> int:
-        """Windows that there are."""
-        ...
-
-    def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
-        """The values of the moves around an allocation.
-
-        Args:
-            allocation: where.
-            bracket: sparsity of a unit by which it is moved either way, at least one level.
-            start: first window; past the last one, the first follows.
-            n_windows: how many windows.
-        """
-        ...
-
-    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
-        """Whether the search can still pay for such values at some allocations, and for scoring what is proposed then."""
-        ...
-
-    def known(self, allocation: Allocation) -> MoveValues | None:
-        """The last values that were taken there, for whomever, at no further tokens; None where none were."""
-        ...
+from selfprune.proposers.move_values import MoveOracle
 
 
 @dataclass(frozen=True)
@@ -168,6 +126,11 @@ class ProposerConfig(ABC):
     def first_looks(self) -> tuple[int, int]:
         """At how many allocations it must know the values of moves before it speaks, and on how many windows each."""
         return 0, 0
+
+    @property
+    def looks_left_out(self) -> dict[str, tuple[int, int]]:
+        """Option of its own that does without some first looks -> the first looks that then remain."""
+        return {}
 
     def measurements(self) -> list[Measurement]:
         """What must be known about the blocks before `build`."""

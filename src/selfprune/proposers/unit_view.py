@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
-from selfprune.proposers.base import MoveValues, SearchSpace
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_kind
 
 

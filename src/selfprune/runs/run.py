@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.configs.config import RunConfig, to_config
 from selfprune.configs.signals import naming_on_stop
-from selfprune.errors import SelfpruneError
+from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.reports.report import print_table, write_report
 from selfprune.reports.resources import Resources
 from selfprune.reports.results import Results
@@ -48,6 +48,11 @@ def run_composed(composed: DictConfig, overrides: list[str], named: Path | None 
         KeyboardInterrupt: with the run folder, when the user interrupts.
     """
     asked = asked_limits(composed, overrides) if composed.resume else {}
+    if not composed.resume and any(override.startswith("resume=") for override in overrides):
+        raise ConfigError(
+            "resume must name the folder of a run that was begun, got nothing; give one, as in resume=runs/NAME, or leave "
+            "the option out for a new run"
+        )
     if not composed.resume:
         to_config(composed, RunConfig)  # a mistake in the config is told before a folder is made
     held = hold_run_folder(composed, named or Path(f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"))

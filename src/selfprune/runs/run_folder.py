@@ -109,8 +109,8 @@ def _is_unused(folder: Path, content: str, is_resumed: bool) -> bool:
         earlier = content[: content.rfind("\nmethods:\n") + 1]
         if read_text(path, "restore it from a copy, or choose another run_folder") not in (content, earlier):
             raise ConfigError(
-                f"the run folder {folder} cannot be continued: from the options that it was begun with, this version of selfprune "
-                f"composes another config than its {CONFIG}, which another version wrote or which was edited; finish it with that "
+                f"the run folder {folder} cannot be continued: from the options that it was begun with, this version composes "
+                f"another config than its {CONFIG}, which another version wrote or which was edited; finish it with that "
                 "version, or begin anew in another run_folder"
                 if is_resumed
                 else f"the run folder {folder} belongs to another config (its {CONFIG} differs from this run's); choose another "

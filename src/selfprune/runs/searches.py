@@ -7,6 +7,7 @@ from typing import Any
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.reports.results import Spent
 from selfprune.runs.workbench import Workbench
+from selfprune.search.first_round import first_round_needs
 from selfprune.search.loop import Progress, Search
 from selfprune.search.racing import Racer
 from selfprune.search.search_config import SearchConfig
@@ -71,8 +72,22 @@ class Searches:
             limits: the others of the stage.
         """
         limits = replace(limits, max_tokens=self.spent["main"].n_tokens)
+        self._warn_of_short_controls(limits)
         found = {name: best(self.go_on(name, limits)) for name in self._bench.config.controls}
         return {name: leaders[0] for name, leaders in found.items() if leaders}
+
+    def _warn_of_short_controls(self, limits: SearchConfig) -> None:
+        """The main search may have spent less than it was given, and so much that a control cannot pay its first round."""
+        bench = self._bench
+        windows = bench.config.n_search_windows, bench.config.data.n_tokens_per_window
+        for name, control in bench.config.controls.items():
+            needed = sum(first_round_needs(limits, control.first_looks, *windows).values())
+            if needed > limits.max_tokens:
+                bench.display.warn(
+                    f"the control {name} needs {needed:,} tokens for its first round, but the main search spent "
+                    f"{limits.max_tokens:,}, and no control may spend more: it goes without gradients, or with fewer "
+                    "candidates; raise search.max_tokens for an equal comparison"
+                )
 
     def _begin(self, name: str) -> Search:
         bench = self._bench

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.models.block_gradients import backward_blocks
-from selfprune.proposers.base import MoveValues
+from selfprune.proposers.move_values import MoveValues
 from selfprune.search.scoring import Scorer, digest
 from selfprune.storage.recorded_files import Score, Seconds
 

@@ -74,6 +74,11 @@ class SelfPruner(ProposerConfig):
         """One, where it begins."""
         return (1, self.n_windows) if self.n_windows else (0, 0)
 
+    @property
+    def looks_left_out(self) -> dict[str, tuple[int, int]]:
+        """None remain without gradients."""
+        return {"n_windows=0": (0, 0)} if self.n_windows else {}
+
     def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
         """A proposer that has asked nothing yet."""
         return SelfPrunerProposer(space, language_model, seed, self)

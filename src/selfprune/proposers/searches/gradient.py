@@ -21,7 +21,8 @@ from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal, standing
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
-from selfprune.proposers.base import MoveValues, Proposer, ProposerConfig, SearchSpace
+from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
+from selfprune.proposers.move_values import MoveValues
 
 MAX_LOOKS = 4
 """Looks at one place; more hardly change the values."""

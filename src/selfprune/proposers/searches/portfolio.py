@@ -78,6 +78,17 @@ class Portfolio(ProposerConfig):
         """Those of the arm that needs the most."""
         return max((arm.first_looks for arm in self.sharing()), key=math.prod, default=(0, 0))
 
+    @property
+    def looks_left_out(self) -> dict[str, tuple[int, int]]:
+        """What remains without the arms that need the most, then without the next, as long as an arm is left."""
+        sharing = {name: arm for name, arm in self.arms.items() if self.share(name) > 0}
+        names = sorted(sharing, key=lambda name: -math.prod(sharing[name].first_looks))
+        left_out = {}
+        for n in range(1, len(names)):
+            rest = max((sharing[name].first_looks for name in names[n:]), key=math.prod)
+            left_out[" ".join(f"shares.{name}=0" for name in names[:n])] = rest
+        return left_out
+
     def measurements(self) -> list[Measurement]:
         """Those of all arms that have a share."""
         return [measurement for arm in self.sharing() for measurement in arm.measurements()]

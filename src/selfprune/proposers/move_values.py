@@ -1,0 +1,49 @@
+"""What it is worth to restore or to remove a level of a unit, by gradients of the score."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from selfprune.allocations.allocation import Allocation
+
+
+@dataclass(frozen=True)
+class MoveValues:
+    """What the next levels of every unit are worth at an allocation, to first order.
+
+    Attributes:
+        restoring: unit name -> fall of the score per level that returns; units without a pruned level are missing.
+        removing: unit name -> rise of the score per level that goes; units without a level left are missing.
+        n_tokens: tokens that were spent to find out.
+    """
+
+    restoring: dict[str, float]
+    removing: dict[str, float]
+    n_tokens: int
+
+
+class MoveOracle(Protocol):
+    """Values moves by gradients."""
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that there are."""
+        ...
+
+    def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
+        """The values of the moves around an allocation.
+
+        Args:
+            allocation: where.
+            bracket: sparsity of a unit by which it is moved either way, at least one level.
+            start: first window; past the last one, the first follows.
+            n_windows: how many windows.
+        """
+        ...
+
+    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
+        """Whether the search can still pay for such values at some allocations, and for scoring what is proposed then."""
+        ...
+
+    def known(self, allocation: Allocation) -> MoveValues | None:
+        """The last values that were taken there, for whomever, at no further tokens; None where none were."""
+        ...
