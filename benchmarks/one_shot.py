@@ -21,7 +21,7 @@ from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.pruning.calibration import prune_in_place
-from selfprune.statistics.base import InputGram
+from selfprune.statistics.input_gram import InputGram
 from selfprune.timing.machine import matmul_flops_per_second, peak_memory_bytes
 
 SPARSITY = 0.5

@@ -23,7 +23,7 @@ from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
 from selfprune.pruning.calibration import calibrate, prune_in_place
-from selfprune.statistics.base import InputSquares
+from selfprune.statistics.input_squares import InputSquares
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())["cases"] if GOLDEN.exists() else []

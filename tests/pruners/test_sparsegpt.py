@@ -13,8 +13,8 @@ from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.weights import updates
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.statistics import hessian_factor
-from selfprune.statistics.base import InputGram
 from selfprune.statistics.hessian_factor import HessianFactor
+from selfprune.statistics.input_gram import InputGram
 
 N_OUT = 6
 

@@ -15,8 +15,8 @@ from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruning.calibration import calibrate
-from selfprune.statistics.base import InputGram
 from selfprune.statistics.gather import gather
+from selfprune.statistics.input_gram import InputGram
 
 WINDOWS_NT = torch.randint(300, (5, 24), generator=torch.Generator().manual_seed(0))
 ATTENTION = ["q_proj k_proj v_proj", "o_proj"]

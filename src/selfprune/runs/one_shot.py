@@ -28,8 +28,8 @@ from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.calibration import prune_in_place
 from selfprune.reports.resources import LIBRARY_BYTES, Resources
 from selfprune.runs.display import Display
-from selfprune.statistics.base import InputGram
 from selfprune.statistics.coverage import Coverage
+from selfprune.statistics.input_gram import InputGram
 from selfprune.storage.disk import folder_bytes, free_bytes
 from selfprune.storage.environment import describe_environment
 from selfprune.storage.whole_files import write_whole

@@ -1,15 +1,12 @@
-"""What calibration gathers about a unit's input.
+"""The contract of what calibration gathers about a unit's input.
 
-Shape suffixes: I in, G groups of output rows with an input of their own, K tokens.
+Shape suffixes: I in, G groups of output rows with an input of their own.
 """
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
-N_PANELS = 8
-"""Bands of a Gram matrix; only those on and above the diagonal are computed, 9/16 of the work."""
 
 
 class Statistics(Protocol):
@@ -46,124 +43,3 @@ class NoStatistics:
     def unseen(self) -> Tensor:
         """Nothing had to be seen [1]."""
         return torch.zeros(1, dtype=torch.bool)
-
-
-class InputSquares:
-    """Token-summed squares of every input channel in fp32, per sequence (Wanda, arXiv 2306.11695).
-
-    Attributes:
-        sums_GI: the sums over all tokens so far.
-        n_sequences: the sequences they come from, all batches together.
-    """
-
-    def __init__(self, n_row_groups: int, n_in: int, n_sequences: int) -> None:
-        self.sums_GI = torch.zeros(n_row_groups, n_in)
-        self.n_sequences = n_sequences
-
-    def update(self, inputs: Tensor, row_group: int = 0) -> None:
-        """Adds the squares of inputs [..., I]."""
-        self.sums_GI = self.sums_GI.to(inputs.device)
-        self.sums_GI[row_group] += inputs.reshape(-1, inputs.shape[-1]).float().square().sum(dim=0)
-
-    def means(self) -> Tensor:
-        """s_j = (1/N) Σ_tokens x_j² [G, I]; zero where nothing was seen."""
-        return self.sums_GI / self.n_sequences
-
-    def unseen(self) -> Tensor:
-        """True where no input other than zero came [G]."""
-        return ~self.sums_GI.any(dim=1)
-
-
-class InputGram:
-    """Σ_tokens x xᵀ of the inputs in fp32: the Hessian of a layer's squared output error, up to a factor.
-
-    Attributes:
-        n_sequences: the sequences that it comes from, all batches together.
-    """
-
-    def __init__(self, n_row_groups: int, n_in: int, n_sequences: int) -> None:
-        self.n_sequences = n_sequences
-        self._shape = (n_row_groups, n_in, n_in)
-        self._upper_GII = torch.zeros(0)
-        self._is_mirrored = True
-
-    def update(self, inputs: Tensor, row_group: int = 0) -> None:
-        """Adds the outer products of inputs [..., I]; the lower triangle waits until it is asked for."""
-        upper_GII = self._allocated(inputs.device)
-        self._is_mirrored = False
-        inputs_KI = inputs.reshape(-1, inputs.shape[-1]).float()
-        n_in = inputs_KI.shape[1]
-        width = max(1, -(-n_in // N_PANELS))
-        for start in range(0, n_in, width):
-            band_II = upper_GII[row_group, start : start + width, start:]
-            band_II.addmm_(inputs_KI[:, start : start + width].T, inputs_KI[:, start:])
-
-    def sums(self) -> Tensor:
-        """Σ x xᵀ [G, I, I], symmetric; zeros where nothing was seen."""
-        sums_GII = self._allocated(torch.device("cpu"))
-        if not self._is_mirrored:
-            for gram_II in sums_GII:
-                mirror_in_place(gram_II)
-            self._is_mirrored = True
-        return sums_GII
-
-    def means(self) -> Tensor:
-        """s_j = (1/N) Σ_tokens x_j² [G, I], which is the diagonal; zero where nothing was seen."""
-        return self.sums().diagonal(dim1=1, dim2=2) / self.n_sequences
-
-    def unseen(self) -> Tensor:
-        """True where no input other than zero came [G]."""
-        return ~self._allocated(torch.device("cpu")).diagonal(dim1=1, dim2=2).any(dim=1)
-
-    def _allocated(self, device: torch.device) -> Tensor:
-        """The sums so far, zeros on this device before the first; large, and therefore made only when needed."""
-        if not self._upper_GII.numel():
-            self._upper_GII = torch.zeros(self._shape, device=device)
-        return self._upper_GII
-
-    def _release(self) -> Tensor:
-        """Hands the sums over; the upper triangle holds them."""
-        sums_GII, self._upper_GII = self._allocated(torch.device("cpu")), torch.zeros(0)
-        return sums_GII
-
-
-class WeightGradients:
-    """Sums over calibration windows of the loss gradient with respect to a unit's weights, to a power, in fp32.
-
-    Args:
-        n_row_groups: groups of output rows with inputs of their own.
-        power: 1 for the gradient itself, 2 for its squares (the diagonal of the empirical Fisher information).
-    """
-
-    def __init__(self, n_row_groups: int, power: int) -> None:
-        self.n_row_groups = n_row_groups
-        self.power = power
-        self.n_windows = 0
-        self._sums_OI = torch.zeros(0)
-
-    def update(self, inputs: Tensor, row_group: int = 0) -> None:
-        """Adds the gradient [O, I] of one window."""
-        self.n_windows += 1
-        if not self._sums_OI.numel():
-            self._sums_OI = torch.zeros(inputs.shape, device=inputs.device)
-        self._sums_OI += inputs.float() if self.power == 1 else inputs.float().square()
-
-    def mean(self) -> Tensor:
-        """Mean over windows [O, I]."""
-        assert self.n_windows, "no window was seen"
-        return self._sums_OI / self.n_windows
-
-    def unseen(self) -> Tensor:
-        """True where every gradient was zero [G]."""
-        return ~self._sums_OI.reshape(self.n_row_groups, -1).any(dim=1)
-
-
-def mirror_in_place(gram_II: Tensor) -> None:
-    """Copies the upper triangle onto the lower one, band by band."""
-    n_in = len(gram_II)
-    width = max(1, -(-n_in // N_PANELS))
-    for start in range(0, n_in, width):
-        stop = min(start + width, n_in)
-        corner_II = gram_II[start:stop, start:stop]
-        corner_II.copy_(corner_II.triu() + corner_II.triu(1).T)
-        gram_II[stop:, start:stop] = gram_II[start:stop, stop:].T

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import PruningError
-from selfprune.statistics.base import InputGram, mirror_in_place
+from selfprune.statistics.input_gram import InputGram, mirror_in_place
 
 logger = logging.getLogger(__name__)
 

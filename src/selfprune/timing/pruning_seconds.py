@@ -22,7 +22,8 @@ from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.selection import parse_pattern
-from selfprune.statistics.base import InputGram, Statistics
+from selfprune.statistics.base import Statistics
+from selfprune.statistics.input_gram import InputGram
 from selfprune.timing.machine import matmul_flops_per_second
 
 PROBE_SECONDS = 1.0

@@ -18,7 +18,8 @@ from selfprune.errors import ConfigError
 from selfprune.pruners.base import PrunedWeight, Scope, ScorePruner, check_count
 from selfprune.pruners.selection import parse_pattern
 from selfprune.pruners.weights.updates import equal_shares
-from selfprune.statistics.base import InputSquares, Statistics
+from selfprune.statistics.base import Statistics
+from selfprune.statistics.input_squares import InputSquares
 
 
 @dataclass

@@ -19,7 +19,8 @@ from selfprune.pruners.base import PrunedWeight, Pruner, Scope, check_level
 from selfprune.pruners.selection import lowest_in_turns, pattern_width
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.weights.wanda import wanda_metric
-from selfprune.statistics.base import InputGram, Statistics
+from selfprune.statistics.base import Statistics
+from selfprune.statistics.input_gram import InputGram
 
 logger = logging.getLogger(__name__)
 

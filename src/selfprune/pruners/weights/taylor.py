@@ -11,7 +11,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from selfprune.pruners.base import ScorePruner
-from selfprune.statistics.base import Statistics, WeightGradients
+from selfprune.statistics.base import Statistics
+from selfprune.statistics.weight_gradients import WeightGradients
 
 
 @dataclass

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from selfprune.pruners.base import ScorePruner
-from selfprune.statistics.base import HasMeans, InputSquares, Statistics
+from selfprune.statistics.base import HasMeans, Statistics
+from selfprune.statistics.input_squares import InputSquares
 
 
 @dataclass
