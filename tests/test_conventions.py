@@ -17,7 +17,8 @@ EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
-    "pruners/selection": "which weights go first",
+    "pruners/weights/weight_pruner": "what pruners of single weights share",
+    "pruners/weights/selection": "which weights go first",
     "pruners/weights/updates": "what pruners that change the kept weights share",
     "pruners/weights/scaled_layer": "what ADMM and ALPS share",
     "proposers/move_values": "what gradients tell proposers of every unit",

@@ -6,9 +6,9 @@ from selfprune.errors import AllocationError, PruningError
 from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.models.loading import DType, ModelConfig, load_model
 from selfprune.models.units import weight_view
-from selfprune.pruners.base import Scope
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda
+from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.calibration import calibrate, prune_in_place
 
 WINDOWS_NT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ from selfprune.errors import PruningError
 from selfprune.models.block_gradients import backward_blocks
 from selfprune.models.loading import DType, ModelConfig, load_model
 from selfprune.models.units import stored_weight, weight_matrix, weight_view
-from selfprune.pruners.base import Scope
 from selfprune.pruners.weights.obd import OBD
 from selfprune.pruners.weights.taylor import Taylor
+from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.calibration import calibrate, calibrate_blocks, prune_in_place
 
 WINDOWS_NT = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import Pruner, Scope, ScorePruner
-from selfprune.pruners.selection import lowest_in_turns
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.ria import RIA
+from selfprune.pruners.weights.selection import lowest_in_turns
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
+from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner, WeightPruner
 
 PRUNERS = list(find_methods("pruner").values())
 NESTED = [method for method in PRUNERS if issubclass(method, ScorePruner)]
@@ -213,7 +213,7 @@ class TestEveryPruner:
                 removed(pruner, normal(N_OUT, N_IN), n_pruned)
 
     def test_every_group_of_rows_is_pruned_by_the_inputs_that_it_saw(self, pruner):
-        has_own_order = type(pruner).ranks is not Pruner.ranks
+        has_own_order = type(pruner).ranks is not WeightPruner.ranks
         if isinstance(pruner, ScorePruner) and pruner.scope is Scope.MATRIX and not (pruner.pattern or has_own_order):
             pytest.skip("over the whole matrix its groups of rows compete with each other")
         weight_EOI, inputs_ENTI = normal(3, 4, N_IN), normal(3, 2, 30, N_IN, seed=1) * torch.linspace(0.5, 2, N_IN)

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners import selection
-from selfprune.pruners.selection import lowest_in_turns, lowest_of_group, parse_pattern, pattern_width, rank_in_turns, untied
+from selfprune.pruners.weights import selection
+from selfprune.pruners.weights.selection import (
+    lowest_in_turns,
+    lowest_of_group,
+    parse_pattern,
+    pattern_width,
+    rank_in_turns,
+    untied,
+)
 
 
 def in_turns(scores_RW):

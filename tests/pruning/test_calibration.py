@@ -11,9 +11,9 @@ from selfprune.models.block_calls import first_tensor
 from selfprune.models.block_walk import walk_blocks
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.units import weight_view
-from selfprune.pruners.base import Scope
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda
+from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.calibration import calibrate, prune_in_place
 
 MOES = ["mixtral", "qwen2_moe", "qwen3_moe"]

@@ -16,7 +16,6 @@ from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.placement import Placement
 from selfprune.models.units import weight_view
-from selfprune.pruners.base import Scope
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.dsnot import DSnoT
@@ -26,6 +25,7 @@ from selfprune.pruners.weights.ria import RIA
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda
+from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.calibration import calibrate, prune_in_place
 from selfprune.runs.one_shot import prune_once
 from selfprune.statistics.coverage import Coverage

@@ -81,14 +81,14 @@ class RunConfig:
             )
         if self.search.finer and self.pruner.level_fraction() is not None:
             raise ConfigError(
-                f"search.finer divides the steps of a level grid, but pruner.pattern={self.pruner.pattern} leaves every unit one "
+                f"search.finer divides the steps of a level grid, but {self.pruner.level_option()} leaves every unit one "
                 "level; leave out one of the two"
             )
         fraction = self.pruner.level_fraction()
         if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
             most = math.floor(1e6 * fraction) / 1e6  # rounded to the nearest, two thirds would be refused again
             raise ConfigError(
-                f"pruner.pattern={self.pruner.pattern} removes at most {most:g} of every unit, but budget.sparsity is "
+                f"{self.pruner.level_option()} removes at most {most:g} of every unit, but budget.sparsity is "
                 f"{self.budget.sparsity:g}; give budget.sparsity={most:g} or another pattern"
             )
         if self.search.ladder.rungs[-1] > self.data.n_search:

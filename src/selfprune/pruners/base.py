@@ -1,26 +1,15 @@
-"""The pruner contract, and what all score-based pruners share.
+"""The contract of pruners.
 
-Shape suffixes: O out, I in, R comparison rows, W width of a comparison row.
+Shape suffixes: O out, I in.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Enum
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from selfprune.errors import PruningError
-from selfprune.pruners.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns, untied
 from selfprune.statistics.base import NoStatistics, Statistics
-
-
-class Scope(str, Enum):
-    """The weights that compete with each other."""
-
-    ROW = "ROW"
-    MATRIX = "MATRIX"
 
 
 @dataclass(frozen=True)
@@ -38,16 +27,11 @@ class PrunedWeight:
 
 @dataclass
 class Pruner(ABC):
-    """Decides which items go, given weights, statistics and level.
+    """Decides which items of a unit go, given its weights, statistics and level.
 
-    A search needs many levels of a unit at once, and therefore an order in which its weights go (`ranks`), from `scores`. A
-    pruner that changes the kept weights, or whose masks are not nested, says in `prune_seen` what it does instead.
-
-    Of a unit, or an expert, that calibration never reached no pruner knows anything: its smallest weights go, as many as the
-    pruner would take of it, and the others stay as they are.
+    A search needs many levels of a unit at once, and therefore an order in which its items go (`ranks`).
 
     Attributes:
-        pattern: `N:M` keeps N of every M consecutive input columns (as in 2:4) before any group gives up more; empty for none.
         needs_gradients: whether its statistics are fed by a backward pass instead of the units' inputs.
         builds_levels: whether a search compares the weights that it makes, unless told otherwise; worth it where they differ much
             from the masks of its scores, and cost little beside a score (experiments/equal_budget).
@@ -59,13 +43,8 @@ class Pruner(ABC):
         >>> pruned = pruner.prune(weight_OI, statistics, n_pruned=100)
     """
 
-    pattern: str = ""
     needs_gradients: ClassVar[bool] = False
     builds_levels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.pattern:
-            parse_pattern(self.pattern)
 
     @abstractmethod
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
@@ -85,146 +64,33 @@ class Pruner(ABC):
         """
 
     @abstractmethod
-    def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
-        """The importance of each weight [O, I] in fp32 without any update of others; the lowest go first."""
+    def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
+        """The order in which the items go: a permutation of 0, 1, 2, ... in whole numbers, for weights [O, I].
+
+        Raises:
+            PruningError: when it cannot be told, as from statistics that are not finite.
+        """
 
     @abstractmethod
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
-        """Removes exactly `n_pruned` weights; what it makes of groups of rows that were never seen does not matter.
-
-        Raises:
-            PruningError: when the count is out of range or the statistics are not finite.
-        """
-
     def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
-        """Removes exactly `n_pruned` weights: `prune_seen`, and the smallest weights where nothing was seen.
+        """Removes exactly `n_pruned` items, also where nothing was seen.
 
         Raises:
             PruningError: when the count is out of range or the statistics are not finite.
         """
-        unseen = statistics.unseen().tolist()
-        if all(unseen):
-            check_count(weight_OI, n_pruned)
-            return PrunedWeight(self._largest(weight_OI, n_pruned))
-        pruned = self.prune_seen(weight_OI, statistics, n_pruned)
-        n_rows = len(weight_OI) // len(unseen)
-        for group in (group for group, is_unseen in enumerate(unseen) if is_unseen):
-            rows = slice(group * n_rows, (group + 1) * n_rows)
-            pruned.mask_OI[rows] = self._largest(weight_OI[rows], int((~pruned.mask_OI[rows]).sum()))
-            if pruned.weight_OI is not None:
-                pruned.weight_OI[rows] = weight_OI[rows].masked_fill(~pruned.mask_OI[rows], 0)
-        return pruned
-
-    def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
-        """The order in which the weights go: a permutation of 0..O*I-1 as int32 [O, I].
-
-        Within a comparison row the order is ascending by score, ties at zero by magnitude (the inputs of a column may all have
-        been zero), others by index (as in the published Wanda). Rows take
-        turns: all give up their n-th weight before any gives up its (n+1)-th, those with the lowest score first. So any
-        total is met exactly, and totals divisible by the number of rows prune every row alike.
-
-        Raises:
-            PruningError: when a score is not finite, or the pattern does not divide the width.
-        """
-        scores_OI = untied(self.comparable_scores(weight_OI, statistics), weight_OI)
-        return rank_in_turns(self._comparison_rows(scores_OI)).reshape(scores_OI.shape)
-
-    def comparable_scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
-        """The scores [O, I]; in groups of rows that were never seen the magnitudes, scaled to the mean score of the others."""
-        scores_OI, unseen_G = self.scores(weight_OI, statistics), statistics.unseen().to(weight_OI.device)
-        if not unseen_G.any():
-            return scores_OI
-        scores_GK = scores_OI.reshape(len(unseen_G), -1)
-        magnitudes_GK = weight_OI.float().abs().reshape(scores_GK.shape)
-        scale = scores_GK[~unseen_G].mean() / magnitudes_GK[~unseen_G].mean()
-        # no mean where no group was seen, or all its weights are zero
-        scaled_GK = magnitudes_GK * torch.where(scale > 0, scale, 1)
-        return torch.where(unseen_G[:, None], scaled_GK, scores_GK).reshape(scores_OI.shape)
 
     def sees_weights_alone(self) -> bool:
         """Whether it gathers nothing, so that no input can change what it does."""
         return isinstance(self.statistics(1, 1, 1), NoStatistics)
 
     def level_fraction(self) -> float | None:
-        """The one sparsity besides 0 that a unit may have under the pattern; None without one."""
-        if not self.pattern:
-            return None
-        n_kept, width = parse_pattern(self.pattern)
-        return (width - n_kept) / width
+        """The one sparsity besides 0 that a unit may have; None, as by default, where it may have any."""
+        return None
 
-    def _row_width(self, n_out: int, n_in: int) -> int:
-        """How many weights compete with each other where there is no pattern."""
-        return n_out * n_in
+    def level_option(self) -> str:
+        """The option that leaves a unit that one sparsity, as `pruner.pattern=2:4`; empty where none does."""
+        return ""
 
-    def _largest(self, weight_OI: Tensor, n_pruned: int) -> Tensor:
-        """True [O, I] where a weight stays when the smallest among those that compete go."""
-        magnitudes_OI = weight_OI.float().abs()
-        return lowest_in_turns(self._comparison_rows(magnitudes_OI), n_pruned).logical_not_().reshape(weight_OI.shape)
-
-    def _comparison_rows(self, scores_OI: Tensor) -> Tensor:
-        """The scores as [R, W], checked."""
-        if scores_OI.numel() and not torch.isfinite(torch.stack(scores_OI.aminmax())).all():
-            raise PruningError(
-                "the scores of a unit are not finite: its weights or its calibration inputs hold NaN or infinity; "
-                "load the model in a wider dtype (model.dtype=FLOAT32) or check the checkpoint"
-            )
-        n_out, n_in = scores_OI.shape
-        if not self.pattern:
-            return scores_OI.reshape(-1, self._row_width(n_out, n_in))
-        return scores_OI.reshape(-1, pattern_width(self.pattern, n_in))
-
-
-@dataclass
-class ScorePruner(Pruner):
-    """A pruner whose masks are nested: every weight has a rank, and level n removes the ranks below n.
-
-    Attributes:
-        scope: the weights that compete with each other: an output row, or the whole matrix.
-        reference_threshold: over a whole matrix remove everything up to the threshold, one weight more than asked for (or
-            several, where they tie), as the published implementations do; only for comparisons with them.
-    """
-
-    scope: Scope = Scope.ROW
-    reference_threshold: bool = False
-
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
-        """Keeps the ranks from `n_pruned` on, without ranking all of them."""
-        check_count(weight_OI, n_pruned)
-        scores_OI = self.comparable_scores(weight_OI, statistics)
-        scores_RW = self._comparison_rows(scores_OI)
-        if self.reference_threshold and len(scores_RW) == 1:
-            threshold = scores_RW.kthvalue(min(n_pruned + 1, scores_RW.numel()), dim=1).values
-            return PrunedWeight((scores_RW > threshold).reshape(weight_OI.shape))
-        scores_RW = untied(scores_OI, weight_OI).reshape(scores_RW.shape)
-        return PrunedWeight(lowest_in_turns(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
-
-    def _row_width(self, n_out: int, n_in: int) -> int:
-        return n_in if self.scope is Scope.ROW else n_out * n_in
-
-
-def check_count(weight_OI: Tensor, n_pruned: int) -> None:
-    """Checks that a unit can lose so many weights.
-
-    Raises:
-        PruningError: when it cannot.
-    """
-    if not 0 <= n_pruned <= weight_OI.numel():
-        raise PruningError(f"a unit of {weight_OI.numel()} weights cannot lose {n_pruned}; ask for 0 to {weight_OI.numel()}")
-
-
-def check_level(weight_OI: Tensor, pattern: str, n_pruned: int) -> None:
-    """Checks that a unit can lose so many weights, under a pattern by filling whole groups only.
-
-    Raises:
-        PruningError: when it cannot.
-    """
-    check_count(weight_OI, n_pruned)
-    if not pattern:
-        return
-    n_kept, width = parse_pattern(pattern)
-    pattern_width(pattern, weight_OI.shape[1])
-    n_level = weight_OI.numel() // width * (width - n_kept)
-    if n_pruned not in (0, n_level):
-        raise PruningError(
-            f"under the pattern {pattern} a unit of {weight_OI.numel()} weights loses 0 or {n_level}, got {n_pruned}"
-        )
+    def input_multiple(self) -> int:
+        """What the input width of a unit must be a multiple of."""
+        return 1

@@ -166,7 +166,7 @@ def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
         if budget.measure is not Measure.WEIGHTS:
             asked += f" by budget.measure={budget.measure.name}, which takes {sparsity:g} of every unit"
         raise ConfigError(
-            f"pruner.pattern={config.pruner.pattern} removes {fraction:g} of every unit, but {asked}; give "
+            f"{config.pruner.level_option()} removes {fraction:g} of every unit, but {asked}; give "
             f"budget.sparsity={fraction:g} or another pattern"
         )
     return {unit.name: round(fraction * unit.n_weights) for unit in loaded.units}

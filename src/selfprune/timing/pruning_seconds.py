@@ -21,7 +21,6 @@ from selfprune.models.block_calls import enter, resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner
-from selfprune.pruners.selection import parse_pattern
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_gram import InputGram
 from selfprune.timing.machine import matmul_flops_per_second
@@ -98,7 +97,7 @@ class _Probes:
         self.pruner, self.device, self.dtype = pruner, device, dtype
         solved: list[tuple[int, int, float]] = []
         prepared: list[tuple[int, int, float]] = []
-        multiple = parse_pattern(pruner.pattern)[1] if pruner.pattern else 1
+        multiple = pruner.input_multiple()
         self._probe(multiple, multiple)  # the first call of anything is slow
         began, width, last = time.perf_counter(), LEAST_WIDTH, 0.0
         # a size twice as large takes eight times as long at most

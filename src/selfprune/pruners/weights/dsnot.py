@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.pruners.base import PrunedWeight, Pruner, check_level
-from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern, untied
+from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.weights.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern, untied
 from selfprune.pruners.weights.wanda import wanda_metric
+from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_moments import InputMoments
 
 
 @dataclass
-class DSnoT(Pruner):
+class DSnoT(WeightPruner):
     """Swaps kept weights for removed ones, row by row, while that brings the row's expected error nearer to zero.
 
     The expected error of a row is ε = Σ_removed W·m, with m the mean of the inputs. A cycle grows the removed weight whose

@@ -15,9 +15,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.pruners.base import PrunedWeight, Scope, ScorePruner, check_count
-from selfprune.pruners.selection import parse_pattern
+from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.weights.selection import parse_pattern
 from selfprune.pruners.weights.updates import equal_shares
+from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner, check_count
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_squares import InputSquares
 
@@ -61,7 +62,7 @@ class RIA(ScorePruner):
         return (relative_GOI * norms_GI[:, None, :].pow(self.activation_power)).reshape(weight_OI.shape)
 
     def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
-        """The order in which the weights go, as in `Pruner.ranks`; the groups of rows take turns."""
+        """The order in which the weights go, as in `WeightPruner.ranks`; the groups of rows take turns."""
         ranks = []
         for matrix_OI, own, places_I in self._matrices(weight_OI, statistics):
             ranks.append(super().ranks(matrix_OI, own)[:, places_I])

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import PrunedWeight, Pruner, Scope, check_level
-from selfprune.pruners.selection import lowest_in_turns, pattern_width
+from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.weights.selection import lowest_in_turns, pattern_width
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.weights.wanda import wanda_metric
+from selfprune.pruners.weights.weight_pruner import Scope, WeightPruner, check_level
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_gram import InputGram
 
@@ -70,7 +71,7 @@ class ScaledLayer:
 
 
 @dataclass
-class ScaledLayerPruner(Pruner):
+class ScaledLayerPruner(WeightPruner):
     """A pruner that solves for mask and weights together in the scaled layer.
 
     Attributes:

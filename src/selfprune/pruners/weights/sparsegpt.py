@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import PrunedWeight, Pruner, check_level
-from selfprune.pruners.selection import below_zero, kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.weights.selection import below_zero, kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
+from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.hessian_factor import HessianFactor
 
@@ -24,7 +25,7 @@ STRIP_WIDTH = 32
 
 
 @dataclass
-class SparseGPT(Pruner):
+class SparseGPT(WeightPruner):
     """Optimal Brain Surgeon with one fixed order of columns.
 
     Attributes:
