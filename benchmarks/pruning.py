@@ -116,7 +116,7 @@ def ours(method: str, weight_OI: Tensor, inputs_NTI: Tensor) -> Tensor:
         statistics.update(inputs_TI[None])
     pruned = pruner.prune(weight_OI, statistics, int(weight_OI.numel() * SPARSITY))
     kept_OI = weight_OI.clone() if pruned.weight_OI is None else pruned.weight_OI
-    return kept_OI.masked_fill_(~pruned.mask_OI, 0)
+    return kept_OI.masked_fill_(~pruned.kept, 0)
 
 
 def work_flops(method: str, n_out: int, n_in: int, n_tokens: int) -> float:

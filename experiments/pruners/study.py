@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
                 began = time.monotonic()
                 if method != "dense":
                     pruner = build(method)
-                    allocation = {unit.name: round(level * unit.n_weights) for unit in loaded.units}
+                    allocation = {unit.name: round(level * unit.n_items) for unit in loaded.units}
                     prune_in_place(loaded, splits.calibration_NT, pruner, allocation, BATCH_SIZE)
                 seconds = time.monotonic() - began
                 versions = [f"{method} {level} {seed}"] * len(loaded.blocks)

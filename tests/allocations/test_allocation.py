@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import LevelGrid, Unit, project
+from selfprune.allocations.allocation import LevelGrid, Unit, n_removed_weights, project, sparsity_of
 from selfprune.allocations.cost import TableCost
 from selfprune.errors import AllocationError
 
@@ -345,3 +345,11 @@ def test_a_glob_that_matches_no_unit_is_refused_with_the_kinds():
         AllocationError, match=r"'self_atn\.\*', which matches no kind .* nearest first: self_attn\.\w, self_attn"
     ):
         LevelGrid.with_constant_step(KINDS, 0.05, finer={"mlp.*": 2, "self_atn.*": 2})
+
+
+def test_a_sparsity_is_of_weights_and_a_level_of_items():
+    units = [Unit("heads", 0, "heads", 8, weights_per_item=64), Unit("channels", 0, "channels", 100, weights_per_item=3)]
+    removed = {"heads": 2, "channels": 50}
+    assert n_removed_weights(removed, units) == 2 * 64 + 50 * 3
+    assert sparsity_of(removed, units) == (2 * 64 + 50 * 3) / (8 * 64 + 100 * 3)
+    assert sparsity_of(removed, units[:1]) == 2 / 8

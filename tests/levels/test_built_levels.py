@@ -127,7 +127,7 @@ def test_levels_are_what_the_pruner_makes_of_the_dense_weight_bit_by_bit(family,
         assert_same_bits(weights(store), {name: pruned.weight_OI for name, pruned in expected.items()})
         for name, pruned in expected.items():
             moved_OI = weights(store)[name] != dense[name]
-            assert bool((moved_OI & pruned.mask_OI).any()), f"{name} was not updated"
+            assert bool((moved_OI & pruned.kept).any()), f"{name} was not updated"
     assert store.n_built == 2 * len(dense)
     assert any(store._cache.folder.glob("statistics-*")) is bool(bounds)
     store.restore()
@@ -154,7 +154,7 @@ def test_pruners_that_do_not_update_can_be_built_too(pruner, bounds, build):
     dense, statistics = weights(store), calibrate(store.loaded, WINDOWS_NT, pruner, batch_size=4)
     level = at_fraction(store, 0.5)
     store.load(level)
-    masks = {name: pruner.prune(dense[name], statistics[name], level[name]).mask_OI for name in dense}
+    masks = {name: pruner.prune(dense[name], statistics[name], level[name]).kept for name in dense}
     assert_same_bits(weights(store), {name: dense[name].masked_fill(~masks[name], 0) for name in dense})
 
 

@@ -38,7 +38,7 @@ def test_every_level_is_what_the_pruner_gives(pruner, family, tiny_model_folder)
         allocation = at_fraction(store, fraction)
         store.load(allocation)
         for name, weight_OI in weights(store).items():
-            mask_OI = pruner.prune(dense[name], statistics[name], allocation[name]).mask_OI
+            mask_OI = pruner.prune(dense[name], statistics[name], allocation[name]).kept
             assert torch.equal(weight_OI, torch.where(mask_OI, dense[name], 0)), name
             assert int((weight_OI == 0).sum()) == allocation[name]
 

@@ -182,7 +182,7 @@ def test_pruning_removes_exactly_what_the_dense_gradients_say(method, family, lo
     dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in loaded.units}
     assert prune_in_place(loaded, WINDOWS_NT, method(), allocation, batch_size=2) == allocation
     for unit in loaded.units:
-        mask_OI = method().prune(dense[unit.name], statistics[unit.name], allocation[unit.name]).mask_OI
+        mask_OI = method().prune(dense[unit.name], statistics[unit.name], allocation[unit.name]).kept
         assert torch.equal(weight_view(loaded.model, unit), dense[unit.name] * mask_OI)
         assert int((weight_view(loaded.model, unit) == 0).sum()) == allocation[unit.name]
 

@@ -71,7 +71,7 @@ def error(weight_OI, updated_OI, gram_II):
 def test_with_enough_iterations_the_kept_weights_are_the_least_squares_of_their_mask(pruner, n_pruned):
     weight_OI, inputs_NTI = normal(N_OUT, N_IN), correlated()
     pruned = prune(pruner, weight_OI, n_pruned, inputs_NTI)
-    expected_OI = least_squares(weight_OI, pruned.mask_OI, damped_gram(type(pruner), inputs_NTI))
+    expected_OI = least_squares(weight_OI, pruned.kept, damped_gram(type(pruner), inputs_NTI))
     assert (pruned.weight_OI - expected_OI).norm() < 2e-3 * expected_OI.norm()
 
 
@@ -79,9 +79,9 @@ def test_with_enough_iterations_the_kept_weights_are_the_least_squares_of_their_
 def test_without_mask_iterations_admm_keeps_the_largest_scaled_magnitudes(settings):
     pruner, weight_OI = ADMM(n_mask_iterations=0, **settings), normal(N_OUT, N_IN)
     statistics = gathered(pruner, correlated())
-    mask_OI = pruner.prune(weight_OI, statistics, 144).mask_OI
+    mask_OI = pruner.prune(weight_OI, statistics, 144).kept
     assert torch.equal(mask_OI, pruner.ranks(weight_OI, statistics) >= 144)
-    settled_OI = type(pruner)(**settings).prune(weight_OI, statistics, 144).mask_OI
+    settled_OI = type(pruner)(**settings).prune(weight_OI, statistics, 144).kept
     assert not torch.equal(mask_OI, settled_OI), "the iterations that choose the mask should have changed it"
 
 
@@ -172,11 +172,11 @@ def test_the_penalty_stays_within_what_fp32_can_tell_apart():
 class TestCounts:
     def test_none_pruned_leaves_the_weights_as_they_are(self, method):
         pruned = prune(method(), normal(N_OUT, N_IN), 0)
-        assert pruned.mask_OI.all()
+        assert pruned.kept.all()
         assert pruned.weight_OI is None
 
     def test_rows_that_compete_within_themselves_take_turns(self, method):
-        per_row = prune(method(scope=Scope.ROW), normal(N_OUT, N_IN), 125).mask_OI.sum(dim=1)
+        per_row = prune(method(scope=Scope.ROW), normal(N_OUT, N_IN), 125).kept.sum(dim=1)
         assert per_row.max() - per_row.min() == 1
 
 
@@ -192,14 +192,14 @@ class TestLayouts:
         together = method().prune(weight_OI, fused, n_pruned)
         for group, part_OI in enumerate(weight_OI.chunk(3)):
             alone = prune(method(), part_OI, counts[group], inputs[group])
-            assert torch.equal(together.mask_OI.chunk(3)[group], alone.mask_OI)
+            assert torch.equal(together.kept.chunk(3)[group], alone.kept)
             assert torch.equal(together.weight_OI.chunk(3)[group], part_OI if alone.weight_OI is None else alone.weight_OI)
 
     @pytest.mark.parametrize("settings", [{}, {"scope": Scope.ROW}, {"pattern": "2:4"}], ids=["matrix", "row", "2:4"])
     def test_the_unit_of_the_inputs_does_not_matter(self, method, settings):
         weight_OI, inputs_NTI = normal(N_OUT, N_IN), correlated()
         small, large = (prune(method(**settings), weight_OI, 144, inputs_NTI * unit) for unit in (2.0**-40, 2.0**40))
-        assert torch.equal(small.mask_OI, large.mask_OI)
+        assert torch.equal(small.kept, large.kept)
         torch.testing.assert_close(small.weight_OI, large.weight_OI)
 
 
@@ -209,7 +209,7 @@ class TestDegenerateLayers:
         weight_OI, inputs_NTI = normal(N_OUT, N_IN), correlated()
         inputs_NTI[..., 7] = 0
         pruned = prune(method(), weight_OI, 5, inputs_NTI)
-        kept_O = pruned.mask_OI[:, 7]
+        kept_O = pruned.kept[:, 7]
         assert kept_O.any()
         torch.testing.assert_close(pruned.weight_OI[kept_O, 7], weight_OI[kept_O, 7], rtol=1e-4, atol=1e-4)
 
@@ -240,7 +240,7 @@ def indefinite(statistics):
 def test_damping_is_raised_until_the_layer_can_be_solved_and_said_so(caplog):
     weight_OI, pruner = normal(4, 2), ADMM(percent_damping=0.0, rho=1e-5)
     pruned = pruner.prune(weight_OI, indefinite(pruner.statistics(1, 2, 1)), 3)
-    assert (~pruned.mask_OI).sum() == 3
+    assert (~pruned.kept).sum() == 3
     assert torch.isfinite(pruned.weight_OI).all()
     dampings = [float(record.args[0]) for record in caplog.records]
     assert dampings == pytest.approx([LEAST_DAMPING * 10**i for i in range(len(dampings))])
@@ -253,9 +253,9 @@ def test_no_kept_weight_vanishes_in_the_weights_own_dtype(method):
     smallest = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
     weight_OI = (2 * smallest * normal(400, 24)).half()
     pruned, in_fp32 = (prune(method(scope=Scope.ROW), w_OI, 6000, correlated(24)) for w_OI in (weight_OI, weight_OI.float()))
-    assert ((in_fp32.weight_OI.half() == 0) & in_fp32.mask_OI & (weight_OI != 0)).any()
-    assert not ((pruned.weight_OI == 0) & pruned.mask_OI & (weight_OI != 0)).any()
-    assert pruned.mask_OI.sum() == 400 * 24 - 6000
+    assert ((in_fp32.weight_OI.half() == 0) & in_fp32.kept & (weight_OI != 0)).any()
+    assert not ((pruned.weight_OI == 0) & pruned.kept & (weight_OI != 0)).any()
+    assert pruned.kept.sum() == 400 * 24 - 6000
 
 
 def test_weights_that_overflow_their_dtype_are_given_more_damping(caplog):
@@ -266,7 +266,7 @@ def test_weights_that_overflow_their_dtype_are_given_more_damping(caplog):
     assert not caplog.records
     pruned = prune(ALPS(), weight_OI.half(), 1, inputs_NTI)
     assert torch.isfinite(pruned.weight_OI).all()
-    assert pruned.mask_OI.sum() == 1
+    assert pruned.kept.sum() == 1
     assert caplog.records
 
 

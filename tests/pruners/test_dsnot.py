@@ -48,7 +48,7 @@ def level(pattern, n_weights=N_OUT * N_IN):
 
 def removed(pruner, weight_OI, n_pruned, inputs_NTI=None):
     statistics = gathered(inputs(weight_OI.shape[1]) if inputs_NTI is None else inputs_NTI)
-    return ~pruner.prune(weight_OI, statistics, n_pruned).mask_OI
+    return ~pruner.prune(weight_OI, statistics, n_pruned).kept
 
 
 def errors(weight_OI, statistics, removed_OI):
@@ -88,7 +88,7 @@ def row_by_loop(pruner, contribution, metric, variance, gone):
 
 def by_loops(pruner, weight_OI, inputs_NTI, n_pruned):
     """The removed weights [O, I] and the number of swaps, from sums in fp64."""
-    before_OI = ~Wanda(pattern=pruner.pattern).prune(weight_OI, gathered(inputs_NTI), n_pruned).mask_OI
+    before_OI = ~Wanda(pattern=pruner.pattern).prune(weight_OI, gathered(inputs_NTI), n_pruned).kept
     inputs_NTI, n_in = inputs_NTI.double(), weight_OI.shape[1]
     mean = [float(inputs_NTI[..., j].sum()) / len(inputs_NTI) for j in range(n_in)]
     square = [float(inputs_NTI[..., j].square().sum()) / len(inputs_NTI) for j in range(n_in)]
@@ -173,9 +173,9 @@ def test_rows_and_groups_keep_their_counts_and_no_row_ends_with_more_expected_er
     for seed in range(5):
         weight_OI = normal(N_OUT, N_IN, seed=seed).to(dtype)
         statistics = gathered(inputs(seed=seed + 10).to(dtype))
-        before_OI = ~Wanda(pattern=pattern).prune(weight_OI, statistics, level(pattern)).mask_OI
+        before_OI = ~Wanda(pattern=pattern).prune(weight_OI, statistics, level(pattern)).kept
         pruned = DSnoT(pattern=pattern).prune(weight_OI, statistics, level(pattern))
-        after_OI = ~pruned.mask_OI
+        after_OI = ~pruned.kept
         assert pruned.weight_OI is None
         width = parse_pattern(pattern)[1] if pattern else N_IN
         assert torch.equal(after_OI.view(-1, width).sum(dim=1), before_OI.view(-1, width).sum(dim=1))
@@ -199,11 +199,11 @@ def test_without_cycles_or_errors_above_the_threshold_it_is_wanda(reference_swap
 def test_the_first_swap_is_the_reference_s_wherever_that_one_lowers_the_error(pattern):
     weight_OI, statistics = normal(64, N_IN), gathered(inputs())
     n_pruned = level(pattern, 64 * N_IN)
-    wanda_OI = ~Wanda(pattern=pattern).prune(weight_OI, statistics, n_pruned).mask_OI
+    wanda_OI = ~Wanda(pattern=pattern).prune(weight_OI, statistics, n_pruned).kept
     ours_OI, theirs_OI = (
         ~DSnoT(pattern=pattern, max_cycles=1, same_sign=True, reference_swaps=is_reference)
         .prune(weight_OI, statistics, n_pruned)
-        .mask_OI
+        .kept
         for is_reference in (False, True)
     )
     lowers_O = errors(weight_OI, statistics, theirs_OI) < errors(weight_OI, statistics, wanda_OI)
@@ -216,8 +216,8 @@ def test_rows_that_have_stopped_move_on_only_with_reference_swaps():
     changed = {}
     for is_reference in (False, True):
         pruner = DSnoT(reference_swaps=is_reference)
-        together_OI = pruner.prune(weight_OI, statistics, 256).mask_OI
-        alone_OI = torch.cat([pruner.prune(row_I[None], statistics, 4).mask_OI for row_I in weight_OI])
+        together_OI = pruner.prune(weight_OI, statistics, 256).kept
+        alone_OI = torch.cat([pruner.prune(row_I[None], statistics, 4).kept for row_I in weight_OI])
         changed[is_reference] = int((together_OI != alone_OI).sum())
     assert changed[False] == 0
     assert changed[True] > 0
@@ -291,7 +291,7 @@ def test_every_expert_is_swapped_by_the_inputs_that_it_saw(pattern, reference_sw
         for tokens_TI in inputs(seed=e, n_sequences=2, n_tokens=4 + e):
             fused.update(tokens_TI, e)
             alone[e].update(tokens_TI)
-    mask_EOI = pruner.prune(weight_EOI.view(12, N_IN), fused, level(pattern)).mask_OI.view(3, 4, N_IN)
+    mask_EOI = pruner.prune(weight_EOI.view(12, N_IN), fused, level(pattern)).kept.view(3, 4, N_IN)
     for e in range(3):
-        expected_OI = pruner.prune(weight_EOI[e], alone[e], level(pattern) // 3).mask_OI
+        expected_OI = pruner.prune(weight_EOI[e], alone[e], level(pattern) // 3).kept
         assert torch.equal(mask_EOI[e], expected_OI)

@@ -70,12 +70,12 @@ def relative_error(weight_OI, updated_OI, gram_II):
 def test_the_count_is_exact_and_the_mask_nearly_the_reference(pruned):
     case, weight_OI, _, expected_OI, _, ours = pruned
     assert (~expected_OI).sum() / expected_OI.numel() == pytest.approx(case["expected_sparsity"], abs=1e-7)
-    assert (~ours.mask_OI).sum() == (~expected_OI).sum()
-    assert not ours.weight_OI[~ours.mask_OI].any()
-    assert (ours.mask_OI != expected_OI).sum() <= case["tolerance"]["mask_mismatch_max_fraction"] * weight_OI.numel()
+    assert (~ours.kept).sum() == (~expected_OI).sum()
+    assert not ours.weight_OI[~ours.kept].any()
+    assert (ours.kept != expected_OI).sum() <= case["tolerance"]["mask_mismatch_max_fraction"] * weight_OI.numel()
     width = case["arguments"][KEPT_OF_GROUP[case["method"]][1]]
     if width:
-        assert torch.equal(ours.mask_OI.view(-1, width).sum(dim=1), expected_OI.view(-1, width).sum(dim=1))
+        assert torch.equal(ours.kept.view(-1, width).sum(dim=1), expected_OI.view(-1, width).sum(dim=1))
 
 
 def test_the_output_error_equals_the_reference(pruned):

@@ -63,14 +63,14 @@ def test_masks_equal_the_reference_at_its_own_count(case, tensors):
     pruner, weight_OI, statistics, expected_OI = layer(case, tensors)
     n_pruned = int((~expected_OI).sum())
     assert n_pruned / expected_OI.numel() == pytest.approx(case["expected_sparsity"], abs=1e-7)
-    mask_OI = pruner.prune(weight_OI, statistics, n_pruned).mask_OI
+    mask_OI = pruner.prune(weight_OI, statistics, n_pruned).kept
     assert int((mask_OI != expected_OI).sum()) == 0
 
 
 @pytest.mark.parametrize("case", [case for case in LAYERS if case["tolerance"]["mask"] != "exact"], ids=lambda case: case["id"])
 def test_inside_ties_the_groups_keep_as_many_and_the_rows_as_much(case, tensors):
     pruner, weight_OI, statistics, expected_OI = layer(case, tensors)
-    mask_OI = pruner.prune(weight_OI, statistics, int((~expected_OI).sum())).mask_OI
+    mask_OI = pruner.prune(weight_OI, statistics, int((~expected_OI).sum())).kept
     width = case["arguments"]["prune_m"]
     assert torch.equal(mask_OI.view(-1, width).sum(dim=1), expected_OI.view(-1, width).sum(dim=1))
     metric_OI = wanda_metric(weight_OI, statistics).double()
@@ -89,7 +89,7 @@ def test_the_reference_removes_one_weight_more_than_asked_for_and_we_do_not(case
     case = BY_ID[case_id]
     pruner, weight_OI, statistics, expected_OI = layer(case, tensors)
     n_pruned = int(weight_OI.numel() * case["arguments"]["sparsity_ratio"])
-    ours_OI = ~pruner.prune(weight_OI, statistics, n_pruned).mask_OI
+    ours_OI = ~pruner.prune(weight_OI, statistics, n_pruned).kept
     assert ours_OI.sum() == n_pruned
     extra_OI = ~expected_OI & ~ours_OI
     assert not (ours_OI & expected_OI).any()
@@ -101,7 +101,7 @@ def test_with_its_threshold_magnitude_equals_the_reference_at_the_ratio_asked_fo
     weight_OI, expected_OI = tensors[case["inputs"]["W"]], tensors[case["outputs"][0]["tensor"]].bool()
     pruner = Magnitude(pattern=make_pruner(case).pattern, reference_threshold=True)
     n_pruned = int(weight_OI.numel() * case["arguments"]["sparsity_ratio"])
-    assert torch.equal(pruner.prune(weight_OI, pruner.statistics(1, weight_OI.shape[1], 1), n_pruned).mask_OI, expected_OI)
+    assert torch.equal(pruner.prune(weight_OI, pruner.statistics(1, weight_OI.shape[1], 1), n_pruned).kept, expected_OI)
 
 
 def make_sparsegpt(case):
@@ -132,7 +132,7 @@ def sparsegpt_layer(case, tensors):
 def test_sparsegpt_equals_the_reference(case, tensors):
     weight_OI, inputs_KI, ours = sparsegpt_layer(case, tensors)
     expected_OI, expected_weight_OI = (tensors[output["tensor"]] for output in case["outputs"])
-    tolerance, agrees_OI = case["tolerance"], ours.mask_OI == expected_OI.bool()
+    tolerance, agrees_OI = case["tolerance"], ours.kept == expected_OI.bool()
     assert (~agrees_OI).sum() <= tolerance["mask_mismatch_max_fraction"] * weight_OI.numel()
     assert ours.weight_OI.dtype is expected_weight_OI.dtype
     updated_OI, expected_weight_OI = ours.weight_OI.double(), expected_weight_OI.double()
@@ -151,7 +151,7 @@ def test_sparsegpt_equals_the_reference(case, tensors):
 def test_sparsegpt_itself_removes_exactly_what_is_asked_for_and_nearly_what_the_reference_does(case, tensors):
     weight_OI, inputs_NTI = tensors[case["inputs"]["W"]], tensors[case["inputs"]["X"]]
     pruner, n_pruned = SparseGPT(make_sparsegpt(case).pattern), int(weight_OI.numel() * case["arguments"]["sparsity"])
-    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).mask_OI
+    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).kept
     assert (~mask_OI).sum() == n_pruned
     assert (mask_OI != tensors[case["outputs"][0]["tensor"]].bool()).sum() <= 1e-3 * weight_OI.numel()
 

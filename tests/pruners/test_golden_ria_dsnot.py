@@ -77,7 +77,7 @@ def test_ria_masks_equal_the_reference(case, tensors):
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     assert float((~expected_OI).float().mean()) == pytest.approx(case["expected_sparsity"], abs=1e-6)
     pruner = ria(case, reference_threshold=True)
-    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), asked_for(case, weight_OI)).mask_OI
+    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), asked_for(case, weight_OI)).kept
     assert int((mask_OI != expected_OI).sum()) <= n_allowed(case)
 
 
@@ -85,7 +85,7 @@ def test_ria_masks_equal_the_reference(case, tensors):
 def test_ria_itself_removes_exactly_what_is_asked_for_and_nothing_that_the_reference_keeps(case, tensors):
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     pruner, n_pruned = ria(case), asked_for(case, weight_OI)
-    removed_OI = ~pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).mask_OI
+    removed_OI = ~pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).kept
     assert int(removed_OI.sum()) == n_pruned
     assert int((removed_OI & expected_OI).sum()) <= n_allowed(case)
     is_over_a_matrix = not (pattern(case) or case["arguments"]["per_outneuron"])
@@ -104,7 +104,7 @@ def test_permuted_channels_keep_more_importance_and_leave_less_error(case, tenso
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     pruner = ria(case, permute_channels=True)
     statistics = gathered(pruner, inputs_NTI)
-    mask_OI = pruner.prune(weight_OI, statistics, asked_for(case, weight_OI)).mask_OI
+    mask_OI = pruner.prune(weight_OI, statistics, asked_for(case, weight_OI)).kept
     scores_OI = pruner.scores(weight_OI, statistics).double()
     assert (scores_OI * mask_OI).sum() > (scores_OI * expected_OI).sum()
     inputs_NTI, weight_OI = inputs_NTI.double(), weight_OI.double()
@@ -128,7 +128,7 @@ def dsnot(case, **options):
 def test_dsnot_with_reference_swaps_equals_the_reference(case, tensors):
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     pruner = dsnot(case, reference_swaps=True)
-    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), asked_for(case, weight_OI)).mask_OI
+    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), asked_for(case, weight_OI)).kept
     n_wrong = int((mask_OI != expected_OI).sum())
     assert n_wrong <= case["tolerance"]["mask_mismatch_max_fraction"] * expected_OI.numel()
 
@@ -156,8 +156,8 @@ def test_dsnot_itself_keeps_counts_and_groups_and_lowers_the_expected_error_of_t
     weight_OI, inputs_NTI, _ = layer(case, tensors)
     pruner, n_pruned = dsnot(case), asked_for(case, weight_OI)
     statistics = gathered(pruner, inputs_NTI)
-    removed_OI = ~pruner.prune(weight_OI, statistics, n_pruned).mask_OI
-    before_OI = ~DSnoT(pattern=pattern(case), max_cycles=0).prune(weight_OI, statistics, n_pruned).mask_OI
+    removed_OI = ~pruner.prune(weight_OI, statistics, n_pruned).kept
+    before_OI = ~DSnoT(pattern=pattern(case), max_cycles=0).prune(weight_OI, statistics, n_pruned).kept
     width = case["arguments"]["prune_m"] or weight_OI.shape[1]
     assert torch.equal(removed_OI.view(-1, width).sum(dim=1), before_OI.view(-1, width).sum(dim=1))
     contributions_OI = (weight_OI * statistics.mean_totals()).double()
@@ -170,7 +170,7 @@ def test_dsnot_itself_keeps_counts_and_groups_and_lowers_the_expected_error_of_t
 def test_dsnot_itself_leaves_less_error_than_the_reference(case, tensors):
     weight_OI, inputs_NTI, _ = layer(case, tensors)
     pruner = dsnot(case)
-    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), asked_for(case, weight_OI)).mask_OI
+    mask_OI = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), asked_for(case, weight_OI)).kept
     inputs_NTI, weight_OI = inputs_NTI.double(), weight_OI.double()
     error = (inputs_NTI @ (weight_OI * ~mask_OI).T).square().sum() / (inputs_NTI @ weight_OI.T).square().sum()
     assert float(error) < case["expected_rel_output_error"]

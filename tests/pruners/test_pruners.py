@@ -99,14 +99,14 @@ def gradient(weight_OI, inputs_TI, errors):
 def outcome(pruner, weight_OI, statistics, n_pruned):
     """True where a weight goes, and the weights after that, as a model would hold them; checks that both agree."""
     pruned = pruner.prune(weight_OI, statistics, n_pruned)
-    assert pruned.mask_OI.dtype is torch.bool
-    assert pruned.mask_OI.shape == weight_OI.shape
+    assert pruned.kept.dtype is torch.bool
+    assert pruned.kept.shape == weight_OI.shape
     if pruned.weight_OI is None:
-        return ~pruned.mask_OI, weight_OI * pruned.mask_OI
+        return ~pruned.kept, weight_OI * pruned.kept
     assert (pruned.weight_OI.dtype, pruned.weight_OI.shape) == (weight_OI.dtype, weight_OI.shape)
-    assert not pruned.weight_OI[~pruned.mask_OI].any()
+    assert not pruned.weight_OI[~pruned.kept].any()
     assert pruned.weight_OI.isfinite().all()
-    return ~pruned.mask_OI, pruned.weight_OI
+    return ~pruned.kept, pruned.weight_OI
 
 
 def removed(pruner, weight_OI, n_pruned, inputs_NTI=None):
@@ -265,7 +265,7 @@ class TestNestedPruners:
         for n_pruned in levels(pruner, *range(0, N_ALL, 37)):
             pruned = pruner.prune(weight_OI, statistics, n_pruned)
             assert pruned.weight_OI is None
-            assert torch.equal(pruned.mask_OI, ranks_OI >= n_pruned)
+            assert torch.equal(pruned.kept, ranks_OI >= n_pruned)
 
     def test_ties_go_by_index(self, pruner):
         weight_OI = torch.ones(N_OUT, N_IN)
@@ -339,7 +339,7 @@ def test_the_remainder_goes_to_the_rows_with_the_lowest_scores(method):
     pruner, weight_OI = method(scope=Scope.ROW), normal(N_OUT, N_IN)
     statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1))
     fourth_O = pruner.scores(weight_OI, statistics).sort(dim=1).values[:, 3]
-    per_row = (~pruner.prune(weight_OI, statistics, 3 * N_OUT + 5).mask_OI).sum(dim=1)
+    per_row = (~pruner.prune(weight_OI, statistics, 3 * N_OUT + 5).kept).sum(dim=1)
     assert set((per_row == 4).nonzero().flatten().tolist()) == set(fourth_O.argsort()[:5].tolist())
 
 
@@ -475,13 +475,13 @@ def test_every_expert_is_ranked_by_the_inputs_that_it_saw():
         own = Wanda().statistics(1, 8, 2)
         own.update(inputs_ETI[e])
         torch.testing.assert_close(metric_EOI[e], wanda_metric(weight_EOI[e], own), rtol=1e-6, atol=0)
-        mask_OI = Wanda().prune(weight_EOI.view(12, 8), fused, 36).mask_OI
-        assert torch.equal(mask_OI.view(3, 4, 8)[e], Wanda().prune(weight_EOI[e], own, 12).mask_OI)
+        mask_OI = Wanda().prune(weight_EOI.view(12, 8), fused, 36).kept
+        assert torch.equal(mask_OI.view(3, 4, 8)[e], Wanda().prune(weight_EOI[e], own, 12).kept)
 
 
 def test_an_expert_that_saw_nothing_is_pruned_like_the_others():
     statistics = Wanda().statistics(2, 8, 1)
     statistics.update(normal(6, 8), 1)
-    removed_OI = ~Wanda().prune(normal(8, 8), statistics, 32).mask_OI
+    removed_OI = ~Wanda().prune(normal(8, 8), statistics, 32).kept
     assert removed_OI.sum(dim=1).tolist() == [4] * 8
     assert torch.equal(removed_OI[:4], removed(Magnitude(scope=Scope.ROW), normal(8, 8)[:4], 16))

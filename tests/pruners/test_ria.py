@@ -39,7 +39,7 @@ def gathered(pruner, inputs_NTI):
 
 def removed(pruner, weight_OI, n_pruned, inputs_NTI=None):
     inputs_NTI = normal(3, 5, weight_OI.shape[1], seed=1) if inputs_NTI is None else inputs_NTI
-    return ~pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).mask_OI
+    return ~pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).kept
 
 
 def by_loops(weight_OI, inputs_NTI, power):
@@ -112,11 +112,11 @@ def test_every_expert_is_a_matrix_of_its_own(settings):
     ranks_EOI = pruner.ranks(weight_EOI.view(12, 8), fused).view(3, 4, 8)
     assert torch.equal(ranks_EOI.flatten().sort().values, torch.arange(96, dtype=torch.int32))
     for n_pruned in range(0, 97, 5):
-        mask_EOI = pruner.prune(weight_EOI.view(12, 8), fused, n_pruned).mask_OI.view(3, 4, 8)
+        mask_EOI = pruner.prune(weight_EOI.view(12, 8), fused, n_pruned).kept.view(3, 4, 8)
         assert torch.equal(mask_EOI, ranks_EOI >= n_pruned)
         for e in range(3):
             n_own = n_pruned // 3 + (e < n_pruned % 3)
-            assert torch.equal(mask_EOI[e], pruner.prune(weight_EOI[e], alone[e], n_own).mask_OI)
+            assert torch.equal(mask_EOI[e], pruner.prune(weight_EOI[e], alone[e], n_own).kept)
 
 
 def kept(scores_OI, order, n_kept, width):

@@ -89,7 +89,7 @@ def assert_equals_surgeon(pruner, weight_OI, inputs_NTI, n_pruned, block_width, 
     pruned = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned)
     mask_OI, expected_OI = surgeon(weight_OI, damped(inputs_NTI), block_width, n_pruned, *pattern)
     assert (~mask_OI).sum() == n_pruned
-    assert torch.equal(pruned.mask_OI, mask_OI)
+    assert torch.equal(pruned.kept, mask_OI)
     torch.testing.assert_close(pruned.weight_OI.double(), expected_OI, rtol=1e-4, atol=1e-4)
     return pruned
 
@@ -114,13 +114,13 @@ def test_under_a_pattern_every_group_is_chosen_from_the_weights_as_updated_so_fa
     weight_OI, inputs_NTI = normal(N_OUT, 48), correlated(48)
     pruner, n_pruned = SparseGPT(pattern, block_width=block_width), N_OUT * 48 // width * (width - n_kept)
     pruned = assert_equals_surgeon(pruner, weight_OI, inputs_NTI, n_pruned, 0, n_kept, width)
-    assert (pruned.mask_OI.view(-1, width).sum(dim=1) == n_kept).all()
+    assert (pruned.kept.view(-1, width).sum(dim=1) == n_kept).all()
 
 
 def test_what_is_chosen_together_makes_a_difference():
     weight_OI, inputs_NTI = normal(N_OUT, 24), correlated(24)
     pruners = [SparseGPT(block_width=1), SparseGPT(block_width=4), SparseGPT(), SparseGPT("2:4"), SparseGPT("4:8")]
-    masks = [pruner.prune(weight_OI, gathered(pruner, inputs_NTI), 72).mask_OI for pruner in pruners]
+    masks = [pruner.prune(weight_OI, gathered(pruner, inputs_NTI), 72).kept for pruner in pruners]
     assert len({tuple(mask_OI.flatten().tolist()) for mask_OI in masks}) == 5
 
 
@@ -136,10 +136,10 @@ def test_the_error_lies_between_those_of_the_best_and_of_no_update_for_the_same_
     for n_pruned in [72] if pruner.pattern else [12, 36, 72, 108, 132]:
         pruned = pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned)
         best_OI = torch.zeros(N_OUT, 24, dtype=torch.float64)
-        for row, kept_I in enumerate(pruned.mask_OI):
+        for row, kept_I in enumerate(pruned.kept):
             target_I = (hessian_II @ weight_OI[row].double())[kept_I]
             best_OI[row, kept_I] = torch.linalg.solve(hessian_II[kept_I][:, kept_I], target_I)
-        assert error(best_OI) <= error(pruned.weight_OI) * (1 + 1e-6) < error(weight_OI * pruned.mask_OI)
+        assert error(best_OI) <= error(pruned.weight_OI) * (1 + 1e-6) < error(weight_OI * pruned.kept)
 
 
 def test_the_scores_are_the_errors_that_removing_one_weight_leaves():
@@ -162,8 +162,8 @@ def test_weights_of_dead_inputs_go_first_and_the_others_of_them_stay():
     assert not SparseGPT().scores(weight_OI, statistics)[:, [3, 20]].any()
     assert set(SparseGPT().ranks(weight_OI, statistics)[:, [3, 20]].flatten().tolist()) == set(range(12))
     pruned = SparseGPT().prune(weight_OI, statistics, 8)
-    assert int((~pruned.mask_OI[:, [3, 20]]).sum()) == 8
-    torch.testing.assert_close(pruned.weight_OI, weight_OI * pruned.mask_OI, rtol=1e-6, atol=0)
+    assert int((~pruned.kept[:, [3, 20]]).sum()) == 8
+    torch.testing.assert_close(pruned.weight_OI, weight_OI * pruned.kept, rtol=1e-6, atol=0)
 
 
 def test_groups_of_rows_share_the_count_and_the_first_take_what_is_left_over():
@@ -171,7 +171,7 @@ def test_groups_of_rows_share_the_count_and_the_first_take_what_is_left_over():
     for group in range(3):
         statistics.update(correlated(24, seed=group)[0], group)
     for n_pruned, expected in [(0, [0, 0, 0]), (1, [1, 0, 0]), (101, [34, 34, 33]), (102, [34, 34, 34]), (287, [96, 96, 95])]:
-        removed_OI = ~SparseGPT().prune(weight_OI, statistics, n_pruned).mask_OI
+        removed_OI = ~SparseGPT().prune(weight_OI, statistics, n_pruned).kept
         assert [int(part_OI.sum()) for part_OI in removed_OI.chunk(3)] == expected
 
 
@@ -180,7 +180,7 @@ def test_the_reference_threshold_takes_one_weight_more_of_every_block_and_minds_
 
     def n_removed(n_pruned, **options):
         pruner = SparseGPT(reference_threshold=True, **options)
-        return int((~pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).mask_OI).sum())
+        return int((~pruner.prune(weight_OI, gathered(pruner, inputs_NTI), n_pruned).kept).sum())
 
     assert [n_removed(n, block_width=8) for n in (0, 72, 144)] == [3, 75, 144]
     assert [n_removed(n, pattern="2:4") for n in (0, 72)] == [0, 72]
@@ -193,8 +193,8 @@ def test_no_kept_weight_vanishes_in_the_weights_own_dtype(chunk_elements, dtype,
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     weight_OI, inputs_NTI = (3 * smallest * normal(40, 24)).to(dtype), correlated(24)
     pruned, in_fp32 = (SparseGPT().prune(w_OI, gathered(SparseGPT(), inputs_NTI), 300) for w_OI in (weight_OI, weight_OI.float()))
-    assert torch.equal(pruned.mask_OI, in_fp32.mask_OI)
-    small_OI = pruned.mask_OI & (in_fp32.weight_OI.to(dtype) == 0) & (weight_OI != 0)
+    assert torch.equal(pruned.kept, in_fp32.kept)
+    small_OI = pruned.kept & (in_fp32.weight_OI.to(dtype) == 0) & (weight_OI != 0)
     assert small_OI.any()
     assert torch.equal(pruned.weight_OI[small_OI].float(), smallest * in_fp32.weight_OI[small_OI].sign())
     assert torch.equal(pruned.weight_OI[~small_OI], in_fp32.weight_OI[~small_OI].to(dtype))
@@ -206,7 +206,7 @@ def test_no_kept_weight_overflows_in_the_weights_own_dtype():
     assert updated_OI.abs().max() > torch.finfo(torch.float16).max
     pruned = SparseGPT().prune(weight_OI, gathered(SparseGPT(), inputs_NTI), 48)
     assert pruned.weight_OI.isfinite().all()
-    assert (~pruned.mask_OI).sum() == 48
+    assert (~pruned.kept).sum() == 48
 
 
 def test_updates_that_are_no_numbers_are_refused():
@@ -238,11 +238,11 @@ def test_damping_is_raised_until_a_singular_hessian_can_be_factorised(inputs_NTI
     warnings = [record.getMessage() for record in caplog.records]
     assert warnings[0] == "a Hessian is not positive definite; its damping is raised to 1e-06 of the mean diagonal"
     assert pruned.weight_OI.isfinite().all()
-    assert (~pruned.mask_OI).sum() == 72
+    assert (~pruned.kept).sum() == 72
     found = float(warnings[-1].split("raised to ")[1].split()[0])
     asked = SparseGPT(percent_damping=found)
     same = asked.prune(weight_OI, gathered(asked, inputs_NTI), 72)
-    assert torch.equal(same.mask_OI, pruned.mask_OI)
+    assert torch.equal(same.kept, pruned.kept)
     assert torch.equal(same.weight_OI, pruned.weight_OI)
 
 

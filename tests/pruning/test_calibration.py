@@ -214,7 +214,7 @@ def test_each_block_is_pruned_on_the_outputs_of_pruned_blocks(family, load_tiny)
     for unit in loaded.units:
         if unit.block == 1:
             kept_OI, otherwise_OI = (
-                Wanda().prune(weight_view(loaded.model, unit), statistics[unit.name], allocation[unit.name]).mask_OI
+                Wanda().prune(weight_view(loaded.model, unit), statistics[unit.name], allocation[unit.name]).kept
                 for statistics in (on_pruned, on_dense)
             )
             assert torch.equal(weight_view(pruned.model, unit) != 0, kept_OI)

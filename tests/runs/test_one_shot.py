@@ -13,6 +13,7 @@ from collections import namedtuple
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import selfprune.__main__
 import selfprune.prune
+from selfprune.allocations.allocation import Unit
 from selfprune.allocations.archive import Archive, read_archive
 from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.configs.conf_path import conf_folder
@@ -601,6 +603,13 @@ def test_a_pattern_at_its_budget_holds_in_every_row(folder_of, prune, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(prune(folder_of("llama"), tmp_path / "out", **options), local_files_only=True)
     for unit in list_units(model):
         assert ((weight_view(model, unit) != 0).reshape(-1, 4).sum(dim=1) == 1).all()
+
+
+def test_a_pattern_takes_a_share_of_the_items_whatever_they_weigh(configure):
+    config, _ = configure({"pruner.pattern": "2:4", "output": "out"})
+    units = (Unit("heads", 0, "heads", 8, weights_per_item=64), Unit("up", 0, "up", 100))
+    loaded = SimpleNamespace(units=units, model=torch.nn.Linear(4, 4))
+    assert one_shot._allocation(config, loaded) == {"heads": 4, "up": 50}
 
 
 def finished_run(folder, allocation):

@@ -79,7 +79,7 @@ def check_smallest_went(dense_OI, pruned_OI, by_row):
     assert int(kept_OI.sum()) == dense_OI.numel() // 2
     assert torch.equal(pruned_OI[kept_OI], dense_OI[kept_OI])
     expected_OI = Magnitude(scope=Scope.ROW if by_row else Scope.MATRIX)
-    expected_OI = expected_OI.prune(dense_OI, expected_OI.statistics(1, dense_OI.shape[1], 1), dense_OI.numel() // 2).mask_OI
+    expected_OI = expected_OI.prune(dense_OI, expected_OI.statistics(1, dense_OI.shape[1], 1), dense_OI.numel() // 2).kept
     assert torch.equal(kept_OI, expected_OI)
     assert n_of_first_columns(pruned_OI) < 0.7 * dense_OI.numel() / 2
 

@@ -134,12 +134,11 @@ class LevelGrid:
 
     def n_removed_weights(self, allocation: Allocation, units: Sequence[Unit] | None = None) -> int:
         """Weights that the allocation removes, of these units or of all: exact, in weights."""
-        return sum(allocation[unit.name] * unit.weights_per_item for unit in (self.units if units is None else units))
+        return n_removed_weights(allocation, self.units if units is None else units)
 
     def sparsity(self, allocation: Allocation, units: Sequence[Unit] | None = None) -> float:
         """Removed weights over all weights: of these units, or of all."""
-        n_weights = self.n_weights() if units is None else sum(unit.n_weights for unit in units)
-        return self.n_removed_weights(allocation, units) / n_weights
+        return sparsity_of(allocation, self.units if units is None else units)
 
     def sparsities(self, allocation: Allocation) -> dict[str, float]:
         """Unit name -> sparsity of that unit."""
@@ -186,6 +185,16 @@ class LevelGrid:
                     f"the level of {unit.name} must be a multiple of {self.step[unit.name]} in [0, {self.max_level(unit)}], "
                     f"got {level}; pass allocations through `project`"
                 )
+
+
+def n_removed_weights(allocation: Allocation, units: Sequence[Unit]) -> int:
+    """Weights that go with the items which an allocation removes of these units."""
+    return sum(allocation[unit.name] * unit.weights_per_item for unit in units)
+
+
+def sparsity_of(allocation: Allocation, units: Sequence[Unit]) -> float:
+    """The share of the weights of these units that goes."""
+    return n_removed_weights(allocation, units) / sum(unit.n_weights for unit in units)
 
 
 def project(

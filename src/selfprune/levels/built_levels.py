@@ -107,7 +107,7 @@ class BuiltLevels(LevelStore):
             pruned = self._pruner.prune(dense_OI, self._statistics.of(unit.name), level)
         weight_OI = dense_OI if pruned.weight_OI is None else pruned.weight_OI
         self.n_built += 1
-        return weight_OI.masked_fill(~pruned.mask_OI, 0).contiguous().cpu()
+        return weight_OI.masked_fill(~pruned.kept, 0).contiguous().cpu()
 
 
 class _RecentTensors:

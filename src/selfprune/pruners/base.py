@@ -13,16 +13,21 @@ from selfprune.statistics.base import NoStatistics, Statistics
 
 
 @dataclass(frozen=True)
-class PrunedWeight:
+class PrunedUnit:
     """What a pruner decided.
 
     Attributes:
-        mask_OI: True where a weight is kept.
+        kept: True for each item that is kept; of single weights [O, I].
         weight_OI: new values of the weights, zero where pruned; None when kept weights stay as they are.
     """
 
-    mask_OI: Tensor
+    kept: Tensor
     weight_OI: Tensor | None = None
+
+    @property
+    def n_removed(self) -> int:
+        """Items that go."""
+        return self.kept.numel() - int(self.kept.sum())
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Pruner(ABC):
         """
 
     @abstractmethod
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes exactly `n_pruned` items, also where nothing was seen.
 
         Raises:

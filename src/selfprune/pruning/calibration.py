@@ -76,7 +76,7 @@ def prune_in_place(
         loaded: the dense model; its weights are changed, where they are not on disk.
         windows_NT: calibration windows.
         pruner: decides which weights go.
-        allocation: unit name -> weights to remove.
+        allocation: unit name -> items to remove.
         batch_size: windows per forward pass.
         shards: where every block is saved as soon as it is pruned; a walk that was broken off goes on from there.
         on_block: called with the number of blocks that are done.
@@ -85,7 +85,7 @@ def prune_in_place(
         coverage: counts the tokens that reach each unit.
 
     Returns:
-        unit name -> weights removed, equal to the allocation.
+        unit name -> items removed, equal to the allocation.
 
     Raises:
         PruningError: when a unit cannot be pruned; the message names it.
@@ -130,8 +130,8 @@ def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statis
         pruned = pruner.prune(weight_OI, statistics, n_pruned)
     if pruned.weight_OI is not None:
         weight_OI.copy_(pruned.weight_OI)
-    weight_OI.masked_fill_(~pruned.mask_OI, 0)
-    return int((~pruned.mask_OI).sum())
+    weight_OI.masked_fill_(~pruned.kept, 0)
+    return pruned.n_removed
 
 
 def _maker(loaded: LoadedModel, pruner: Pruner, n_sequences: int) -> MakeStatistics:

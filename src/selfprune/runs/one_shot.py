@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.allocation import Allocation, Unit, sparsity_of
 from selfprune.allocations.budget import Measure
 from selfprune.allocations.winners import fits, read_winner
 from selfprune.configs.config import PruneConfig
@@ -74,7 +74,7 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
         measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
         record = {
             "config": origin,
-            "sparsity": sum(removed.values()) / sum(unit.n_weights for unit in loaded.units),
+            "sparsity": sparsity_of(removed, loaded.units),
             "window_start": loaded.tokenizer.convert_ids_to_tokens(list(_window_start(config, loaded))),
             "removed": removed,
             "expected": expected.as_dict(),
@@ -141,7 +141,7 @@ def _window_start(config: PruneConfig, loaded: LoadedModel) -> tuple[int, ...]:
 
 
 def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
-    """Unit name -> weights to remove.
+    """Unit name -> items to remove.
 
     Raises:
         ConfigError: when the run folder has no winner, or the allocation does not fit this model or the pattern.
@@ -169,7 +169,7 @@ def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
             f"{config.pruner.level_option()} removes {fraction:g} of every unit, but {asked}; give "
             f"budget.sparsity={fraction:g} or another pattern"
         )
-    return {unit.name: round(fraction * unit.n_weights) for unit in loaded.units}
+    return {unit.name: round(fraction * unit.n_items) for unit in loaded.units}
 
 
 def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, stored_bytes: int) -> Resources:

@@ -130,7 +130,7 @@ class _Probes:
             statistics.update(inputs_NTI.to(self.device, self.dtype))
         preparing = _seconds(lambda: self.pruner.prepare(statistics))
         # reading a number waits for a GPU to finish
-        return preparing, _seconds(lambda: bool(self.pruner.prune(weight_OI, statistics, n_pruned).mask_OI[0, 0]))
+        return preparing, _seconds(lambda: bool(self.pruner.prune(weight_OI, statistics, n_pruned).kept[0, 0]))
 
 
 def _seconds(work: Callable[[], object]) -> float:

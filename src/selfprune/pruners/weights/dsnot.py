@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.base import PrunedUnit
 from selfprune.pruners.weights.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern, untied
 from selfprune.pruners.weights.wanda import wanda_metric
 from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
@@ -60,7 +60,7 @@ class DSnoT(WeightPruner):
         assert isinstance(statistics, InputMoments)
         return wanda_metric(weight_OI, statistics)
 
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Wanda's mask at `n_pruned`, then the swaps."""
         assert isinstance(statistics, InputMoments)
         check_level(weight_OI, self.pattern, n_pruned)
@@ -78,7 +78,7 @@ class DSnoT(WeightPruner):
                 contributions_RI = weight_OI[rows_R].float() * means_GI[group_R]
                 sweep = _Sweep(self, removed_OI[rows_R], contributions_RI, metric_OI[rows_R], divisors_GI[group_R])
                 removed_OI[rows_R] = sweep.run()
-        return PrunedWeight(~removed_OI)
+        return PrunedUnit(~removed_OI)
 
     def _row_width(self, n_out: int, n_in: int) -> int:
         return n_in

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.base import PrunedUnit
 from selfprune.pruners.weights.selection import parse_pattern
 from selfprune.pruners.weights.updates import equal_shares
 from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner, check_count
@@ -69,14 +69,14 @@ class RIA(ScorePruner):
         dtype = torch.int32 if weight_OI.numel() < 2**31 else torch.int64
         return torch.stack([ranks_OI.to(dtype) * len(ranks) + g for g, ranks_OI in enumerate(ranks)]).reshape(weight_OI.shape)
 
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes the lowest of every group of rows, as many of each; the first ones lose what is left over."""
         check_count(weight_OI, n_pruned)
         matrices = list(self._matrices(weight_OI, statistics))
         masks = []
         for (matrix_OI, own, places_I), n_here in zip(matrices, equal_shares(n_pruned, len(matrices)), strict=True):
-            masks.append(super().prune_seen(matrix_OI, own, n_here).mask_OI[:, places_I])
-        return PrunedWeight(torch.cat(masks))
+            masks.append(super().prune_seen(matrix_OI, own, n_here).kept[:, places_I])
+        return PrunedUnit(torch.cat(masks))
 
     def _matrices(self, weight_OI: Tensor, statistics: Statistics) -> Iterator[tuple[Tensor, InputSquares, Tensor]]:
         """Every group of rows, with its inputs, its channels ordered for the pattern, and the places where they are found."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.base import PrunedUnit
 from selfprune.pruners.weights.selection import lowest_in_turns, pattern_width
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.weights.wanda import wanda_metric
@@ -100,7 +100,7 @@ class ScaledLayerPruner(WeightPruner):
         assert isinstance(statistics, InputGram)
         return wanda_metric(weight_OI, statistics)
 
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes `n_pruned` weights and updates the others; groups of rows lose equal shares, the first of them the rest.
 
         Raises:
@@ -111,7 +111,7 @@ class ScaledLayerPruner(WeightPruner):
         self._comparison_rows(self.scores(weight_OI, statistics))
         mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if n_pruned == 0:
-            return PrunedWeight(mask_OI)
+            return PrunedUnit(mask_OI)
         updated_OI = weight_OI.clone(memory_format=torch.contiguous_format)
         grams_GII = statistics.sums()
         n_rows = len(weight_OI) // len(grams_GII)
@@ -121,7 +121,7 @@ class ScaledLayerPruner(WeightPruner):
                 mask_OI[rows], updated_OI[rows] = False, 0
             elif n_here:
                 updated_OI[rows], mask_OI[rows] = self._prune_group(weight_OI[rows], gram_II.to(weight_OI.device), n_here)
-        return PrunedWeight(mask_OI, updated_OI)
+        return PrunedUnit(mask_OI, updated_OI)
 
     @abstractmethod
     def solve(self, weight_OI: Tensor, gram_II: Tensor, n_pruned: int, damping: float) -> tuple[Tensor, Tensor]:

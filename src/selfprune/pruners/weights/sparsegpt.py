@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.base import PrunedWeight
+from selfprune.pruners.base import PrunedUnit
 from selfprune.pruners.weights.selection import below_zero, kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
@@ -65,7 +65,7 @@ class SparseGPT(WeightPruner):
         n_groups, n_in = inverse_GI.shape
         return (weight_OI.float().square().reshape(n_groups, -1, n_in) / inverse_GI[:, None, :]).reshape(weight_OI.shape)
 
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes `n_pruned` weights and updates the others.
 
         The blocks of columns lose equal shares, rounded so that the total is exact; so do experts. Weights of dead inputs go
@@ -82,13 +82,13 @@ class SparseGPT(WeightPruner):
             raise PruningError("the scores of a unit are not finite: its weights hold NaN or infinity; check the checkpoint")
         mask_OI = torch.ones(weight_OI.shape, dtype=torch.bool, device=weight_OI.device)
         if n_pruned == 0 and (self.pattern or not self.reference_threshold):
-            return PrunedWeight(mask_OI)
+            return PrunedUnit(mask_OI)
         updated_OI = torch.zeros(weight_OI.shape, device=weight_OI.device)
         shares = equal_shares(n_pruned, statistics.means().shape[0])
         parts = zip(*(matrix_OI.chunk(len(shares)) for matrix_OI in (weight_OI, updated_OI, mask_OI)), shares, strict=True)
         for group, (part_OI, updated_part_OI, mask_part_OI, n_here) in enumerate(parts):
             self._prune_into(updated_part_OI, mask_part_OI, part_OI, statistics, group, n_here)
-        return PrunedWeight(mask_OI, _stored(updated_OI, mask_OI, weight_OI))
+        return PrunedUnit(mask_OI, _stored(updated_OI, mask_OI, weight_OI))
 
     def _prune_into(
         self, updated_OI: Tensor, mask_OI: Tensor, weight_OI: Tensor, factor: HessianFactor, group: int, n_pruned: int

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import PruningError
-from selfprune.pruners.base import PrunedWeight, Pruner
+from selfprune.pruners.base import PrunedUnit, Pruner
 from selfprune.pruners.weights.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns, untied
 from selfprune.statistics.base import Statistics
 
@@ -48,14 +48,14 @@ class WeightPruner(Pruner):
         """The importance of each weight [O, I] in fp32 without any update of others; the lowest go first."""
 
     @abstractmethod
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes exactly `n_pruned` weights; what it makes of groups of rows that were never seen does not matter.
 
         Raises:
             PruningError: when the count is out of range or the statistics are not finite.
         """
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes exactly `n_pruned` weights: `prune_seen`, and the smallest weights where nothing was seen.
 
         Raises:
@@ -64,14 +64,14 @@ class WeightPruner(Pruner):
         unseen = statistics.unseen().tolist()
         if all(unseen):
             check_count(weight_OI, n_pruned)
-            return PrunedWeight(self._largest(weight_OI, n_pruned))
+            return PrunedUnit(self._largest(weight_OI, n_pruned))
         pruned = self.prune_seen(weight_OI, statistics, n_pruned)
         n_rows = len(weight_OI) // len(unseen)
         for group in (group for group, is_unseen in enumerate(unseen) if is_unseen):
             rows = slice(group * n_rows, (group + 1) * n_rows)
-            pruned.mask_OI[rows] = self._largest(weight_OI[rows], int((~pruned.mask_OI[rows]).sum()))
+            pruned.kept[rows] = self._largest(weight_OI[rows], int((~pruned.kept[rows]).sum()))
             if pruned.weight_OI is not None:
-                pruned.weight_OI[rows] = weight_OI[rows].masked_fill(~pruned.mask_OI[rows], 0)
+                pruned.weight_OI[rows] = weight_OI[rows].masked_fill(~pruned.kept[rows], 0)
         return pruned
 
     def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
@@ -150,16 +150,16 @@ class ScorePruner(WeightPruner):
     scope: Scope = Scope.ROW
     reference_threshold: bool = False
 
-    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedWeight:
+    def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Keeps the ranks from `n_pruned` on, without ranking all of them."""
         check_count(weight_OI, n_pruned)
         scores_OI = self.comparable_scores(weight_OI, statistics)
         scores_RW = self._comparison_rows(scores_OI)
         if self.reference_threshold and len(scores_RW) == 1:
             threshold = scores_RW.kthvalue(min(n_pruned + 1, scores_RW.numel()), dim=1).values
-            return PrunedWeight((scores_RW > threshold).reshape(weight_OI.shape))
+            return PrunedUnit((scores_RW > threshold).reshape(weight_OI.shape))
         scores_RW = untied(scores_OI, weight_OI).reshape(scores_RW.shape)
-        return PrunedWeight(lowest_in_turns(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
+        return PrunedUnit(lowest_in_turns(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
 
     def _row_width(self, n_out: int, n_in: int) -> int:
         return n_in if self.scope is Scope.ROW else n_out * n_in
