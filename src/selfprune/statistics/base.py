@@ -3,6 +3,7 @@
 Shape suffixes: I in, G groups of output rows with an input of their own.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,6 +26,14 @@ class Statistics(Protocol):
         """True for the groups of output rows [G] of which nothing is known: no input other than zero, or no gradient, came."""
         ...
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors that it holds, some of them empty, perhaps."""
+        ...
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "Statistics":
+        """A copy that holds these tensors, in the order of `tensors`, in place of its own."""
+        ...
+
 
 class HasMeans(Protocol):
     """Statistics that know the mean squares of the inputs, whatever else they know."""
@@ -43,3 +52,11 @@ class NoStatistics:
     def unseen(self) -> Tensor:
         """Nothing had to be seen [1]."""
         return torch.zeros(1, dtype=torch.bool)
+
+    def tensors(self) -> list[Tensor]:
+        """None."""
+        return []
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "NoStatistics":
+        """The same."""
+        return self

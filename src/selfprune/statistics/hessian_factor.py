@@ -9,7 +9,9 @@ more damping.
 Shape suffixes: I in, G groups of output rows with an input of their own, B columns of a block, P columns of a panel.
 """
 
+import copy
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -100,6 +102,17 @@ class HessianFactor(InputGram):
                 stop = min(start + PANEL_WIDTH, len(sums_I))
                 sums_I[start:stop] = _columns_of_inverse(bands, start, stop).square_().sum(dim=0)
         return sums_GI
+
+    def tensors(self) -> list[Tensor]:
+        """The sums, their diagonal and the factor, of which either the sums or the factor is empty."""
+        return [*super().tensors(), self._diagonal_GI, *(band_BI for bands in self._bands for band_BI in bands)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "HessianFactor":
+        """A copy with other sums, or another factor."""
+        copied, bands = copy.copy(self), iter(tensors[2:])
+        copied._upper_GII, copied._diagonal_GI = tensors[:2]
+        copied._bands = [[next(bands) for _ in own] for own in self._bands]
+        return copied
 
     def _diagonal(self) -> Tensor:
         """Σ x_j² [G, I]."""

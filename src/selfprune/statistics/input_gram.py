@@ -3,6 +3,9 @@
 Shape suffixes: I in, G groups of output rows with an input of their own, K tokens.
 """
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,6 +53,16 @@ class InputGram:
     def unseen(self) -> Tensor:
         """True where no input other than zero came [G]."""
         return ~self._allocated(torch.device("cpu")).diagonal(dim1=1, dim2=2).any(dim=1)
+
+    def tensors(self) -> list[Tensor]:
+        """The sums."""
+        return [self._upper_GII]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "InputGram":
+        """A copy with other sums."""
+        copied = copy.copy(self)
+        copied._upper_GII = tensors[0]
+        return copied
 
     def _allocated(self, device: torch.device) -> Tensor:
         """The sums so far, zeros on this device before the first; large, and therefore made only when needed."""

@@ -3,6 +3,9 @@
 Shape suffixes: I in, N sequences, T tokens, G groups of output rows with an input of their own.
 """
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,3 +47,13 @@ class InputMoments(InputSquares):
     def variances(self) -> Tensor:
         """The mean over tokens of the biased variance of their sequence [G, I]; zero where nothing was seen."""
         return self.deviations_GI / self.n_tokens_G.clamp(min=1)[:, None].to(self.deviations_GI.device)
+
+    def tensors(self) -> list[Tensor]:
+        """The sums of squares, of inputs and of deviations, and the number of tokens."""
+        return [*super().tensors(), self.totals_GI, self.deviations_GI, self.n_tokens_G]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "InputMoments":
+        """A copy with other sums and numbers."""
+        copied = copy.copy(self)
+        copied.sums_GI, copied.totals_GI, copied.deviations_GI, copied.n_tokens_G = tensors
+        return copied

@@ -3,6 +3,9 @@
 Shape suffixes: I in, G groups of output rows with an input of their own.
 """
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,13 @@ class InputSquares:
     def unseen(self) -> Tensor:
         """True where no input other than zero came [G]."""
         return ~self.sums_GI.any(dim=1)
+
+    def tensors(self) -> list[Tensor]:
+        """The sums of squares."""
+        return [self.sums_GI]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "InputSquares":
+        """A copy with other sums."""
+        copied = copy.copy(self)
+        copied.sums_GI = tensors[0]
+        return copied

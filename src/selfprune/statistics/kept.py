@@ -7,10 +7,8 @@ For each input that units share, SparseGPT keeps about 2·I² + 256·I bytes (th
 Shape suffixes: I in.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +19,12 @@ from selfprune.storage.tensor_cache import TensorCache, file_bytes
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Where a tensor was taken out."""
-
-    index: int
-    device: torch.device
-
-
-@dataclass(frozen=True)
 class _Kept:
-    """Statistics whose tensors were taken out; they lie on disk where `tensors` is None."""
+    """Statistics whose tensors were taken out, and the devices of these; they lie on disk where `tensors` is None."""
 
     name: str
     emptied: Statistics
+    devices: list[torch.device]
     tensors: list[Tensor] | None
 
 
@@ -99,29 +90,19 @@ class KeptStatistics:
                 f"the statistics of {unit} in {self.cache.folder} are gone or damaged; continue the run with `python -m "
                 "selfprune resume=<run folder>`, which gathers them anew"
             )
-
-        def put_back(value: Any) -> Any:
-            return tensors[value.index].to(value.device, copy=True) if isinstance(value, _Slot) else value
-
-        return _mapped(kept.emptied, put_back)
+        copies = [tensor.to(device, copy=True) for tensor, device in zip(tensors, kept.devices, strict=True)]
+        return kept.emptied.with_tensors(copies)
 
     def _keep(self, unit: str, gathered: Statistics) -> _Kept:
         with naming(unit):
             self._prepare(gathered)
-        tensors: list[Tensor] = []
-
-        def take_out(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.numel():
-                return value
-            tensors.append(value)
-            return _Slot(len(tensors) - 1, value.device)
-
-        emptied, name = _mapped(gathered, take_out), f"statistics-{unit}"
+        tensors, name = gathered.tensors(), f"statistics-{unit}"
+        emptied, devices = gathered.with_tensors([torch.empty(0)] * len(tensors)), [tensor.device for tensor in tensors]
         n_bytes = sum(tensor.nbytes for tensor in tensors)
         if self.n_memory_bytes + n_bytes <= self._max_bytes:
             self.n_memory_bytes += n_bytes
             # contiguous, as they come back from disk: the order of summation in a product may depend on the layout
-            return _Kept(name, emptied, [tensor.contiguous().to("cpu", copy=True) for tensor in tensors])
+            return _Kept(name, emptied, devices, [tensor.contiguous().to("cpu", copy=True) for tensor in tensors])
         if not self.cache.can_hold(file_bytes(tensors), self._largest_level_bytes):
             raise ConfigError(
                 f"the statistics of {unit} take {n_bytes:,} bytes, for which neither search.levels.statistics_gb="
@@ -130,16 +111,4 @@ class KeptStatistics:
                 "search.levels.kind=MASKS"
             )
         self.cache.write(name, [tensor.cpu() for tensor in tensors])
-        return _Kept(name, emptied, None)
-
-
-def _mapped(statistics: Statistics, change: Callable[[Any], Any]) -> Statistics:
-    """A copy of statistics in which every value, also within lists, is changed."""
-
-    def walk(value: Any) -> Any:
-        return [walk(each) for each in value] if isinstance(value, list) else change(value)
-
-    mapped = copy.copy(statistics)
-    for name, value in vars(statistics).items():
-        setattr(mapped, name, walk(value))
-    return mapped
+        return _Kept(name, emptied, devices, None)

@@ -3,6 +3,9 @@
 Shape suffixes: O out, I in, G groups of output rows with an input of their own.
 """
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +39,13 @@ class WeightGradients:
     def unseen(self) -> Tensor:
         """True where every gradient was zero [G]."""
         return ~self._sums_OI.reshape(self.n_row_groups, -1).any(dim=1)
+
+    def tensors(self) -> list[Tensor]:
+        """The sums."""
+        return [self._sums_OI]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "WeightGradients":
+        """A copy with other sums."""
+        copied = copy.copy(self)
+        copied._sums_OI = tensors[0]
+        return copied
