@@ -67,6 +67,14 @@ def test_with_unequal_steps_no_unit_could_give_one_back(problem):
     assert all(surplus < step for step in steps_that_can_come_back(grid, allocation))
 
 
+def test_the_surplus_is_less_than_any_item_that_goes_but_not_than_a_cheaper_one_that_stays():
+    units = [Unit("heads", 0, "heads", 8, weights_per_item=64), Unit("up", 0, "up", 640)]
+    grid = LevelGrid.with_constant_step(units, 0.05)
+    assert [grid.step_weights(unit) for unit in units] == [64, 25]
+    heads_first = {"heads": 1.0, "up": -1.0}
+    assert project(heads_first, grid, 460) == {"heads": 8, "up": 0}  # 52 too many, and seven heads with 25 weights would do
+
+
 @given(problems(wish=finite))
 def test_any_finite_wish_meets_the_target(problem):
     grid, wishes, target = problem
