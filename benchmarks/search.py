@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> None:
     def race(prefix_bytes: int, folder: Path) -> tuple[float, WindowEvaluator]:
         store.restore()
         evaluator = WindowEvaluator(
-            {"kl": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, arguments.n_windows, [], prefix_bytes
+            {"kl": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, arguments.n_windows, prefix_bytes
         )
         store.load(parent)
         scorer = Scorer(store, evaluator, Journal(folder / f"{prefix_bytes}.jsonl"))

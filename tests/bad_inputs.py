@@ -290,7 +290,7 @@ OPTIONS = [
     "budget.sparsity", "budget.measure", "budget", "seed", "model.dtype", "model.device", "model.placement", "model.path",
     "model.revision", "data",
     "data.calibration", "data.n_calibration", "data.n_tokens_per_window", "data.bos", "pruner", "pruner.pattern", "pruner.scope",
-    "allocation", "output", "batch_size", "budget.latency_table", "budget.n_tokens", "hydra.run.dir", "pruner.mine", "x",
+    "allocation", "output", "budget.latency_table", "budget.n_tokens", "hydra.run.dir", "pruner.mine", "x",
 ]  # fmt: skip
 VALUES = [
     "null", "true", "-1", "0", "1", "0.999999", "2", "1e400", "nan", "inf", "x", "é", "[1,2]", "[", "{a:1}", "{",

@@ -36,7 +36,6 @@ from selfprune.proposers.unit_view import UnitView, Worth
 from selfprune.runs.workbench import Workbench, prepare
 from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
-from selfprune.search.scoring import first_batches
 
 logger = logging.getLogger("dialect")
 PRUNERS = ("ria", "magnitude")
@@ -105,7 +104,7 @@ class Teacher:
 
     def _scored(self, allocation: Allocation) -> Candidate:
         scorer = self.bench.scorer
-        windows = scorer.measure(allocation, first_batches(scorer.batch_sizes, 8))["window_scores"]
+        windows = scorer.measure(allocation, range(8))["window_scores"]
         self._n_candidates += 1
         proposal = Proposal(allocation, "random")
         return Candidate(10_000 + self._n_candidates, "main", proposal, State.COMPLETE, math.fsum(windows) / len(windows))

@@ -75,15 +75,15 @@ def test_a_share_without_a_whole_window_is_refused():
 
 
 def test_aspects_are_the_means_of_each_kind():
-    aspects = Aspects(["text", "tasks", "text", "text"], [2, 1, 1])
-    assert aspects.of({}, {0: [1.0, 2.0], 2: [4.0]}) == {"text": 2.5, "tasks": 2.0}
-    assert aspects.of({}, {1: [3.0]}) == {"text": 3.0}
+    aspects = Aspects(["text", "tasks", "text", "text"])
+    assert aspects.of({}, {0: 1.0, 1: 2.0, 3: 4.0}) == {"text": 2.5, "tasks": 2.0}
+    assert aspects.of({}, {2: 3.0}) == {"text": 3.0}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["text", "self_generated", "tasks"]), st.floats(0, 100)), min_size=3))
 def test_the_score_is_the_mean_of_the_aspects_weighted_by_their_windows(windows):
     kinds = [kind for kind, _ in windows]
-    means = Aspects(kinds, [1] * len(kinds)).of({}, {i: [score] for i, (_, score) in enumerate(windows)})
+    means = Aspects(kinds).of({}, {i: score for i, (_, score) in enumerate(windows)})
     if len(set(kinds)) == 1:
         assert means == {}
     else:
@@ -92,13 +92,13 @@ def test_the_score_is_the_mean_of_the_aspects_weighted_by_their_windows(windows)
 
 
 def test_seconds_are_an_aspect_of_their_own():
-    aspects = Aspects(["text", "text"], [2], lambda allocation: 0.5 * allocation["q"])
-    assert aspects.of({"q": 3}, {0: [1.0, 2.0]}) == {"text": 1.5, LATENCY: 1.5}
+    aspects = Aspects(["text", "text"], lambda allocation: 0.5 * allocation["q"])
+    assert aspects.of({"q": 3}, {0: 1.0, 1: 2.0}) == {"text": 1.5, LATENCY: 1.5}
 
 
 def test_one_aspect_says_nothing_that_the_score_does_not():
-    assert Aspects(["text"], [1]).of({}, {0: [1.0]}) == {}
-    assert Aspects().of({}, {0: [1.0]}) == {}
+    assert Aspects(["text"]).of({}, {0: 1.0}) == {}
+    assert Aspects().of({}, {0: 1.0}) == {}
 
 
 class Numbers:
@@ -107,15 +107,15 @@ class Numbers:
     def __init__(self, scores):
         unit = Unit("q", 0, "q", n_items=len(scores))
         self.grid, self.last = LevelGrid([unit], {"q": 1}, {"q": len(scores)}), {"q": 0}
-        self.scores, self.batch_sizes, self.n_batches, self.n_tokens_per_window = scores, [1] * 4, 4, 1
+        self.scores, self.n_windows, self.n_tokens_per_window = scores, 4, 1
 
-    def score(self, search, candidate, allocation, batches):
-        return {batch: [self.scores[allocation["q"]][batch]] for batch in batches}
+    def score(self, search, candidate, allocation, windows):
+        return {window: self.scores[allocation["q"]][window] for window in windows}
 
 
 def test_complete_candidates_of_a_race_carry_their_objectives_and_no_others_do():
     scores = [[1.0, 2.0, 3.0, 5.0], [1.0, 2.5, 3.5, 4.0], [9.0, 9.0, 0.0, 0.0], [math.nan] * 4]
-    aspects = Aspects(["text", "tasks", "text", "text"], [1] * 4)
+    aspects = Aspects(["text", "tasks", "text", "text"])
     proposals = [*(Proposal({"q": level}, "test") for level in range(4)), Proposal(None, "test", failure="nothing came")]
     ladder = Ladder([2, 4], [2], z_worse=math.inf, grows=False)
     candidates = Racer("main", Numbers(scores), ladder, 0, aspects).race(0, proposals)

@@ -144,7 +144,7 @@ def test_the_default_pruning_is_uniform_wanda_of_the_embedded_model_in_memory(co
     config = composed_pruning()
     assert config.model.path == "embedded"
     assert type(config.pruner) is find_methods("pruner")["wanda"]
-    assert (config.allocation, config.output, config.batch_size, config.seed) == ("uniform", "somewhere", 4, 0)
+    assert (config.allocation, config.output, config.seed) == ("uniform", "somewhere", 0)
     assert config.budget.sparsity == 0.7
     assert config.model.placement is Placement.WHOLE
 
@@ -173,7 +173,6 @@ def test_an_unknown_placement_lists_the_known_ones(composed_pruning):
     ("override", "message"),
     [
         ("output=", r"output must name the folder for the pruned model"),
-        ("batch_size=0", r"batch_size must be at least 1, got 0"),
         ("seed=-1", r"seed must not be negative, got -1"),
         ("+tasks=[a]", r"there is no option tasks; the options there, nearest first: "),
         ("+model.where=STREAM", r"there is no option model\.where"),

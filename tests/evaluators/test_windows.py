@@ -140,44 +140,42 @@ def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_score(mod
 
 
 @pytest.mark.parametrize("metric", [KLDivergence(32), Perplexity()], ids=["kl", "perplexity"])
-def test_batches_add_up_to_the_whole_and_end_at_boundaries(metric, model):
-    evaluator = build(model, metric, boundaries=[3, 8, 10])
-    assert evaluator.batch_sizes == [3, 4, 1, 2]
-    assert [tuple(evaluator.batch(i)[0][:, 0].tolist()) for i in range(4)] == [
-        tuple(WINDOWS_NT[low:high, 0].tolist()) for low, high in ((0, 3), (3, 7), (7, 8), (8, 10))
-    ]
+def test_parts_add_up_to_the_whole(metric, model):
+    evaluator = build(model, metric)
     prune(model)
-    parts = [evaluator.evaluate(["pruned"] * 2, batches) for batches in ([0], [1, 2], [3])]
+    parts = [evaluator.evaluate(["pruned"] * 2, windows) for windows in (range(3), range(3, 8), range(8, 10))]
     whole = evaluator.evaluate(["pruned"] * 2)
     assert [len(part.metrics["score"]) for part in parts] == [3, 5, 2]
     assert [score for part in parts for score in part.metrics["score"]] == whole.metrics["score"]
     assert [part.n_tokens for part in (*parts, whole)] == [36, 60, 24, 120]
 
 
-def test_batches_come_in_the_order_in_which_they_are_asked_for(model):
+def test_windows_come_in_the_order_in_which_they_are_asked_for(model):
     evaluator = build(model, Perplexity(), batch_size=3)
     prune(model)
-    of_batch = [evaluator.evaluate(["pruned"] * 2, [i]).metrics["score"] for i in range(4)]
-    assert evaluator.evaluate(["pruned"] * 2, [3, 1]).metrics["score"] == of_batch[3] + of_batch[1]
+    whole = evaluator.evaluate(["pruned"] * 2).metrics["score"]
+    assert len(set(whole)) == 10
+    wanted = [9, 1, 4, 0, 7]
+    assert evaluator.evaluate(["pruned"] * 2, wanted).metrics["score"] == [whole[window] for window in wanted]
 
 
 @pytest.mark.parametrize("n_top", [32, 512, None])
-def test_the_loss_of_a_batch_is_the_sum_of_its_scores_and_has_their_gradient(n_top, model):
+def test_the_loss_of_windows_is_the_sum_of_their_scores_and_has_their_gradient(n_top, model):
     metric = Perplexity() if n_top is None else KLDivergence(n_top)
     evaluator = build(model, metric)
-    p_NTV = logprobs(model, WINDOWS_NT[4:8])
+    p_NTV = logprobs(model, WINDOWS_NT[[6, 2, 9]])
     prune(model)
-    batch_NT, loss = evaluator.batch(1)
-    assert torch.equal(batch_NT, WINDOWS_NT[4:8])
+    tokens_NT, loss = evaluator.loss([6, 2, 9])
+    assert torch.equal(tokens_NT, WINDOWS_NT[[6, 2, 9]])
     with torch.no_grad():
-        logits_NTV = model(input_ids=batch_NT).logits
-    expected = math.fsum(evaluator.evaluate(["pruned"] * 2, [1]).metrics["score"])
+        logits_NTV = model(input_ids=tokens_NT).logits
+    expected = math.fsum(evaluator.evaluate(["pruned"] * 2, [6, 2, 9]).metrics["score"])
     logits_NTV.requires_grad_()
     wide_NTV = logits_NTV.detach().double().requires_grad_()
     with torch.enable_grad():
         ours = loss(logits_NTV)
         if n_top is None:
-            plain = nn.functional.cross_entropy(wide_NTV[:, :-1].flatten(0, 1), batch_NT[:, 1:].flatten()) * len(batch_NT)
+            plain = nn.functional.cross_entropy(wide_NTV[:, :-1].flatten(0, 1), tokens_NT[:, 1:].flatten()) * len(tokens_NT)
         else:
             plain = coarse_kl(p_NTV, wide_NTV.log_softmax(dim=-1), min(n_top, V)).sum()
         (gradient_NTV,) = torch.autograd.grad(ours, logits_NTV)
@@ -186,12 +184,13 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_scores_and_has_their_gradient(n_t
     torch.testing.assert_close(gradient_NTV.double(), expected_NTV, rtol=1e-3, atol=1e-5 * float(expected_NTV.abs().max()))
 
 
-def test_the_scores_of_windows_do_not_depend_on_the_batches(model):
-    evaluators = [build(model, KLDivergence(), batch_size=size) for size in (1, 3, 10)]
+def test_scores_do_not_depend_on_how_many_windows_share_a_pass_nor_on_which(model):
+    evaluators = [build(model, KLDivergence(), batch_size=size, prefix_bytes=10**7) for size in (1, 3, 10)]
+    assert len({evaluator.dense_nll_per_token for evaluator in evaluators}) == 1
     prune(model)
-    first, *others = (scores(evaluator) for evaluator in evaluators)
-    for other in others:
-        torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-6)
+    for windows in (range(10), [9, 2, 5, 0], [2, 9]):
+        first, *others = (evaluator.evaluate(["pruned"] * 2, windows).metrics for evaluator in evaluators)
+        assert others == [first, first]
 
 
 def test_prefix_reuse_changes_no_score(model):

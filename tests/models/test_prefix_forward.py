@@ -5,7 +5,9 @@ from selfprune.models.prefix_forward import PrefixForward
 from selfprune.models.units import find_blocks, list_units, weight_view
 
 N_BLOCKS = 4
-BATCHES = dict(enumerate(torch.randint(300, (5, 20), generator=torch.Generator().manual_seed(0)).split(3)))
+WINDOWS_NT = torch.randint(300, (5, 20), generator=torch.Generator().manual_seed(0))
+BATCHES = {(0, 1, 2): WINDOWS_NT[:3], (3, 4): WINDOWS_NT[3:]}
+KEYS = (0, 1, 2)
 
 
 class Candidates:
@@ -62,9 +64,9 @@ def test_logits_equal_those_of_full_passes_bit_by_bit(family, make_tiny_model):
         for key, batch_NT in BATCHES.items():
             assert torch.equal(forward(key, batch_NT, versions), candidates.logits(batch_NT)), versions
         # the last block always runs, since only its input is kept
-        n_run += len(BATCHES) * (N_BLOCKS - (0 if before is None else min(n_equal_at_start(before, versions), N_BLOCKS - 1)))
+        n_run += len(WINDOWS_NT) * (N_BLOCKS - (0 if before is None else min(n_equal_at_start(before, versions), N_BLOCKS - 1)))
         before = versions
-    assert (forward.n_blocks_run, forward.n_blocks_asked) == (n_run, len(sequence) * len(BATCHES) * N_BLOCKS)
+    assert (forward.n_blocks_run, forward.n_blocks_asked) == (n_run, len(sequence) * len(WINDOWS_NT) * N_BLOCKS)
     assert n_run < forward.n_blocks_asked
     assert leftovers(candidates.blocks) == []
 
@@ -72,40 +74,57 @@ def test_logits_equal_those_of_full_passes_bit_by_bit(family, make_tiny_model):
 def test_nothing_is_kept_without_bytes(candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=0)
     for _ in range(3):
-        assert torch.equal(forward(0, BATCHES[0], [0] * N_BLOCKS), candidates.logits(BATCHES[0]))
-    assert forward.n_blocks_run == forward.n_blocks_asked == 3 * N_BLOCKS
+        assert torch.equal(forward(KEYS, BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
+    assert forward.n_blocks_run == forward.n_blocks_asked == 3 * len(KEYS) * N_BLOCKS
 
 
-def test_only_as_many_batches_are_kept_as_fit(candidates):
-    one_batch_bytes = N_BLOCKS * BATCHES[0].numel() * 32 * 4
-    forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=one_batch_bytes)
+def test_only_as_many_sequences_are_kept_as_fit(candidates):
+    bytes_of_three = N_BLOCKS * BATCHES[KEYS].numel() * 32 * 4
+    forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=bytes_of_three)
     for _ in range(2):
         for key, batch_NT in BATCHES.items():
             assert torch.equal(forward(key, batch_NT, [0] * N_BLOCKS), candidates.logits(batch_NT))
-    assert forward.n_blocks_run == (N_BLOCKS + 1) + 2 * N_BLOCKS
+    assert forward.n_blocks_run == 3 * (N_BLOCKS + 1) + 2 * 2 * N_BLOCKS
 
 
-def test_batches_with_different_keys_do_not_mix(candidates):
+def test_sequences_with_different_keys_do_not_mix(candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
-    forward("a", BATCHES[0], [0] * N_BLOCKS)
-    other_NT = BATCHES[0].flip(0)
-    assert torch.equal(forward("b", other_NT, [0] * N_BLOCKS), candidates.logits(other_NT))
-    assert torch.equal(forward("a", BATCHES[0], [0] * N_BLOCKS), candidates.logits(BATCHES[0]))
+    forward("abc", BATCHES[KEYS], [0] * N_BLOCKS)
+    other_NT = BATCHES[KEYS].flip(1)
+    assert torch.equal(forward("def", other_NT, [0] * N_BLOCKS), candidates.logits(other_NT))
+    assert torch.equal(forward("abc", BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
+
+
+def test_sequences_are_known_in_whatever_company_they_come_again(candidates):
+    forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
+    for key, batch_NT in BATCHES.items():
+        forward(key, batch_NT, [0] * N_BLOCKS)
+    candidates.load([0, 0, 1, 0])
+    forward([1], WINDOWS_NT[[1]], [0, 0, 1, 0])
+    n_run = forward.n_blocks_run
+    candidates.load([0, 0, 2, 0])
+    order = [4, 1, 0]
+    assert torch.equal(forward(order, WINDOWS_NT[order], [0, 0, 2, 0]), candidates.logits(WINDOWS_NT[order]))
+    assert forward.n_blocks_run - n_run == 3 * 2
+    candidates.load([0, 0, 2, 3])
+    assert torch.equal(forward(KEYS, BATCHES[KEYS], [0, 0, 2, 3]), candidates.logits(BATCHES[KEYS]))
+    # the third of them still stands where it was, before block 2
+    assert forward.n_blocks_run - n_run == 3 * 2 + 3 * 2
 
 
 def test_what_was_cleared_is_computed_again(candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
-    forward(0, BATCHES[0], [0] * N_BLOCKS)
+    forward(KEYS, BATCHES[KEYS], [0] * N_BLOCKS)
     forward.clear()
-    forward(0, BATCHES[0], [0] * N_BLOCKS)
-    assert forward.n_blocks_run == 2 * N_BLOCKS
+    forward(KEYS, BATCHES[KEYS], [0] * N_BLOCKS)
+    assert forward.n_blocks_run == 2 * 3 * N_BLOCKS
 
 
 @pytest.mark.parametrize("failing", [1, 3])
 def test_a_failure_in_the_middle_leaves_model_and_cache_usable(failing, candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
     candidates.load([0, 1, 2, 3])
-    forward(0, BATCHES[0], [0, 1, 2, 3])
+    forward(KEYS, BATCHES[KEYS], [0, 1, 2, 3])
 
     def fail(*_):
         raise KeyboardInterrupt
@@ -113,12 +132,12 @@ def test_a_failure_in_the_middle_leaves_model_and_cache_usable(failing, candidat
     candidates.load([0, 4, 2, 3])
     hook = candidates.blocks[failing].register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        forward(0, BATCHES[0], [0, 4, 2, 3])
+        forward(KEYS, BATCHES[KEYS], [0, 4, 2, 3])
     hook.remove()
     assert leftovers(candidates.blocks) == []
     for versions in ([0, 4, 2, 3], [0, 4, 1, 3], [0, 1, 2, 3]):
         candidates.load(versions)
-        assert torch.equal(forward(0, BATCHES[0], versions), candidates.logits(BATCHES[0]))
+        assert torch.equal(forward(KEYS, BATCHES[KEYS], versions), candidates.logits(BATCHES[KEYS]))
 
 
 def test_a_forward_that_was_patched_onto_a_block_stays(candidates):
@@ -127,5 +146,5 @@ def test_a_forward_that_was_patched_onto_a_block_stays(candidates):
     block.forward = patched
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
     for _ in range(2):
-        assert torch.equal(forward(0, BATCHES[0], [0] * N_BLOCKS), candidates.logits(BATCHES[0]))
+        assert torch.equal(forward(KEYS, BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
     assert vars(block)["forward"] is patched

@@ -36,6 +36,7 @@ from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.exports.block_writer import PROGRESS
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
+from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.loading import load_model, max_positions
 from selfprune.models.units import list_units, weight_view
 from selfprune.pruning.calibration import prune_in_place
@@ -156,7 +157,7 @@ def in_memory(folder, output, configure, **options):
     loaded = load_model(config.model)
     windows_NT = draw_calibration(config.data, loaded.tokenizer, config.seed, max_positions=max_positions(loaded.model))
     allocation = {unit.name: unit.n_items // 2 for unit in loaded.units}
-    prune_in_place(loaded, windows_NT, config.pruner, allocation, config.batch_size)
+    prune_in_place(loaded, windows_NT, config.pruner, allocation, windows_per_pass(windows_NT.shape[1]))
     save_checkpoint(PrunedCheckpoint(loaded, output, by_block=False), output)
     return loaded
 
@@ -500,8 +501,8 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_left_usable(folder_of, prun
 WRONG = {
     "no output": ([], "output must name the folder for the pruned model, got nothing; give output=FOLDER"),
     "unknown option": (["outptu=x"], "outptu"),
-    "added option": (["output=x", "+batch=2"], "there is no option batch; the options there, nearest first: batch_size"),
-    "batch of none": (["output=x", "batch_size=0"], "batch_size must be at least 1, got 0"),
+    "added option": (["output=x", "+batch=2"], "there is no option batch; the options there, nearest first: "),
+    "an option that memory does not need": (["output=x", "batch_size=8"], "batch_size"),
     "missing model": (["output=x", "model=local", "model.path=./no/such/model"], "no/such/model"),
     "no text": (["output=x", "data=files"], "data.source=FILES needs data.calibration, but data.calibration is empty"),
     "missing text": (["output=a/b/x", "data=files", "data.calibration=no.txt"], "no.txt"),

@@ -37,11 +37,11 @@ def test_sensitivities_of_every_unit_count():
         check_first_round("main", settings, Random(), 64, 128, n_units=126)
 
 
-def test_gradients_count_by_the_whole_batches_that_they_take():
-    # Batches of 2, 4 and 2 windows: four windows take the first two of them.
+@pytest.mark.parametrize(("n_windows", "n_taken"), [(3, 3), (4, 4), (99, 8)])
+def test_gradients_count_by_the_windows_that_they_take(n_windows, n_taken):
     settings = SearchConfig(1, n_per_round=1, ladder=Ladder([2, 8], [2]), batch_size=4)
-    with pytest.raises(ConfigError, match=f"{8 * 6:,} for gradients at 1 allocations"):
-        check_first_round("main", settings, Gradient(n_windows=4), 8, 1)
+    with pytest.raises(ConfigError, match=f"{8 * n_taken:,} for gradients at 1 allocations"):
+        check_first_round("main", settings, Gradient(n_windows=n_windows), 8, 1)
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,3 @@ def test_the_scale_multiplies_all_rungs_and_leaves_what_was_given():
 def test_a_scale_that_makes_rungs_equal_is_refused():
     with pytest.raises(ConfigError, match=r"needs rising n_windows .* got \[1, 1, 3\]"):
         Ladder([8, 64, 256], [8, 2], scale=0.012)
-
-
-@pytest.mark.parametrize(("n_windows", "at_most", "size"), [([8, 64, 256], 16, 8), ([8, 12], 8, 4), ([8, 64], 3, 1), ([6], 4, 2)])
-def test_batches_that_are_drawn_afresh_divide_every_rung(n_windows, at_most, size):
-    n_survivors = [2] * (len(n_windows) - 1)
-    assert Ladder(n_windows, n_survivors, grows=False, fresh=True).batch_size(at_most) == size
-    assert Ladder(n_windows, n_survivors).batch_size(at_most) == at_most

@@ -68,7 +68,7 @@ def bench(make_tiny_model):
     store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
-    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 1, [], 10**6)
+    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 1, 10**6)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_no_proposer_spends_more_than_the_tokens(name, ladder, bench, space, tmp
         path = tmp_path / f"{max_tokens}.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         n_scored = sum(len(record.get("window_scores", [])) for record in records)
-        n_valued = sum(2 * FORWARD_PASSES * len(record["batches"]) for record in records if "gradients" in record)
+        n_valued = sum(2 * FORWARD_PASSES * len(record["windows"]) for record in records if "gradients" in record)
         spent = (n_scored + n_valued) * N_TOKENS
         assert spent == sum(c.n_tokens for c in candidates)
         assert spent <= max(0, max_tokens - 9)

@@ -37,25 +37,17 @@ class ScriptedScorer:
 
     grid, n_tokens_per_window = GRID, N_TOKENS
 
-    def __init__(self, score_of, batch_sizes=(2, 2, 4)):
-        self.score_of, self.batch_sizes, self.asked = score_of, list(batch_sizes), []
+    def __init__(self, score_of, n_windows=8):
+        self.score_of, self.n_windows, self.asked = score_of, n_windows, []
         self.last = at(0)
 
-    @property
-    def n_batches(self):
-        return len(self.batch_sizes)
-
-    def windows(self, batch):
-        start = sum(self.batch_sizes[:batch])
-        return range(start, start + self.batch_sizes[batch])
-
-    def score(self, search, candidate, allocation, batches):
+    def score(self, search, candidate, allocation, windows):
         self.last = allocation
-        self.asked.append((candidate, allocation["a"], list(batches)))
-        return {batch: [self.score_of(allocation["a"], window) for window in self.windows(batch)] for batch in batches}
+        self.asked.append((candidate, allocation["a"], list(windows)))
+        return {window: self.score_of(allocation["a"], window) for window in windows}
 
     def n_scored(self):
-        return sum(self.batch_sizes[batch] for _, _, batches in self.asked for batch in batches)
+        return sum(len(windows) for _, _, windows in self.asked)
 
 
 def at(level):
@@ -170,7 +162,7 @@ def test_how_clear_a_gain_must_be_is_a_setting(z_better, n_open):
 
 
 def test_on_one_window_the_lower_score_takes_the_place():
-    races = Races(scripted(lambda level, window: float(level), Ladder([1], [], grows=False), batch_sizes=[1]))
+    races = Races(scripted(lambda level, window: float(level), Ladder([1], [], grows=False), n_windows=1))
     races.race(50)
     (better,) = races.race(49)
     assert (better.gain, races.racer.incumbent) == (1.0, better)
@@ -178,19 +170,19 @@ def test_on_one_window_the_lower_score_takes_the_place():
     assert races.racer.incumbent == better
 
 
-def fresh_rungs(seed, search="main", n_races=4, batch_sizes=(2,) * 10):
-    """Per race, the batches of each rung, from what was asked of a candidate that always wins."""
+def fresh_rungs(seed, search="main", n_races=4):
+    """Per race, the windows of each rung, from what was asked of a candidate that always wins."""
     ladder = Ladder([4, 8], [2], grows=False, fresh=True, z_worse=math.inf)
-    racer = scripted(lambda level, window: float(level), ladder, seed, search, batch_sizes=batch_sizes)
+    racer = scripted(lambda level, window: float(level), ladder, seed, search, n_windows=20)
     drawn = []
     for race in range(n_races):
         racer.scorer.asked.clear()
         levels = [90 - 10 * race - i for i in range(4)]
         raced = racer.race(100 * race, offer(*levels))
         assert [c.n_windows for c in raced] == [4, 4, 8, 8, *([8] if race else [])]
-        of_level = {level: [batches for _, asked, batches in racer.scorer.asked if asked == level] for level in levels}
+        of_level = {level: [windows for _, asked, windows in racer.scorer.asked if asked == level] for level in levels}
         rungs = [of_level[levels[0]][0], sorted({*of_level[levels[-1]][0], *of_level[levels[-1]][-1]})]
-        assert all(batches[0] == rungs[0] for batches in of_level.values())
+        assert all(windows[0] == rungs[0] for windows in of_level.values())
         assert of_level[levels[2]] == of_level[levels[3]]
         drawn.append(of_level[levels[3]])
     return drawn
@@ -204,14 +196,9 @@ def test_fresh_rungs_differ_from_race_to_race_and_between_seeds_and_repeat_for_o
     assert fresh_rungs(0, search="random") != rungs
 
 
-def test_fresh_rungs_are_drawn_in_whole_batches_alone():
-    for of_race in fresh_rungs(0, n_races=8, batch_sizes=[2] * 5 + [1]):
-        assert 5 not in itertools.chain(*of_race)
-
-
 def test_with_fresh_rungs_the_incumbent_has_a_line_in_every_race():
     ladder = Ladder([2, 4], [2], grows=False, fresh=True)
-    races = Races(scripted(lambda level, window: level + 100 * window, ladder, batch_sizes=[1] * 20))
+    races = Races(scripted(lambda level, window: level + 100 * window, ladder, n_windows=20))
     races.race(50, 51)
     for _ in range(3):
         *others, held = races.race(52, 53)
@@ -220,9 +207,9 @@ def test_with_fresh_rungs_the_incumbent_has_a_line_in_every_race():
         assert others[0].score == held.score + 2
         assert races.racer.incumbent == held
         known = set()
-        for _, level, batches in races.racer.scorer.asked:
-            assert not {(level, batch) for batch in batches} & known
-            known |= {(level, batch) for batch in batches}
+        for _, level, windows in races.racer.scorer.asked:
+            assert not {(level, window) for window in windows} & known
+            known |= {(level, window) for window in windows}
 
 
 def test_the_same_allocation_twice_in_one_race_costs_once():
@@ -322,7 +309,7 @@ def test_the_oldest_champions_stay_away_from_a_final_heat_that_is_not_paid(max_t
 def test_a_champion_that_won_its_place_again_is_in_the_final_heat_once():
     script = {50: [1, 9], 40: [5, 0]}
     ladder = Ladder([1, 2], [2], z_better=0.0)
-    races = Races(scripted(lambda level, window: script[level][window], ladder, batch_sizes=[1, 1]))
+    races = Races(scripted(lambda level, window: script[level][window], ladder, n_windows=2))
     for levels in ((50,), (40,), (40,), (50,)):
         races.race(*levels)
     assert [c.allocation for c in races.racer.champions] == [at(50), at(40)]
@@ -369,7 +356,7 @@ def test_every_candidate_ends_somehow_and_every_token_is_on_somebody(seed, mode)
     def score_of(level, window):
         return rng.choice([math.nan, math.inf]) if window >= breaks_at.get(level, 99) else script[level][window]
 
-    racer = scripted(score_of, ladder, batch_sizes=[2] * 6)
+    racer = scripted(score_of, ladder, n_windows=12)
     races, held = Races(racer), None
     for _ in range(rng.randint(1, 6)):
         n_open = racer.n_open
@@ -400,7 +387,7 @@ def test_every_candidate_ends_somehow_and_every_token_is_on_somebody(seed, mode)
         assert (c.score is None) == (c.state is State.FAILED)
         assert (c.gain is None) or c.state is State.COMPLETE
     assert sum(c.n_tokens for c in races.candidates + heat) == racer.scorer.n_scored() * N_TOKENS
-    pairs = [(level, batch) for _, level, batches in racer.scorer.asked for batch in batches]
+    pairs = [(level, window) for _, level, windows in racer.scorer.asked for window in windows]
     assert len(pairs) == len(set(pairs))
 
 
@@ -459,7 +446,7 @@ def test_what_a_proposal_has_cost_is_paid_from_the_same_tokens():
 def test_only_the_first_rung_goes_beyond_the_tokens(seed, mode, max_windows):
     rng = random.Random(seed)
     ladder = Ladder([2, 4, 8], [rng.randint(1, 4), rng.randint(1, 3)], math.inf, 1.0, mode == "grows", mode == "fresh")
-    racer = scripted(by_level, ladder, batch_sizes=[2] * 6)
+    racer = scripted(by_level, ladder, n_windows=12)
     races = Races(racer)
     for _ in range(rng.randint(0, 3)):
         races.race(*(rng.randint(0, 99) for _ in range(rng.randint(1, 5))))
@@ -473,7 +460,7 @@ def test_only_the_first_rung_goes_beyond_the_tokens(seed, mode, max_windows):
 # The scores, on a real model.
 
 
-def make_bench(model, n_windows, boundaries, *prefix_bytes):
+def make_bench(model, n_windows, *prefix_bytes):
     """A level store, and an evaluator for each bound on the hidden states that are kept."""
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (n_windows, N_TOKENS), generator=torch.Generator().manual_seed(0))
@@ -483,13 +470,13 @@ def make_bench(model, n_windows, boundaries, *prefix_bytes):
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
     metrics = {"score": KLDivergence()}
-    return store, *(WindowEvaluator(metrics, model, loaded.blocks, windows_NT, 2, boundaries, n) for n in prefix_bytes)
+    return store, *(WindowEvaluator(metrics, model, loaded.blocks, windows_NT, 2, n) for n in prefix_bytes)
 
 
 @pytest.fixture(scope="module")
 def bench(make_tiny_model):
     """A real level store and evaluator, each made once; loading an allocation undoes the one before."""
-    return make_bench(make_tiny_model("llama"), N_WINDOWS, [1, 2, 4, 8], 10**6)
+    return make_bench(make_tiny_model("llama"), N_WINDOWS, 10**6)
 
 
 @pytest.fixture
@@ -534,8 +521,7 @@ def test_a_survivor_is_scored_only_on_windows_that_it_has_not_seen(make_racer, p
     racer = make_racer()
     for candidate in racer.race(0, proposals):
         mine = [r for r in records(racer) if r["candidate"] == candidate.id]
-        # batches end at 1, 2, 4, 6 and 8 windows
-        assert [r["batches"] for r in mine] == [[0, 1], [2], [3, 4]][: len(mine)]
+        assert [r["windows"] for r in mine] == [[0, 1], [2, 3], [4, 5, 6, 7]][: len(mine)]
         scores = [score for r in mine for score in r["window_scores"]]
         assert candidate.score == math.fsum(scores) / len(scores)
         assert len(scores) == candidate.n_windows
@@ -613,7 +599,7 @@ def test_a_recorded_race_is_recalled_without_evaluating(make_racer, proposals, b
         grid, allocation = bench[0].grid, dict.fromkeys(bench[0].allocation, 0)
 
     class Evaluator:
-        batch_sizes, n_tokens_per_window = bench[1].batch_sizes, N_TOKENS
+        n_windows, n_tokens_per_window = N_WINDOWS, N_TOKENS
 
     scorer = Scorer(Store(), Evaluator(), Journal(tmp_path / "evaluations.jsonl"))
     assert Racer("main", scorer, LADDER, seed=0).race(0, proposals) == candidates
@@ -651,7 +637,7 @@ def prefixes(versions):
 
 def test_every_node_of_the_prefix_tree_is_computed_once_and_every_score_is_that_of_a_full_pass(make_tiny_model, tmp_path):
     rng = random.Random(0)
-    store, evaluator, without_reuse = make_bench(make_tiny_model("llama", num_hidden_layers=N_BLOCKS), 4, [], 10**7, 0)
+    store, evaluator, without_reuse = make_bench(make_tiny_model("llama", num_hidden_layers=N_BLOCKS), 4, 10**7, 0)
     scorer, grid = Scorer(store, evaluator, Journal(tmp_path / "evaluations.jsonl")), store.grid
     racer, path, n_saved = Racer("main", scorer, Ladder([4], [], grows=False), 0), None, 0
     for race in range(3):
@@ -662,8 +648,8 @@ def test_every_node_of_the_prefix_tree_is_computed_once_and_every_score_is_that_
         fresh = [c.allocation for c in raced if c.n_tokens]
         tree = set().union(*(prefixes(block_versions(allocation, grid)) for allocation in fresh))
         walked = prefixes(path) if path else set()
-        assert evaluator.forward.n_blocks_run - n_run == len(scorer.batch_sizes) * len(tree - walked)
-        n_saved += len(scorer.batch_sizes) * len(walked & tree)
+        assert evaluator.forward.n_blocks_run - n_run == scorer.n_windows * len(tree - walked)
+        n_saved += scorer.n_windows * len(walked & tree)
         path = block_versions(scorer.last, grid)
         for c in raced:
             store.load(c.allocation)

@@ -4,7 +4,6 @@ Shape suffixes: N windows, T tokens, V vocabulary, O out, I in.
 """
 
 import json
-from itertools import accumulate
 
 import pytest
 import torch
@@ -26,7 +25,6 @@ from selfprune.storage.journal import Journal
 
 N_WINDOWS, N_TOKENS = 7, 10
 WINDOWS_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
-BATCH_SIZES = [2, 1, 2, 2]
 
 
 def make_masks(loaded, grid):
@@ -35,14 +33,14 @@ def make_masks(loaded, grid):
 
 
 def make_bench(model, make_store=make_masks):
-    """A level store and an evaluator, whose batches hold two windows, one, two and two."""
+    """A level store and an evaluator, whose passes hold two windows."""
     # At random weights the blocks add little to the hidden states, and logits are nearly flat.
     for unit in list_units(model):
         weight_view(model, unit).mul_(8)
     model.get_output_embeddings().weight.mul_(10)
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     store = make_store(loaded, LevelGrid.with_constant_step(loaded.units, 0.05))
-    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, WINDOWS_NT, 2, boundaries=[3])
+    return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, WINDOWS_NT, 2)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +62,6 @@ def at(grid, share):
         unit.name: grid.step[unit.name] * min(grid.n_levels[unit.name], round(share * grid.n_levels[unit.name]) + i % 3)
         for i, unit in enumerate(grid.units)
     }
-
-
-def windows_of(batches):
-    ends = [0, *accumulate(BATCH_SIZES)]
-    return torch.cat([WINDOWS_NT[ends[batch] : ends[batch + 1]] for batch in batches])
 
 
 def plain_score(model, dense_NTV, windows_NT):
@@ -123,9 +116,9 @@ def test_values_equal_central_differences_of_the_score(family, make_tiny_model, 
     oracle, grid = SwapGradients(Scorer(store, evaluator, Journal(tmp_path / "evaluations.jsonl"))), store.grid
     allocation = at(grid, 0.5)
     values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
-    assert_are_falls(values.restoring, slopes(store, allocation, moved(grid, allocation, -1), windows_of([0, 1])))
+    assert_are_falls(values.restoring, slopes(store, allocation, moved(grid, allocation, -1), WINDOWS_NT[:3]))
     sparser = moved(grid, allocation, 1)
-    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0, 1])))
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, WINDOWS_NT[:3]))
     assert set(values.restoring) == set(values.removing) == set(allocation)
 
 
@@ -141,8 +134,8 @@ def test_values_of_built_levels_count_the_weights_that_stay(make_tiny_model, tmp
     allocation = at(grid, 0.5)
     denser, sparser = moved(grid, allocation, -1), moved(grid, allocation, 1)
     values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
-    assert_are_falls(values.restoring, slopes(store, allocation, denser, windows_of([0, 1])))
-    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0, 1])))
+    assert_are_falls(values.restoring, slopes(store, allocation, denser, WINDOWS_NT[:3]))
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, WINDOWS_NT[:3]))
 
 
 def test_a_bracket_of_several_levels_is_cut_at_the_ends_of_the_grid_and_counted_per_level(bench, make_oracle):
@@ -157,8 +150,8 @@ def test_a_bracket_of_several_levels_is_cut_at_the_ends_of_the_grid_and_counted_
     denser = {name: max(0, level - units[name] * grid.step[name]) for name, level in allocation.items()}
     sparser = {u.name: min(grid.max_level(u), allocation[u.name] + units[u.name] * grid.step[u.name]) for u in grid.units}
     values = make_oracle()(allocation, bracket=0.1, start=0, n_windows=2)
-    assert_are_falls(values.restoring, slopes(store, allocation, denser, windows_of([0])))
-    assert_are_falls(values.removing, slopes(store, sparser, allocation, windows_of([0])))
+    assert_are_falls(values.restoring, slopes(store, allocation, denser, WINDOWS_NT[:2]))
+    assert_are_falls(values.removing, slopes(store, sparser, allocation, WINDOWS_NT[:2]))
     empty = {name for name, level in allocation.items() if level == 0}
     full = {unit.name for unit in grid.units if allocation[unit.name] == grid.max_level(unit)}
     assert len(empty) >= 3
@@ -168,28 +161,25 @@ def test_a_bracket_of_several_levels_is_cut_at_the_ends_of_the_grid_and_counted_
 
 
 @pytest.mark.parametrize(
-    ("start", "n_windows", "batches"),
-    [
-        (0, 2, [0]),
-        (0, 3, [0, 1]),
-        (2, 1, [1]),
-        (4, 3, [2, 3]),
-        (5, 4, [3, 0]),
-        (6, 5, [3, 0, 1]),
-        (7, 2, [0]),
-        (3, 99, [2, 3, 0, 1]),
-    ],
+    ("start", "n_windows", "windows"),
+    [(0, 3, [0, 1, 2]), (4, 1, [4]), (5, 4, [5, 6, 0, 1]), (7, 2, [0, 1]), (3, 99, [3, 4, 5, 6, 0, 1, 2])],
 )
-def test_windows_come_in_whole_batches_and_the_first_follow_the_last(start, n_windows, batches, bench, make_oracle, tmp_path):
+def test_the_very_windows_asked_for_are_taken_and_the_first_follow_the_last(
+    start, n_windows, windows, bench, make_oracle, tmp_path
+):
     oracle, allocation = make_oracle(), at(bench[0].grid, 0.5)
     assert oracle.n_windows == N_WINDOWS
     values = oracle(allocation, 0.0, start, n_windows)
     (record,) = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert record["batches"] == batches
-    assert values.n_tokens == 2 * FORWARD_PASSES * len(windows_of(batches)) * N_TOKENS
+    assert record["windows"] == windows
+    assert values.n_tokens == 2 * FORWARD_PASSES * len(windows) * N_TOKENS
+    oracle.max_tokens = values.n_tokens
+    assert oracle.affords(start, n_windows)
+    oracle.max_tokens -= 1
+    assert not oracle.affords(start, n_windows)
 
 
-def test_values_of_several_batches_are_the_means_over_their_windows(bench, make_oracle):
+def test_values_of_several_windows_are_the_means_over_them(bench, make_oracle):
     oracle, allocation = make_oracle(), at(bench[0].grid, 0.5)
     one, other = (oracle(allocation, 0.0, start, n) for start, n in ((0, 2), (2, 1)))
     both = oracle(allocation, 0.0, 0, 3)
@@ -209,7 +199,7 @@ def test_values_that_were_recorded_are_read_back_without_running_the_model(bench
         grid, allocation = bench[0].grid, dict.fromkeys(bench[0].allocation, 0)
 
     class Evaluator:
-        batch_sizes, n_tokens_per_window = bench[1].batch_sizes, N_TOKENS
+        n_windows, n_tokens_per_window = N_WINDOWS, N_TOKENS
 
     recalled = SwapGradients(Scorer(Store(), Evaluator(), Journal(tmp_path / "whole.jsonl")))
     assert [recalled(allocation, 0.05, i, 2) for i, allocation in enumerate(allocations)] == values
@@ -218,7 +208,7 @@ def test_values_that_were_recorded_are_read_back_without_running_the_model(bench
 def test_scores_after_a_look_are_those_of_the_allocations_scored(bench, make_oracle):
     oracle, grid = make_oracle(), bench[0].grid
     scorer, allocations = oracle.scorer, [at(bench[0].grid, share) for share in (0.3, 0.5)]
-    before = [scorer.measure(allocation, [0, 2])["window_scores"] for allocation in allocations]
+    before = [scorer.measure(allocation, [0, 1, 4])["window_scores"] for allocation in allocations]
     oracle(moved(grid, allocations[0], 2), 0.1, 0, 3)
-    assert [scorer.measure(allocation, [0, 2])["window_scores"] for allocation in allocations] == before
+    assert [scorer.measure(allocation, [0, 1, 4])["window_scores"] for allocation in allocations] == before
     assert not any(parameter.requires_grad for parameter in bench[0].loaded.model.parameters())

@@ -110,32 +110,29 @@ class Aspects:
 
     Attributes:
         kinds: of every window.
-        batch_sizes: windows of every batch, in order.
         seconds: what an allocation would take; None where the budget is no latency.
 
     Example:
-        >>> Aspects(["text", "tasks"], [1, 1]).of(allocation, {0: [0.3], 1: [0.5]})
+        >>> Aspects(["text", "tasks"]).of(allocation, {0: 0.3, 1: 0.5})
         {'text': 0.3, 'tasks': 0.5}
     """
 
     kinds: Sequence[str] = ()
-    batch_sizes: Sequence[int] = ()
     seconds: Callable[[Allocation], float] | None = None
 
-    def of(self, allocation: Allocation, scores: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    def of(self, allocation: Allocation, scores: Mapping[int, float]) -> dict[str, float]:
         """Name -> value, lower is better; empty when the score says it all.
 
         Args:
             allocation: what was scored.
-            scores: batch -> scores of its windows.
+            scores: window -> its score.
         """
         names = list(dict.fromkeys(self.kinds))
         if len(names) + (self.seconds is not None) < 2:
             return {}
         found: dict[str, list[float]] = {name: [] for name in names}
-        for batch, of_batch in scores.items():
-            start = sum(self.batch_sizes[:batch])
-            for kind, score in zip(self.kinds[start : start + len(of_batch)], of_batch, strict=True):
-                found[kind].append(score)
+        for window, score in scores.items():
+            if self.kinds:
+                found[self.kinds[window]].append(score)
         means = {name: math.fsum(values) / len(values) for name, values in found.items() if values}
         return means | ({LATENCY: self.seconds(allocation)} if self.seconds is not None else {})

@@ -134,7 +134,6 @@ class PruneConfig:
         budget: the sparsity target.
         allocation: `uniform`, or a run folder whose winner's allocation is taken.
         output: folder of the pruned checkpoint, which must not exist.
-        batch_size: windows per forward pass.
         seed: of the choice of windows.
     """
 
@@ -144,7 +143,6 @@ class PruneConfig:
     budget: Budget = field(default_factory=Budget)
     allocation: str = path_field("uniform", names=("uniform",))
     output: str = path_field()
-    batch_size: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -153,8 +151,6 @@ class PruneConfig:
         self.budget.check()
         if not self.output:
             raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 def _check_seed(seed: int) -> None:

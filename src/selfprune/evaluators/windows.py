@@ -1,5 +1,7 @@
 """Scores a model on token windows, window by window, so that candidates can be compared in pairs.
 
+Callers name windows by their number in the split. How many of them share a forward pass is the evaluator's own business.
+
 Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
 """
 
@@ -7,8 +9,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
@@ -36,30 +36,22 @@ class WindowMetric(ABC):
 
     @abstractmethod
     def prepare(self, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
-        """What must be remembered of the dense model's answer to one batch."""
+        """What must be remembered of the dense model's answer to some windows."""
 
     @abstractmethod
     def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Mean score per token of each window, in nats, lower is better [N]."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    start: int
-    batch_NT: Tensor
-    targets: dict[str, tuple[Tensor, ...]]
-
-
 class WindowEvaluator:
-    """Metrics over one split, in an order of windows that never changes.
+    """Metrics over one split, whose windows keep their numbers.
 
     Args:
         metrics: name -> what is measured; the first gives the score.
         model: the model, dense at construction; the dense answers that the metric needs are computed here, once.
         blocks: its decoder blocks.
         windows_NT: the split.
-        batch_size: windows per forward pass.
-        boundaries: window counts at which callers will stop; batches never cross one.
+        batch_size: windows that share a forward pass at most; on CPU no score depends on it.
         prefix_bytes: bound on hidden states kept for prefix reuse; 0 turns it off.
 
     Attributes:
@@ -68,8 +60,8 @@ class WindowEvaluator:
         dense_nll_per_token: negative log-likelihood of the dense model over all windows, in nats.
 
     Example:
-        >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4, boundaries=[4, 16])
-        >>> evaluator.evaluate(versions, batches=[0]).score
+        >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4)
+        >>> evaluator.evaluate(versions, windows=[0, 1, 2]).score
     """
 
     def __init__(
@@ -79,96 +71,72 @@ class WindowEvaluator:
         blocks: Sequence[nn.Module],
         windows_NT: Tensor,
         batch_size: int,
-        boundaries: Sequence[int] = (),
         prefix_bytes: int = 0,
     ) -> None:
-        self.metrics = metrics
+        self.metrics, self.batch_size = metrics, batch_size
         self.forward = PrefixForward(model, blocks, prefix_bytes)
         self.n_windows, self.n_tokens_per_window = windows_NT.shape
-        device = next(model.parameters()).device
-        self._batches: list[_Batch] = []
+        self._windows_NT = windows_NT.to(next(model.parameters()).device)
+        self._targets: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in metrics}
         self.dense_scores: list[float] = []
         nll: list[float] = []
         began = time.perf_counter()
-        for start, end in pairwise(accumulate(batch_sizes(self.n_windows, batch_size, boundaries), initial=0)):
-            batch_NT = windows_NT[start:end].to(device)
-            dense_NTV = self.forward(start, batch_NT, versions=["dense"] * len(blocks))
-            targets = {name: _prepared(metric, dense_NTV, batch_NT) for name, metric in metrics.items()}
-            self._batches.append(_Batch(start, batch_NT, targets))
-            nll += _each_nll(dense_NTV, batch_NT)
-            self.dense_scores += self._scores(next(iter(metrics)), dense_NTV, self._batches[-1]).tolist()
+        for window, logits_1TV in self._each_logits(["dense"] * len(blocks), range(self.n_windows)):
+            tokens_1T = self._tokens(window)
+            for name, metric in metrics.items():
+                self._targets[name].append(metric.prepare(logits_1TV, tokens_1T))
+            nll.append(float(mean_per_window(negative_log_likelihood(logits_1TV, tokens_1T))))
+            self.dense_scores.append(float(self._score(next(iter(metrics)), logits_1TV, window)))
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.dense_nll_per_token = math.fsum(nll) / len(nll)
         self.forward.clear()
 
-    @property
-    def batch_sizes(self) -> list[int]:
-        """Windows of every batch, in order."""
-        return [len(batch.batch_NT) for batch in self._batches]
-
-    def evaluate(self, versions: Sequence[Hashable], batches: Sequence[int] | None = None) -> Evaluation:
+    def evaluate(self, versions: Sequence[Hashable], windows: Sequence[int] | None = None) -> Evaluation:
         """Scores the model as it stands.
 
         Args:
             versions: one value per block, equal whenever the block's weights are (see `PrefixForward`).
-            batches: which batches, by number; all when None.
+            windows: which windows, by number; all when None.
 
         Returns:
-            the mean of the first metric, and in `metrics` the scores of every window by metric.
+            the mean of the first metric, and in `metrics` the scores of these windows, in their order, by metric.
         """
         began = time.perf_counter()
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
-        for index in range(len(self._batches)) if batches is None else batches:
-            batch = self._batches[index]
-            logits_NTV = self.forward(batch.start, batch.batch_NT, versions)
+        for window, logits_1TV in self._each_logits(versions, range(self.n_windows) if windows is None else windows):
             for name in self.metrics:
-                scores[name] += self._scores(name, logits_NTV, batch).tolist()
+                scores[name].append(float(self._score(name, logits_1TV, window)))
         first = next(iter(scores.values()))
         seconds = time.perf_counter() - began
         return Evaluation(math.fsum(first) / len(first), scores, len(first) * self.n_tokens_per_window, seconds)
 
-    def batch(self, index: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The tokens [N, T] of a batch, and the sum of its windows' scores as a function of logits, for gradients."""
-        batch, first = self._batches[index], next(iter(self.metrics))
-        return batch.batch_NT, lambda logits_NTV: self._scores(first, logits_NTV, batch).sum()
+    def loss(self, windows: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The tokens [N, T] of some windows, and the sum of their scores as a function of logits, for gradients."""
+        first = next(iter(self.metrics))
 
-    def _scores(self, name: str, logits_NTV: Tensor, batch: _Batch) -> Tensor:
-        """Scores of a batch's windows [N], one by one, since what a metric makes of the logits is several times their size."""
-        each = _by_window(logits_NTV, batch.batch_NT, *batch.targets[name])
-        return torch.cat([self.metrics[name].window_scores(logits, tokens, kept) for logits, tokens, *kept in each])
+        def total(logits_NTV: Tensor) -> Tensor:
+            each = zip(windows, torch.split(logits_NTV, 1), strict=True)
+            return torch.stack([self._score(first, logits_1TV, window) for window, logits_1TV in each]).sum()
 
+        return self._windows_NT[list(windows)], total
 
-def batch_sizes(n_windows: int, at_most: int, boundaries: Sequence[int] = ()) -> list[int]:
-    """Windows of every batch of a split, in order.
+    def _each_logits(self, versions: Sequence[Hashable], windows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Every window with its logits [1, T, V], one by one, since what a metric makes of them is several times their size."""
+        for start in range(0, len(windows), self.batch_size):
+            together = windows[start : start + self.batch_size]
+            logits_NTV = self.forward(together, self._windows_NT[list(together)], versions)
+            yield from zip(together, torch.split(logits_NTV, 1), strict=True)
 
-    Args:
-        n_windows: of the split.
-        at_most: windows per batch.
-        boundaries: window counts that no batch crosses.
-    """
-    edges = sorted({0, *boundaries, n_windows})
-    return [min(at_most, high - start) for low, high in pairwise(edges) for start in range(low, high, at_most)]
+    def _score(self, name: str, logits_1TV: Tensor, window: int) -> Tensor:
+        return self.metrics[name].window_scores(logits_1TV, self._tokens(window), self._targets[name][window])[0]
 
-
-def _prepared(metric: WindowMetric, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
-    """What a metric keeps of a batch, taken window by window for the same reason."""
-    kept = [metric.prepare(logits, tokens) for logits, tokens in _by_window(logits_NTV, batch_NT)]
-    return tuple(torch.cat(of_windows) for of_windows in zip(*kept, strict=True))
-
-
-def _by_window(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(torch.split(whole, 1) for whole in tensors), strict=True)
+    def _tokens(self, window: int) -> Tensor:
+        return self._windows_NT[window : window + 1]
 
 
 def negative_log_likelihood(logits_NTV: Tensor, batch_NT: Tensor) -> Tensor:
     """Negative log-likelihood of every token but the first, in nats [N, T-1], computed in fp32."""
     return nn.functional.cross_entropy(logits_NTV[:, :-1].float().transpose(1, 2), batch_NT[:, 1:], reduction="none")
-
-
-def _each_nll(logits_NTV: Tensor, batch_NT: Tensor) -> list[float]:
-    """Mean negative log-likelihood of every window, taken window by window."""
-    each = _by_window(logits_NTV, batch_NT)
-    return [float(mean_per_window(negative_log_likelihood(logits, tokens))) for logits, tokens in each]
 
 
 def mean_per_window(values_NT: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from selfprune.models.loading import LoadedModel
 
 N_LOGITS_AT_ONCE = 2**24
 """Logits that are held together, a few times over, so that a large vocabulary needs no more memory than a small one."""
+N_WINDOWS_AT_ONCE, N_TOKENS_AT_ONCE = 4, 1024
+"""Most windows, and most tokens of several of them, in one pass whose results are summed."""
 
 
 @dataclass
@@ -32,6 +34,14 @@ class BlockVisit:
     units: list[Unit]
     forward: Callable[[], None]
     hidden: list[Tensor]
+
+
+def windows_per_pass(n_tokens_per_window: int) -> int:
+    """How many windows share a pass that gathers statistics or gradients, in every run and pruning.
+
+    These are sums over passes, whose last bits depend on which windows share one. No setting decides this, therefore.
+    """
+    return max(1, min(N_WINDOWS_AT_ONCE, N_TOKENS_AT_ONCE // n_tokens_per_window))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from selfprune.models.block_calls import handing_through
 
 
 class PrefixForward:
-    """Runs one model on recurring batches and computes only from the first block that differs from the batch's last run.
+    """Runs one model on recurring sequences and computes only from the first block that differs from their last run.
 
     When candidates are visited in the lexicographic order of their blocks' versions, this walks the tree of their common
     prefixes and computes each node once, with the hidden states of a single path in memory. Results equal those of full
@@ -23,11 +23,15 @@ class PrefixForward:
     Args:
         model: the causal language model.
         blocks: its decoder blocks in order.
-        max_bytes: bound on the kept hidden states; batches past it are computed in full.
+        max_bytes: bound on the kept hidden states; sequences past it are computed in full.
+
+    Attributes:
+        n_blocks_run: runs of a block, counted for every sequence.
+        n_blocks_asked: as many as there would have been without reuse.
 
     Example:
         >>> forward = PrefixForward(model, blocks, max_bytes=2**30)
-        >>> logits_NTV = forward("batch 0", batch_NT, versions=[(0, 5), (3, 3)])
+        >>> logits_NTV = forward(["window 0", "window 1"], batch_NT, versions=[(0, 5), (3, 3)])
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], max_bytes: int) -> None:
@@ -40,39 +44,50 @@ class PrefixForward:
         self._n_bytes = 0
 
     @torch.no_grad()
-    def __call__(self, key: Hashable, batch_NT: Tensor, versions: Sequence[Hashable]) -> Tensor:
+    def __call__(self, keys: Sequence[Hashable], batch_NT: Tensor, versions: Sequence[Hashable]) -> Tensor:
         """Logits [N, T, V].
 
         Args:
-            key: names the batch; the same key must always come with the same tokens.
-            batch_NT: the tokens.
+            keys: name the sequences; the same key must always come with the same tokens.
+            batch_NT: the tokens of these sequences, which share a pass, and with it what any of them must compute.
             versions: one value per block, equal whenever the block's weights are.
         """
-        known, inputs = self._paths.get(key, ([], []))
-        n_same = next((i for i, (a, b) in enumerate(zip(known, versions, strict=False)) if a != b), len(known))
-        n_reused = min(n_same, len(inputs) - 1) if inputs else 0
-        path = inputs[:n_reused]
+        n_reused = min(self._n_reusable(key, versions) for key in keys)
+        given = torch.cat([self._paths[key][1][n_reused] for key in keys]) if n_reused else None
+        path: list[Tensor] = []
         with ExitStack() as stack:
             for block in self.blocks[:n_reused]:
                 stack.enter_context(handing_through(block))
             for index in range(n_reused, len(self.blocks)):
-                given = inputs[index] if index == n_reused and inputs else None
-                stack.callback(self.blocks[index].register_forward_pre_hook(_entering(path, given)).remove)
+                hook = _entering(path, given if index == n_reused else None)
+                stack.callback(self.blocks[index].register_forward_pre_hook(hook).remove)
             logits: Tensor = self.model(input_ids=batch_NT, use_cache=False).logits
-        self.n_blocks_run += len(self.blocks) - n_reused
-        self.n_blocks_asked += len(self.blocks)
-        self._keep(key, list(versions), path)
+        self.n_blocks_run += len(keys) * (len(self.blocks) - n_reused)
+        self.n_blocks_asked += len(keys) * len(self.blocks)
+        for i, key in enumerate(keys):
+            self._keep(key, list(versions), n_reused, [hidden_NTD[i : i + 1] for hidden_NTD in path])
         return logits
 
     def clear(self) -> None:
         """Forgets all hidden states."""
         self._paths, self._n_bytes = {}, 0
 
-    def _keep(self, key: Hashable, versions: list[Hashable], path: list[Tensor]) -> None:
-        n_bytes = sum(hidden.numel() * hidden.element_size() for hidden in path)
-        if key in self._paths or self._n_bytes + n_bytes <= self.max_bytes:
-            self._n_bytes += 0 if key in self._paths else n_bytes
-            self._paths[key] = (versions, path)
+    def _n_reusable(self, key: Hashable, versions: Sequence[Hashable]) -> int:
+        """Blocks of a sequence whose results are known; the last one always runs, since only its input is kept."""
+        known, inputs = self._paths.get(key, ([], []))
+        n_same = next((i for i, (a, b) in enumerate(zip(known, versions, strict=False)) if a != b), len(known))
+        return min(n_same, len(inputs) - 1) if inputs else 0
+
+    def _keep(self, key: Hashable, versions: list[Hashable], n_reused: int, path: list[Tensor]) -> None:
+        """Keeps the inputs of a sequence's blocks, those of the blocks that ran by copies, since the pass's are held whole."""
+        if key in self._paths:
+            known = self._paths[key][1][:n_reused]
+        else:
+            known, n_bytes = [], sum(hidden.nbytes for hidden in path)
+            if self._n_bytes + n_bytes > self.max_bytes:
+                return
+            self._n_bytes += n_bytes
+        self._paths[key] = (versions, known + [hidden_1TD.clone() for hidden_1TD in path])
 
 
 def _entering(path: list[Tensor], given: Tensor | None) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -19,7 +19,7 @@ from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.exports.block_writer import Shards, growing
-from selfprune.models.block_walk import nll_per_token
+from selfprune.models.block_walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.placement import Placement
@@ -99,7 +99,7 @@ def _prune(
         windows_NT = _calibration(config, loaded)
     allocation = _allocation(config, loaded)
     with display.stage("comparing the dense model with chance"):
-        _warn_of_chance(display, loaded, windows_NT, config.batch_size)
+        _warn_of_chance(display, loaded, windows_NT)
     checkpoint = shards.checkpoint(loaded)
     for paragraph in checkpoint.left_out:
         display.warn(paragraph)
@@ -112,9 +112,8 @@ def _prune(
     display.say(f"Expected: {expected}")
     coverage = Coverage(loaded)
     with display.stage("pruning", total=len(loaded.blocks)) as update:
-        removed = prune_in_place(
-            loaded, windows_NT, config.pruner, allocation, config.batch_size, shards, update, coverage=coverage
-        )
+        n_at_once = windows_per_pass(windows_NT.shape[1])
+        removed = prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, shards, update, coverage=coverage)
     if not config.pruner.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
     return removed, expected, loaded, coverage
@@ -127,10 +126,13 @@ def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
     return windows_NT
 
 
-def _warn_of_chance(display: Display, loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> None:
+def _warn_of_chance(display: Display, loaded: LoadedModel, windows_NT: Tensor) -> None:
     """Warns before anything is pruned; one walk of few tokens, whose time the forecast counts in, whatever the placement."""
     few_NT = windows_NT[: max(1, N_CHECKED_TOKENS // windows_NT.shape[1])]
-    nll, n_vocabulary = nll_per_token(loaded, few_NT, batch_size), loaded.model.config.get_text_config().vocab_size
+    nll, n_vocabulary = (
+        nll_per_token(loaded, few_NT, windows_per_pass(few_NT.shape[1])),
+        loaded.model.config.get_text_config().vocab_size,
+    )
     doubt = doubt_of_chance(nll, few_NT, n_vocabulary, "calibration")
     if doubt is not None:
         display.warn(doubt)

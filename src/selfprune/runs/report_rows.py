@@ -15,6 +15,7 @@ from selfprune.evaluators.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import holds_checkpoint, save_checkpoint
+from selfprune.models.block_walk import windows_per_pass
 from selfprune.pruning.calibration import prune_in_place
 from selfprune.runs.workbench import Workbench
 from selfprune.statistics.coverage import Coverage
@@ -77,8 +78,9 @@ def measure_rows(
             bench.store.restore()
             coverage, doubts = Coverage(loaded), list[str]()
             if any(allocation.values()):
-                batch_size = config.search.batch_size
-                prune_in_place(loaded, bench.splits.calibration_NT, config.pruner, allocation, batch_size, coverage=coverage)
+                windows_NT = bench.splits.calibration_NT
+                n_at_once = windows_per_pass(windows_NT.shape[1])
+                prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, coverage=coverage)
             if name == "winner":
                 if not config.pruner.sees_weights_alone():
                     coverage.warn(doubts.append, "the final pruning of the winner", bench.coverage)

@@ -149,8 +149,7 @@ def _repeat_stage(
 
 def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
     """The winner with its score on all search windows, for the report; no search pays for it."""
-    if winner.n_windows == sum(bench.scorer.batch_sizes):
+    if winner.n_windows == bench.scorer.n_windows:
         return winner
-    scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_batches))
-    values = [value for batch in scores.values() for value in batch]
-    return replace(winner, score=math.fsum(values) / len(values), n_windows=len(values))
+    scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_windows))
+    return replace(winner, score=math.fsum(scores.values()) / len(scores), n_windows=len(scores))

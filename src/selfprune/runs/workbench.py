@@ -24,6 +24,7 @@ from selfprune.language_models.self import SelfLanguageModel
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.levels.levels_config import LevelKind
+from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
 from selfprune.models.units import n_parameters, token_share
@@ -34,7 +35,7 @@ from selfprune.runs.display import Display
 from selfprune.runs.forecast import run_seconds
 from selfprune.runs.run_preflight import check_generation
 from selfprune.search.first_round import check_first_round
-from selfprune.search.scoring import Scorer, first_batches
+from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.coverage import Coverage
@@ -131,7 +132,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         coverage,
         store,
         scorer,
-        Aspects(kinds, scorer.batch_sizes, _seconds(config, store.grid)),
+        Aspects(kinds, _seconds(config, store.grid)),
         SearchSpace(store.grid, target.n_weights, sensitivities, measured, target=target),
         harness,
         journal,
@@ -173,7 +174,8 @@ def _open_statistics(
     levels = config.search.levels
     if config.level_kind is LevelKind.MASKS:
         return None
-    return open_statistics(loaded, grid, config.pruner, splits.calibration_NT, config.search.batch_size, levels, folder)
+    windows_NT = splits.calibration_NT
+    return open_statistics(loaded, grid, config.pruner, windows_NT, windows_per_pass(windows_NT.shape[1]), levels, folder)
 
 
 def _open_store(
@@ -181,8 +183,9 @@ def _open_store(
 ) -> tuple[LevelStore, dict[Measurement, dict[int, float]]]:
     """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
     needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
-    batch_size = config.search.batch_size
-    measure = partial(measure_blocks, loaded, splits.calibration_NT, config.pruner, batch_size, needed, coverage=coverage)
+    windows_NT = splits.calibration_NT
+    n_at_once = windows_per_pass(windows_NT.shape[1])
+    measure = partial(measure_blocks, loaded, windows_NT, config.pruner, n_at_once, needed, coverage=coverage)
     if kept is None:
         numbers: dict[str, Tensor] = {}
 
@@ -197,14 +200,12 @@ def _open_store(
 
 
 def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> WindowEvaluator:
-    ladder = config.search.ladder
     return WindowEvaluator(
         {"score": config.evaluator},
         loaded.model,
         loaded.blocks,
         splits.search_NT[: config.n_search_windows],
-        ladder.batch_size(config.search.batch_size),
-        [] if ladder.fresh else ladder.rungs,
+        config.search.batch_size,
         config.search.prefix_cache_mb * 10**6,
     )
 
@@ -230,14 +231,13 @@ def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[
     if not n_windows:
         return {}
     dense = dict.fromkeys(scorer.store.allocation, 0)
-    batches = first_batches(scorer.batch_sizes, n_windows)
     dense_scores = scorer.evaluator.dense_scores[:n_windows]
     rises = {}
     with display.stage("measuring sensitivities", total=len(grid.units)) as update:
         for i, unit in enumerate(grid.units):
             steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
             alone = {**dense, unit.name: steps * grid.step[unit.name]}
-            record = scorer.recall({"sensitivity": unit.name}, alone, batches)
+            record = scorer.recall({"sensitivity": unit.name}, alone, range(n_windows))
             scorer.seconds += record["seconds"]
             rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
             update(i + 1)

@@ -1,10 +1,9 @@
 """What a search needs before it can give anything: a budget that does not pay for it is refused before anything is spent."""
 
 from selfprune.errors import ConfigError
-from selfprune.evaluators.windows import batch_sizes
 from selfprune.proposers.base import ProposerConfig
 from selfprune.search.search_config import SearchConfig
-from selfprune.search.swap_gradients import batches_from, n_look_tokens
+from selfprune.search.swap_gradients import n_look_tokens
 
 
 def first_round_needs(
@@ -26,13 +25,11 @@ def first_round_needs(
         n_units: units that are pruned alone first, if any are.
     """
     ladder = config.ladder
-    sizes = batch_sizes(n_windows, ladder.batch_size(config.batch_size), [] if ladder.fresh else ladder.rungs)
     n_looks, n_valued = first_looks
-    n_valued = sum(sizes[batch] for batch in batches_from(sizes, 0, n_valued))
     parts = {
         f"the sensitivities of {n_units:,} units": n_units * config.n_sensitivity_windows,
         f"{n_yardsticks} yardsticks": n_yardsticks * ladder.rungs[0],
-        f"gradients at {n_looks} allocations": n_looks * n_look_tokens(n_valued, 1),
+        f"gradients at {n_looks} allocations": n_looks * n_look_tokens(min(n_valued, n_windows), 1),
         f"the first rung of {config.n_per_round} candidates": config.n_per_round * ladder.rungs[0],
     }
     return {what: n * n_tokens_per_window for what, n in parts.items() if n}

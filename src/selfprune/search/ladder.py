@@ -60,7 +60,3 @@ class Ladder:
         entrants = [n_candidates, *(min(n, n_candidates) for n in self.n_survivors)]
         rises = [high - low for low, high in pairwise([0, *self.rungs])]
         return sum(n * rise for n, rise in zip(entrants[:n_rungs], rises[:n_rungs], strict=True))
-
-    def batch_size(self, at_most: int) -> int:
-        """Windows per batch: no batch may cross the end of a rung, and rungs drawn afresh are drawn in whole batches."""
-        return math.gcd(at_most, *self.rungs) if self.fresh else at_most

@@ -15,23 +15,22 @@ from selfprune.allocations.candidate import FINAL, RE_ENTRY, Candidate, Proposal
 from selfprune.allocations.objective import Aspects
 from selfprune.allocations.paired import paired_z
 from selfprune.search.ladder import Ladder
-from selfprune.search.scoring import Scorer, first_batches, visiting_order
+from selfprune.search.scoring import Scorer, visiting_order
 
 
 @dataclass
 class _Runner:
-    """A candidate in the race, with its scores by window batch."""
+    """A candidate in the race, with its scores by window."""
 
     candidate: Candidate
-    known: dict[int, list[float]]
+    known: dict[int, float]
     n_tokens: int
 
-    def scores(self, batches: Sequence[int]) -> list[float]:
-        return [score for batch in batches for score in self.known[batch]]
+    def scores(self, windows: Sequence[int]) -> list[float]:
+        return [self.known[window] for window in windows]
 
-    def mean(self, batches: Sequence[int]) -> float:
-        scores = self.scores(batches)
-        return math.fsum(scores) / len(scores)
+    def mean(self, windows: Sequence[int]) -> float:
+        return math.fsum(self.scores(windows)) / len(windows)
 
     def stop(self, reason: str) -> None:
         self.candidate = replace(self.candidate, state=State.STOPPED, reason=reason, objectives={})
@@ -61,7 +60,7 @@ class Racer:
         self.champions: list[Candidate] = []
         self.n_open = 1 if ladder.grows else len(ladder.rungs)
         self._rng = random.Random(f"{seed} {search}")
-        self._known: dict[tuple[int, ...], dict[int, list[float]]] = {}
+        self._known: dict[tuple[int, ...], dict[int, float]] = {}
 
     def race(self, first_id: int, proposals: Sequence[Proposal], max_tokens: int = sys.maxsize) -> list[Candidate]:
         """Every proposal's fate, in their order, and after them the incumbent's, where it was scored on further windows.
@@ -73,15 +72,15 @@ class Racer:
         """
         runners = [self._enter(first_id + i, proposal) for i, proposal in enumerate(proposals)]
         rungs = self._rungs(len(runners), self._n_left(runners, max_tokens))
-        for rung, batches in enumerate(rungs):
+        for rung, windows in enumerate(rungs):
             is_last = rung + 1 == len(rungs)
             holder = self._reenter(first_id + len(proposals)) if is_last else None
-            self._run([*runners, *([holder] if holder else [])], batches)
+            self._run([*runners, *([holder] if holder else [])], windows)
             if not is_last:
-                n_payable = self._n_payable(batches, rungs[rung + 1 :], self._n_left(runners, max_tokens))
+                n_payable = self._n_payable(windows, rungs[rung + 1 :], self._n_left(runners, max_tokens))
                 if n_payable < 1:
-                    return self._run_out(runners, batches)
-                self._drop(runners, batches, min(n_payable, self.ladder.n_survivors[rung]))
+                    return self._run_out(runners, windows)
+                self._drop(runners, windows, min(n_payable, self.ladder.n_survivors[rung]))
         is_news = holder is not None and (self.ladder.fresh or holder.candidate.n_windows > self._held().n_windows)
         self._decide(runners, holder, is_news, rungs[-1])
         return [runner.candidate for runner in [*runners, *([holder] if holder and is_news else [])]]
@@ -106,14 +105,13 @@ class Racer:
         while n and self.n_tokens_of_final_heat(n) > max_tokens:
             n -= 1
         runners = [self._enter(first_id + i, _again(champion, FINAL)) for i, champion in enumerate(self._finalists(n))]
-        batches = list(range(self.scorer.n_batches))
-        self._run(runners, batches)
+        self._run(runners, range(self.scorer.n_windows))
         return [runner.candidate for runner in runners]
 
     def n_tokens_of_final_heat(self, n: int) -> int:
         """Tokens that a final heat would cost now."""
         known = [self._known[self.scorer.grid.genome(champion.allocation)] for champion in self._finalists(n)]
-        n_missing = sum(sum(self.scorer.batch_sizes) - sum(map(len, scores.values())) for scores in known)
+        n_missing = sum(self.scorer.n_windows - len(scores) for scores in known)
         return n_missing * self.scorer.n_tokens_per_window
 
     def _finalists(self, n: int) -> list[Candidate]:
@@ -125,37 +123,34 @@ class Racer:
             newest.setdefault(self.scorer.grid.genome(champion.allocation), champion)
         return list(newest.values())[:n]
 
-    def _rungs(self, n_candidates: int, n_left: int) -> list[list[int]]:
-        """The batches of each open rung, but for those new to the incumbent that the windows left do not pay."""
+    def _rungs(self, n_candidates: int, n_left: int) -> list[Sequence[int]]:
+        """The windows of each open rung, but for those new to the incumbent that the windows left do not pay."""
         n_windows = self.ladder.rungs
         if self.ladder.fresh:
-            sizes = self.scorer.batch_sizes
-            whole = [i for i, size in enumerate(sizes) if size == sizes[0]]
-            return [self._rng.sample(whole, n // sizes[0]) for n in n_windows]
+            return [self._rng.sample(range(self.scorer.n_windows), n) for n in n_windows]
         # Without an incumbent there is nothing to meet it on: what cannot be paid is told as the race runs.
         n_rungs, n_seen = self.n_open, self.incumbent.n_windows if self.incumbent else n_windows[-1]
         while n_rungs > 1 and (n_new := n_windows[n_rungs - 1] - n_seen) > 0:
             if self.ladder.most_windows(n_candidates, n_rungs) + n_new <= n_left:
                 break
             n_rungs -= 1
-        return [first_batches(self.scorer.batch_sizes, n) for n in n_windows[:n_rungs]]
+        return [range(n) for n in n_windows[:n_rungs]]
 
     def _n_left(self, runners: Sequence[_Runner], max_tokens: int) -> int:
         """Windows that can still be paid after what the runners have cost."""
         return (max_tokens - sum(runner.n_tokens for runner in runners)) // self.scorer.n_tokens_per_window
 
-    def _n_payable(self, batches: Sequence[int], following: Sequence[Sequence[int]], n_left: int) -> int:
+    def _n_payable(self, windows: Sequence[int], following: Sequence[Sequence[int]], n_left: int) -> int:
         """How many may go on from one rung to the next of those that follow, which the incumbent joins if it is the last."""
-        sizes, held = self.scorer.batch_sizes, self.incumbent
-        if held and len(following) == 1:
-            known = self._known[self.scorer.grid.genome(held.allocation)]
-            n_left -= sum(sizes[batch] for batch in following[0] if batch not in known)
-        return n_left // sum(sizes[batch] for batch in following[0] if batch not in batches)
+        if self.incumbent and len(following) == 1:
+            known = self._known[self.scorer.grid.genome(self.incumbent.allocation)]
+            n_left -= sum(window not in known for window in following[0])
+        return n_left // sum(window not in windows for window in following[0])
 
-    def _run_out(self, runners: Sequence[_Runner], batches: Sequence[int]) -> list[Candidate]:
+    def _run_out(self, runners: Sequence[_Runner], windows: Sequence[int]) -> list[Candidate]:
         """The fates of a race whose next rung cannot be paid: the incumbent stays, and only a free place is taken."""
         if self.incumbent is None:
-            self._decide(runners, None, False, batches)
+            self._decide(runners, None, False, windows)
         else:
             for runner in runners:
                 if runner.candidate.state is State.COMPLETE:
@@ -175,31 +170,31 @@ class Racer:
     def _reenter(self, candidate_id: int) -> _Runner | None:
         return self._enter(candidate_id, _again(self._held(), RE_ENTRY)) if self.incumbent else None
 
-    def _run(self, runners: Sequence[_Runner], batches: Sequence[int]) -> None:
-        """Scores all that still race on the batches that they do not know, in an order that shares the most blocks."""
+    def _run(self, runners: Sequence[_Runner], windows: Sequence[int]) -> None:
+        """Scores all that still race on the windows that they do not know, in an order that shares the most blocks."""
         racing = [runner for runner in runners if runner.candidate.state is State.COMPLETE]
         order = visiting_order([r.candidate.allocation for r in racing], self.scorer.last, self.scorer.grid)
         for runner in (racing[i] for i in order):
-            missing = [batch for batch in batches if batch not in runner.known]
+            missing = [window for window in windows if window not in runner.known]
             if missing:
                 found = self.scorer.score(self.search, runner.candidate.id, runner.candidate.allocation, missing)
                 runner.known.update(found)
-                runner.n_tokens += sum(map(len, found.values())) * self.scorer.n_tokens_per_window
+                runner.n_tokens += len(missing) * self.scorer.n_tokens_per_window
         for runner in racing:
-            mean, n_windows = runner.mean(batches), len(runner.scores(batches))
-            seen = replace(runner.candidate, n_windows=n_windows, n_tokens=runner.n_tokens)
+            mean = runner.mean(windows)
+            seen = replace(runner.candidate, n_windows=len(windows), n_tokens=runner.n_tokens)
             if math.isfinite(mean):
-                objectives = self.aspects.of(seen.allocation, {batch: runner.known[batch] for batch in batches})
+                objectives = self.aspects.of(seen.allocation, {window: runner.known[window] for window in windows})
                 runner.candidate = replace(seen, score=mean, objectives=objectives)
             else:
                 runner.candidate = replace(seen, state=State.FAILED, score=None, reason="the score is not finite", objectives={})
 
-    def _drop(self, runners: Sequence[_Runner], batches: Sequence[int], n_survivors: int) -> None:
+    def _drop(self, runners: Sequence[_Runner], windows: Sequence[int], n_survivors: int) -> None:
         """Stops those beyond the survivors' ranks, and those clearly worse than the best."""
         racing = [r for r in runners if r.candidate.state is State.COMPLETE]
         ranked = sorted(racing, key=lambda r: (r.candidate.score, r.candidate.id))
         for rank, runner in enumerate(ranked):
-            z = paired_z(runner.scores(batches), ranked[0].scores(batches))
+            z = paired_z(runner.scores(windows), ranked[0].scores(windows))
             if rank >= n_survivors:
                 reason = f"rank {rank + 1} of {len(ranked)} after {runner.candidate.n_windows} windows"
             elif z > self.ladder.z_worse:
@@ -208,7 +203,7 @@ class Racer:
                 continue
             runner.stop(reason)
 
-    def _decide(self, runners: Sequence[_Runner], holder: _Runner | None, is_news: bool, batches: Sequence[int]) -> None:
+    def _decide(self, runners: Sequence[_Runner], holder: _Runner | None, is_news: bool, windows: Sequence[int]) -> None:
         """Who is the incumbent now; opens the next rung unless the gain is clear."""
         racing = [r for r in runners if r.candidate.state is State.COMPLETE]
         leader = min(racing, key=lambda r: (r.candidate.score, r.candidate.id), default=None)
@@ -221,7 +216,7 @@ class Racer:
         is_clear = False
         if leader and (holder is None or _score(leader.candidate) < _score(holder.candidate)):
             gain = _score(holder.candidate) - _score(leader.candidate) if holder else 0.0
-            z = paired_z(leader.scores(batches), holder.scores(batches)) if holder else -math.inf
+            z = paired_z(leader.scores(windows), holder.scores(windows)) if holder else -math.inf
             is_clear = z <= -self.ladder.z_better
             leader.candidate = replace(leader.candidate, gain=gain)
             self.incumbent = leader.candidate

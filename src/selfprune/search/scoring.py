@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -16,7 +15,7 @@ from selfprune.storage.recorded_files import Score, Seconds
 
 
 class WindowScores(TypedDict):
-    """What the journal keeps of a measurement: the scores of all windows of its batches, in order."""
+    """What the journal keeps of a measurement: the scores of its windows, in order."""
 
     window_scores: list[Score]
     seconds: Seconds
@@ -31,8 +30,8 @@ class Scorer:
         last: the allocation that was scored last, whether measured or read back.
 
     Example:
-        >>> Scorer(store, evaluator, journal).score("main", 0, allocation, batches=[0, 1])
-        {0: [0.31, 0.28], 1: [0.35, 0.33]}
+        >>> Scorer(store, evaluator, journal).score("main", 0, allocation, windows=[0, 1])
+        {0: 0.31, 1: 0.28}
     """
 
     store: LevelStore
@@ -49,62 +48,51 @@ class Scorer:
         return self.store.grid
 
     @property
-    def batch_sizes(self) -> list[int]:
-        """Windows of every batch."""
-        return self.evaluator.batch_sizes
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of the split."""
-        return len(self.batch_sizes)
+    def n_windows(self) -> int:
+        """Windows of the search split."""
+        return self.evaluator.n_windows
 
     @property
     def n_tokens_per_window(self) -> int:
         """Tokens of every window."""
         return self.evaluator.n_tokens_per_window
 
-    def score(self, search: str, candidate: int, allocation: Allocation, batches: Sequence[int]) -> dict[int, list[float]]:
-        """Batch -> scores of its windows.
+    def score(self, search: str, candidate: int, allocation: Allocation, windows: Sequence[int]) -> dict[int, float]:
+        """Window -> its score.
 
         Args:
             search: the search that the candidate belongs to.
             candidate: its id.
             allocation: its levels.
-            batches: which batches, by number.
+            windows: which windows, by number.
         """
-        key = {"search": search, "candidate": candidate, "allocation": digest(allocation, self.grid), "batches": list(batches)}
-        record = self.recall(key, allocation, batches)
+        key = {"search": search, "candidate": candidate, "allocation": digest(allocation, self.grid), "windows": list(windows)}
+        record = self.recall(key, allocation, windows)
         self.seconds += record["seconds"]
         self.last = allocation
-        scores = iter(record["window_scores"])
-        return {batch: [next(scores) for _ in range(self.batch_sizes[batch])] for batch in batches}
+        return dict(zip(windows, record["window_scores"], strict=True))
 
-    def recall(self, key: dict[str, Any], allocation: Allocation, batches: Sequence[int]) -> WindowScores:
+    def recall(self, key: dict[str, Any], allocation: Allocation, windows: Sequence[int]) -> WindowScores:
         """What the journal has under a key, or else a new measurement.
 
         Args:
             key: of the record.
             allocation: what is measured.
-            batches: on which batches.
+            windows: on which windows.
         """
-        n_windows = sum(self.batch_sizes[batch] for batch in batches)
+        n_windows = len(windows)
 
         def fault(record: WindowScores) -> str:
             n_found = len(record["window_scores"])
             return "" if n_found == n_windows else f"it should hold the scores of {n_windows} windows, but holds {n_found}"
 
-        return self.journal.once(key, lambda: self.measure(allocation, batches), WindowScores, fault)
+        return self.journal.once(key, lambda: self.measure(allocation, windows), WindowScores, fault)
 
-    def measure(self, allocation: Allocation, batches: Sequence[int]) -> dict[str, Any]:
-        """Scores of the windows of some batches, and the seconds that they took."""
+    def measure(self, allocation: Allocation, windows: Sequence[int]) -> dict[str, Any]:
+        """Scores of some windows, and the seconds that they took."""
         self.store.load(allocation)
-        evaluation = self.evaluator.evaluate(block_versions(allocation, self.grid), batches)
+        evaluation = self.evaluator.evaluate(block_versions(allocation, self.grid), windows)
         return {"window_scores": next(iter(evaluation.metrics.values())), "seconds": round(evaluation.seconds, 6)}
-
-
-def first_batches(batch_sizes: Sequence[int], n_windows: int) -> list[int]:
-    """The batches that hold the first windows of a split; one that goes beyond them is left out."""
-    return [i for i, end in enumerate(accumulate(batch_sizes)) if end <= n_windows]
 
 
 def digest(allocation: Allocation, grid: LevelGrid) -> str:

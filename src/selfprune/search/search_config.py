@@ -28,7 +28,8 @@ class SearchConfig:
         level_fraction: step of the level grid as a fraction of the smallest unit.
         max_sparsity: highest sparsity of any unit.
         finer: glob over unit kinds -> how many levels of such a unit take the place of one, as in {"self_attn.*": 2}.
-        batch_size: windows per forward pass.
+        batch_size: search or report windows that share a forward pass at most: a matter of memory and time, which changes no
+            result on CPU.
         prefix_cache_mb: bound on the hidden states kept for prefix reuse, in MB.
         levels: how candidates get their weights.
     """

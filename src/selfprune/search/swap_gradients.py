@@ -9,10 +9,8 @@ Shape suffixes: O out, I in.
 
 import sys
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +18,7 @@ from typing_extensions import TypedDict
 
 from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.models.block_gradients import backward_blocks
+from selfprune.models.block_walk import windows_per_pass
 from selfprune.proposers.move_values import MoveValues
 from selfprune.search.scoring import Scorer, digest
 from selfprune.storage.recorded_files import Score, Seconds
@@ -54,15 +53,15 @@ class SwapGradients:
     @property
     def n_windows(self) -> int:
         """Windows of the search split."""
-        return sum(self.scorer.batch_sizes)
+        return self.scorer.n_windows
 
     def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
-        """See `MoveOracle`; windows are taken in whole batches."""
-        batches = batches_from(self.scorer.batch_sizes, start, n_windows)
-        key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "batches": batches}
-        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, batches), Falls, self._fault)
+        """See `MoveOracle`."""
+        windows = [(start + i) % self.n_windows for i in range(min(n_windows, self.n_windows))]
+        key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "windows": windows}
+        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, windows), Falls, self._fault)
         self.scorer.seconds += record["seconds"]
-        n_tokens = self._n_tokens(batches)
+        n_tokens = self._n_tokens(n_windows)
         self.max_tokens -= n_tokens
         values = MoveValues(record["restoring"], record["removing"], n_tokens)
         self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
@@ -74,7 +73,7 @@ class SwapGradients:
 
     def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
         """See `MoveOracle`."""
-        is_paid = n_times * self._n_tokens(batches_from(self.scorer.batch_sizes, start, n_windows)) <= self.max_tokens
+        is_paid = n_times * self._n_tokens(n_windows) <= self.max_tokens
         self.was_refused = self.was_refused or not is_paid
         return is_paid
 
@@ -87,53 +86,35 @@ class SwapGradients:
         strange = sorted((record["restoring"].keys() | record["removing"].keys()) - units)
         return f"{strange[0]!r} is no unit of the model" if strange else ""
 
-    def _n_tokens(self, batches: Sequence[int]) -> int:
-        n_windows = sum(self.scorer.batch_sizes[batch] for batch in batches)
-        return n_look_tokens(n_windows, self.scorer.n_tokens_per_window)
+    def _n_tokens(self, n_windows: int) -> int:
+        return n_look_tokens(min(n_windows, self.n_windows), self.scorer.n_tokens_per_window)
 
-    def _measure(self, allocation: Allocation, bracket: float, batches: list[int]) -> dict[str, Any]:
+    def _measure(self, allocation: Allocation, bracket: float, windows: Sequence[int]) -> dict[str, Any]:
         began = time.perf_counter()
         denser, sparser = self.scorer.grid.bracket(allocation, bracket)
-        restoring = self._falls(allocation, denser, batches)
-        removing = self._falls(sparser, allocation, batches)
+        restoring = self._falls(allocation, denser, windows)
+        removing = self._falls(sparser, allocation, windows)
         return {"restoring": restoring, "removing": removing, "seconds": round(time.perf_counter() - began, 6)}
 
-    def _falls(self, allocation: Allocation, denser: Allocation, batches: list[int]) -> dict[str, float]:
+    def _falls(self, allocation: Allocation, denser: Allocation, windows: Sequence[int]) -> dict[str, float]:
         """Unit name -> fall of the mean score per level, were the unit's level that of `denser`; those that differ alone."""
         store, grid = self.scorer.store, self.scorer.grid
         store.load(allocation)
         falls = {unit.name: 0.0 for unit in grid.units if denser[unit.name] < allocation[unit.name]}
-        n_windows = sum(self.scorer.batch_sizes[batch] for batch in batches)
 
         def add(unit: Unit, gradient_OI: Tensor) -> None:
             if unit.name not in falls:
                 return
             low, high = denser[unit.name], allocation[unit.name]
             change = store.change_along(gradient_OI, unit, low)
-            falls[unit.name] -= change / n_windows * grid.step[unit.name] / (high - low)
+            falls[unit.name] -= change / len(windows) * grid.step[unit.name] / (high - low)
 
-        for batch in batches:
-            tokens_NT, loss = self.scorer.evaluator.batch(batch)
+        # in passes of a size of their own, so that no sum depends on how many windows search.batch_size lets share one
+        n_at_once = windows_per_pass(self.scorer.n_tokens_per_window)
+        for start in range(0, len(windows), n_at_once):
+            tokens_NT, loss = self.scorer.evaluator.loss(windows[start : start + n_at_once])
             backward_blocks(store.loaded, tokens_NT, add, loss)
         return falls
-
-
-def batches_from(batch_sizes: Sequence[int], start: int, n_windows: int) -> list[int]:
-    """The batches that hold some windows; past the last batch, the first follows, and none is taken twice.
-
-    Args:
-        batch_sizes: windows of every batch.
-        start: first window; past the last one, the first follows.
-        n_windows: how many windows there must be at least, as far as there are as many.
-    """
-    start %= sum(batch_sizes)
-    ends = list(accumulate(batch_sizes))
-    index, batches, n_taken = bisect_right(ends, start), [], 0
-    while n_taken < min(n_windows, ends[-1]):
-        batches.append(index)
-        n_taken += batch_sizes[index]
-        index = (index + 1) % len(batch_sizes)
-    return batches
 
 
 def n_look_tokens(n_windows: int, n_tokens_per_window: int) -> int:
