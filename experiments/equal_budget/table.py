@@ -36,7 +36,7 @@ def read_run(folder: Path, report: Row) -> list[Row]:
     """One row for the main search of a finished run, each of its controls and each of its closed forms."""
     config = OmegaConf.load(folder / "config.yaml")
     chosen = dict(item.split("=", 1) for item in report["environment"]["overrides"] if "=" in item)
-    pruner, kind = chosen.get("pruner", "wanda"), config.level_kind
+    pruner, kind = chosen.get("pruner", "wanda"), config.search.levels.kind
     own = LevelKind.of(find_methods("pruner")[pruner])
     rows = []
     for search, found in searches(report).items():

@@ -152,10 +152,15 @@ def test_a_gradient_sees_what_a_kernel_reads(mamba):
     assert coverage.as_dict() == {"n_tokens": None, "fewer_reached": {}}
 
 
+def of_coverage(record):
+    """The warnings but for the one that a random model is no better than chance."""
+    return [warning for warning in record["warnings"] if "no better than chance" not in warning]
+
+
 @pytest.mark.parametrize("placement", [Placement.WHOLE, Placement.STREAM])
 def test_prune_names_what_no_token_reached_and_what_few_did(placement, deepseek, tmp_path, capsys):
     record = pruned(deepseek, Wanda(), tmp_path, model=ModelConfig(str(deepseek), device="cpu", placement=placement))
-    unseen, few = record["warnings"]
+    unseen, few = of_coverage(record)
     assert unseen.startswith(f"in calibration no token reached 2 of 24 weight matrices: {GATE_UP}[0], {DOWN}[0]; of these the ")
     counts = record["calibration"]["fewer_reached"]
     assert record["calibration"]["n_tokens"] == 3 * 16
@@ -172,7 +177,7 @@ def test_prune_names_what_no_token_reached_and_what_few_did(placement, deepseek,
 def test_nothing_is_said_where_enough_was_seen_or_nothing_is_looked_at(pruner, tiny_model_folder, tmp_path):
     n_windows = 1 if isinstance(pruner, Magnitude) else 4
     record = pruned(tiny_model_folder("llama"), pruner, tmp_path, n_windows)
-    assert record["warnings"] == []
+    assert of_coverage(record) == []
     assert record["calibration"] == {"n_tokens": n_windows * 16, "fewer_reached": {}}
 
 
