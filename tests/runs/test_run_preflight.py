@@ -25,7 +25,9 @@ def test_the_logits_of_lm_eval_are_expected_where_they_take_more_than_those_of_w
         return preflight(configured(*given), tmp_path).peak_memory_bytes
 
     small = ["search.batch_size=1", "data.n_tokens_per_window=4"]
-    of_windows = 4 * 300 * (4 + 16)
+    of_windows = 4 * 4 * 300 * (4 + 16)  # gradients take four windows at once
+    of_batches = [expected(f"search.batch_size={n}", small[1], "harness=none") for n in (1, 4, 5)]
+    assert [each - of_batches[0] for each in of_batches] == [0, 0, of_windows // 4]
     added = expected(*small, "harness.batch_size=2") - expected(*small, "harness=none")
     assert added == 2 * 64 * 300 * (4 + 8) - of_windows  # two requests of all 64 positions
     most = expected(*small, "harness.batch_size=100000") - expected(*small, "harness=none")

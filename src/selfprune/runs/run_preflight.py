@@ -12,6 +12,7 @@ from selfprune.evaluators.task_memory import logit_bytes
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.levels.level_store import number_dtype
 from selfprune.levels.levels_config import LevelKind
+from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.loading import LoadedModel, max_positions, preflight_memory
 from selfprune.models.placement import Placement
 from selfprune.models.preflight import free_memory_bytes
@@ -125,7 +126,9 @@ def _held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_w
     per_position += 2 * data.n_calibration * hidden_bytes
     prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
     needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
-    of_windows = data.n_tokens_per_window * search.batch_size * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
+    # gradients are taken in passes of their own size
+    n_at_once = max(search.batch_size, windows_per_pass(data.n_tokens_per_window))
+    of_windows = data.n_tokens_per_window * n_at_once * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
     of_requests = 0
     if config.harness.tasks or config.harness.search_tasks:
         of_requests = logit_bytes(config.harness.batch_size, n_vocabulary, max_positions(skeleton), bytes_per_weight)
