@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,12 @@ def test_no_file_is_longer_than_250_lines():
 
 def test_nothing_is_left_to_do():
     assert [relative(path) for path, source in SOURCES.items() if re.search(r"\b(?:TODO|FIXME|XXX)\b", source)] == []
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Which pytest could not import both."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, n in names.items() if n > 1] == []
 
 
 def test_no_file_is_named_after_nothing():

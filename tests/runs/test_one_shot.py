@@ -44,7 +44,7 @@ from selfprune.runs import one_shot
 
 SMALL = {"data.n_calibration": 6, "data.n_tokens_per_window": 16, "budget.sparsity": 0.5, "model.device": "cpu"}
 N_BLOCKS = 4
-BIG_BLOCKS = 8
+BIG_BLOCKS = 16
 WEIGHTS = ("model-", "model.safetensors")
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -696,7 +696,7 @@ def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_to
     options = {"model.placement": "STREAM"}
     n_bytes = save_random_llama(tmp_path / "big", tiny_tokenizer, BIG_BLOCKS, width=512)
     save_random_llama(tmp_path / "tiny", tiny_tokenizer, 1, width=32)
-    assert n_bytes > 80_000_000
+    assert n_bytes > 180_000_000  # allocators and mapped files take some 100 MB, more or less from run to run
     # in one process, so that both have the same libraries in memory; its peak is that of the larger
     commands = [" ".join(as_overrides(tmp_path / name, tmp_path / f"{name}-out", **options)) for name in ("tiny", "big")]
     done = in_a_process(tmp_path, ONE_AFTER_THE_OTHER, *commands)
