@@ -68,15 +68,19 @@ class CommandLine:
         """Refuses what no job can be made of, before a sweep makes its folder, and to leave out what every config needs.
 
         Raises:
-            ConfigError: when a group is left out that every config needs.
+            ConfigError: when a group is left out that every config needs, or is given what no choice can be.
             hydra.errors.HydraException: when an override cannot be read or composed.
         """
         parsed = OverridesParser.create().parse_overrides(list(self.read))
         for override in parsed:
-            choices = choices_of(override, self.more) if override.is_delete() and override.package is None else []
-            group = override.key_or_group
-            if group and choices and group != EXPERIMENT:
+            choices, group = choices_of(override, self.more), override.key_or_group
+            if override.is_delete() and override.package is None and choices and group != EXPERIMENT:
                 raise ConfigError(self._told(f"~{group}", f"{group} cannot be left out; choose one of {', '.join(choices)}"))
+            # Hydra takes a list of choices for one, and stumbles over what is no name in it
+            named = override.value() if choices else []
+            if isinstance(named, list) and not all(isinstance(name, str) for name in named):
+                typed = str(override.input_line)
+                raise ConfigError(self._told(typed, f"{group} takes one of {', '.join(choices)}, got a list of other things"))
         for job in self._jobs(parsed) if self.in_sweep else []:
             self._composed([*self.more, *job])
 
