@@ -56,7 +56,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return ", ".join(ranked)
 
 
-REFUSALS = ("ENAMETOOLONG", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "EROFS", "ENOSPC", "EDQUOT")
+REFUSALS = ("ENAMETOOLONG", "EEXIST", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "EROFS", "ENOSPC", "EDQUOT")
 """What the system answers about a path that a user chose, as `errno` names it; a file that is missing may be our own fault."""
 
 

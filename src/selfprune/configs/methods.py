@@ -75,7 +75,7 @@ def why_missing(config_name: str) -> str | None:
             f"{group}={name} was not found: {file} holds the method, but {yaml}, which offers it, is missing; write that file, "
             f'with the lines "defaults:" and "  - {name}_schema"'
         )
-    fault = _method_or_fault(group, name) if file.exists() else "there is no such file"
+    fault = _method_or_fault(group, name) if name in _modules(group) else "there is no such file"
     return (
         f"{group}={name} cannot be used: {yaml} asks for {choice}, which must be the one dataclass in {file} that derives from "
         f'{METHODS[group][1].__name__} and has all its methods, but {fault}; see "Add a pruner in three steps" in the README'
@@ -85,7 +85,8 @@ def why_missing(config_name: str) -> str | None:
 def _file(group: str, name: str) -> Path:
     """Where a method of this name is, or should be."""
     folders = [Path(folder) for folder in METHODS[group][0].__path__]
-    return next((path for folder in folders for path in sorted(folder.rglob(f"{name}.py"))), folders[0] / f"{name}.py")
+    found = (path for folder in folders for path in sorted(folder.rglob("*.py")) if path.stem == name)
+    return next(found, folders[0] / f"{name}.py")
 
 
 def _method_or_fault(group: str, name: str) -> type | str:

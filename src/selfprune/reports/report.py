@@ -14,6 +14,7 @@ from rich.table import Table
 
 from selfprune.allocations.candidate import best
 from selfprune.allocations.pareto import best_rivals, rivals
+from selfprune.errors import ConfigError
 from selfprune.language_models.calls import Call, read_calls
 from selfprune.reports.conclusions import (
     compare_with_winner,
@@ -46,16 +47,26 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
 
     Returns:
         the content of `report.json`.
+
+    Raises:
+        ConfigError: when a folder has the name of one of the files.
+        SelfpruneError: when a file cannot be written.
     """
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
     environment = read_environment(folder)
     overrides = [*environment["overrides"], *extended]
     report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
+    files = {
+        "table.csv": table_csv(report),
+        "table.tex": table_latex(report),
+        "report.md": to_markdown(report),
+        "report.json": json.dumps(report, indent=2) + "\n",
+    }
+    if taken := [name for name in files if (folder / name).is_dir()]:  # told before any other of them is written anew
+        raise ConfigError(f"{folder / taken[0]} must be a file of the report, but is a folder; move it away, and resume the run")
     _draw(folder, results)
-    write_whole(folder / "table.csv", table_csv(report))
-    write_whole(folder / "table.tex", table_latex(report))
-    write_whole(folder / "report.md", to_markdown(report))
-    write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    for name, content in files.items():
+        write_whole(folder / name, content)
     return report
 
 
