@@ -7,6 +7,7 @@ dataclass of the contract's kind in each is offered under its file's name.
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import traceback
@@ -38,7 +39,7 @@ def find_methods(group: str) -> dict[str, type]:
     Args:
         group: a key of `METHODS`.
     """
-    looked = {name: _method_or_fault(group, name) for name in _modules(group)}
+    looked = {name: _method_or_fault(group, module) for name, module in _modules(group).items()}
     return {name: method for name, method in looked.items() if isinstance(method, type)}
 
 
@@ -66,7 +67,9 @@ def why_missing(config_name: str) -> str | None:
     group, _, choice = config_name.partition("/")
     if group not in METHODS:
         return None
-    name, file = choice.removesuffix("_schema"), _file(group, choice.removesuffix("_schema"))
+    name, package = choice.removesuffix("_schema"), METHODS[group][0]
+    module = _modules(group).get(name)
+    file = _file(module) if module else Path(package.__path__[0]) / f"{name}.py"
     yaml = conf_folder() / group / f"{name}.yaml"
     if name == choice:
         if name not in find_methods(group):
@@ -75,25 +78,25 @@ def why_missing(config_name: str) -> str | None:
             f"{group}={name} was not found: {file} holds the method, but {yaml}, which offers it, is missing; write that file, "
             f'with the lines "defaults:" and "  - {name}_schema"'
         )
-    fault = _method_or_fault(group, name) if name in _modules(group) else "there is no such file"
+    fault = _method_or_fault(group, module) if module else "there is no such file"
     return (
         f"{group}={name} cannot be used: {yaml} asks for {choice}, which must be the one dataclass in {file} that derives from "
         f'{METHODS[group][1].__name__} and has all its methods, but {fault}; see "Add a pruner in three steps" in the README'
     )
 
 
-def _file(group: str, name: str) -> Path:
-    """Where a method of this name is, or should be."""
-    folders = [Path(folder) for folder in METHODS[group][0].__path__]
-    found = (path for folder in folders for path in sorted(folder.rglob("*.py")) if path.stem == name)
-    return next(found, folders[0] / f"{name}.py")
+def _file(module: str) -> Path:
+    """Where a module of this dotted name lies; it is not imported."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    return Path(str(spec.origin))
 
 
-def _method_or_fault(group: str, name: str) -> type | str:
-    """The method that a module holds, or what it lacks."""
-    package, kind = METHODS[group]
+def _method_or_fault(group: str, dotted: str) -> type | str:
+    """The method that a module of this dotted name holds, or what it lacks."""
+    kind = METHODS[group][1]
     try:
-        module = importlib.import_module(_modules(group).get(name, f"{package.__name__}.{name}"))
+        module = importlib.import_module(dotted)
     except Exception as error:  # whatever a file under work does when it is run
         *_, last = traceback.extract_tb(error.__traceback__)
         return f"it cannot be imported ({type(error).__name__}: {error}; {Path(last.filename).name}, line {last.lineno})"
