@@ -50,7 +50,7 @@ class AnalyticOracle:
                     costs[unit.name] = (self.damage(unit, here) - self.damage(unit, end)) / (here - end) * step
         return MoveValues(restoring, removing, 6 * n_windows)
 
-    def affords(self, start, n_windows, n_times=1):
+    def affords(self, n_windows, n_times=1):
         return self.is_rich
 
     def known(self, allocation):

@@ -56,7 +56,7 @@ class ExactOracle:
                     values[unit.name] = (score({**allocation, unit.name: level}) - here) / n_moved + noise * STEP / unit.n_items
         return MoveValues(restoring, removing, N_TOKENS)
 
-    def affords(self, start, n_windows, n_times=1):
+    def affords(self, n_windows, n_times=1):
         return self.is_rich
 
 

@@ -174,9 +174,9 @@ def test_the_very_windows_asked_for_are_taken_and_the_first_follow_the_last(
     assert record["windows"] == windows
     assert values.n_tokens == 2 * FORWARD_PASSES * len(windows) * N_TOKENS
     oracle.max_tokens = values.n_tokens
-    assert oracle.affords(start, n_windows)
+    assert oracle.affords(n_windows)
     oracle.max_tokens -= 1
-    assert not oracle.affords(start, n_windows)
+    assert not oracle.affords(n_windows)
 
 
 def test_values_of_several_windows_are_the_means_over_them(bench, make_oracle):

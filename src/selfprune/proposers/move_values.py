@@ -40,7 +40,7 @@ class MoveOracle(Protocol):
         """
         ...
 
-    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
+    def affords(self, n_windows: int, n_times: int = 1) -> bool:
         """Whether the search can still pay for such values at some allocations, and for scoring what is proposed then."""
         ...
 

@@ -71,7 +71,7 @@ class SwapGradients:
         """Says what gradients may cost from now on; a search does, before it asks for proposals."""
         self.max_tokens, self.was_refused = max_tokens, False
 
-    def affords(self, start: int, n_windows: int, n_times: int = 1) -> bool:
+    def affords(self, n_windows: int, n_times: int = 1) -> bool:
         """See `MoveOracle`."""
         is_paid = n_times * self._n_tokens(n_windows) <= self.max_tokens
         self.was_refused = self.was_refused or not is_paid

@@ -164,7 +164,7 @@ class SelfPrunerProposer:
         if oracle is None or not n_windows or self._valued == self._here:
             return
         values = oracle.known(self._here)
-        if values is None and not oracle.affords(self._next_window, n_windows):
+        if values is None and not oracle.affords(n_windows):
             self._worth, self._valued = Worth.of_sensitivities(self.space), None
             return
         if values is None:

@@ -101,7 +101,7 @@ class DynamicProgrammeProposer:
             return []
         if self._waiting is None:
             assert self.space.move_values is not None
-            if not self.space.move_values.affords(0, self.settings.n_windows, len(self.settings.offsets)):
+            if not self.space.move_values.affords(self.settings.n_windows, len(self.settings.offsets)):
                 return []
             self._waiting = self._solve()
         said, self._waiting = self._waiting[:n], self._waiting[n:]

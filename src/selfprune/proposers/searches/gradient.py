@@ -148,7 +148,7 @@ class GradientProposer:
 
     def _affords_look(self) -> bool:
         assert self.space.move_values is not None
-        return self.space.move_values.affords(self._next_window, self.settings.n_windows)
+        return self.space.move_values.affords(self.settings.n_windows)
 
     def _look(self) -> None:
         """Takes the values here, from windows that follow the last ones."""
