@@ -160,14 +160,14 @@ def guarded(work: Callable[[], object], explain: Explain, stopped: Stopped, told
         work()
         return 0
 
+    told = set() if told is None else told
     try:
         return stoppable(until_a_mistake, stopped)
     except Exception as error:
         mistake = explain(error)
         if mistake is None:
             raise
-        if told is not None and mistake in told:
+        if mistake in told:
             return 2
-        if told is not None:
-            told.add(mistake)
+        told.add(mistake)
         return complain(mistake)

@@ -1,10 +1,7 @@
-"""What evaluators return, and how many logits lm-eval may hold."""
+"""What evaluators return."""
 
 from dataclasses import dataclass
 from typing import Any
-
-N_LOGITS_AT_ONCE = 2**24
-"""Of scored tokens, whatever the vocabulary and the batch; twice as many let peak memory grow and saved no time."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from selfprune.models.block_calls import Entry, enter, leave, resident
 from selfprune.models.loading import LoadedModel
 
 N_LOGITS_AT_ONCE = 2**24
-"""Logits that are held together, a few times over, so that a large vocabulary needs no more memory than a small one."""
+"""Logits of scored tokens held together, whatever the vocabulary; twice as many let peak memory grow and saved no time."""
 N_WINDOWS_AT_ONCE, N_TOKENS_AT_ONCE = 4, 1024
 """Most windows, and most tokens of several of them, in one pass whose results are summed."""
 

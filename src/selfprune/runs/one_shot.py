@@ -129,12 +129,8 @@ def _calibration(config: PruneConfig, loaded: LoadedModel) -> Tensor:
 def _warn_of_chance(display: Display, loaded: LoadedModel, windows_NT: Tensor) -> None:
     """Warns before anything is pruned; one walk of few tokens, whose time the forecast counts in, whatever the placement."""
     few_NT = windows_NT[: max(1, N_CHECKED_TOKENS // windows_NT.shape[1])]
-    nll, n_vocabulary = (
-        nll_per_token(loaded, few_NT, windows_per_pass(few_NT.shape[1])),
-        loaded.model.config.get_text_config().vocab_size,
-    )
-    doubt = doubt_of_chance(nll, few_NT, n_vocabulary, "calibration")
-    if doubt is not None:
+    nll = nll_per_token(loaded, few_NT, windows_per_pass(few_NT.shape[1]))
+    if doubt := doubt_of_chance(nll, few_NT, loaded.model.config.get_text_config().vocab_size, "calibration"):
         display.warn(doubt)
 
 
