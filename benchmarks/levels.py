@@ -22,9 +22,10 @@ from rich.table import Table
 from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.configs.methods import find_methods
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.level_store import LevelStore, number_dtype
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.pruning.calibration import calibrate_blocks
+from selfprune.statistics.kept import KeptStatistics
 from selfprune.storage.disk import folder_bytes
 
 VOCAB_SIZE = 512
@@ -41,6 +42,7 @@ def seconds_of_loads(store: LevelStore, levels: list[Allocation]) -> float:
         store.load(level)
         synchronise(store.loaded.device)
         total += time.perf_counter() - start
+    store.restore()
     return total / len(levels)
 
 
@@ -69,22 +71,28 @@ def measure(arguments: argparse.Namespace) -> None:
         {unit.name: round(fraction * grid.n_levels[unit.name]) * grid.step[unit.name] for unit in grid.units}
         for fraction in fractions
     ]
-    with tempfile.TemporaryDirectory() as name:
+
+    def filled(store: LevelStore) -> LevelStore:
+        for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
+            store.take(units, statistics)
+        return store
+
+    def open_built(folder: Path, memory_bytes: int) -> tuple[LevelStore, KeptStatistics]:
         config = LevelsConfig(LevelKind.BUILT, cache_gb=UNBOUNDED_GB)
-        statistics, numbers = open_statistics(loaded, grid, pruner, windows_NT, 4, config, Path(name)), {}
-        for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
-            statistics.keep(gathered)
-            numbers |= first_levels(loaded, grid, units, pruner, gathered)
+        statistics = open_statistics(loaded, grid, pruner, windows_NT, 4, config, folder)
+        return filled(BuiltLevels(loaded, grid, pruner, statistics, memory_bytes)), statistics
+
+    rows = {"masks": seconds_of_loads(filled(LevelStore(loaded, grid, pruner)), levels)}
+    with tempfile.TemporaryDirectory() as name:
+        built, statistics = open_built(Path(name), memory_bytes=0)
         n_before = folder_bytes(Path(name))
-        built = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=0)
-        rows = {"built": seconds_of_loads(built, levels), "disk": seconds_of_loads(built, levels)}
+        rows |= {"built": seconds_of_loads(built, levels), "disk": seconds_of_loads(built, levels)}
         n_level_bytes = (folder_bytes(Path(name)) - n_before) / len(levels)
-        remembering = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=int(UNBOUNDED_GB * 1e9))
+        # finds the levels of the first on disk, and remembers them
+        remembering, _ = open_built(Path(name), memory_bytes=int(UNBOUNDED_GB * 1e9))
         seconds_of_loads(remembering, levels)
         rows |= {"memory": seconds_of_loads(remembering, levels)}
-        remembering.restore()
-        rows = {"masks": seconds_of_loads(LevelStore(loaded, grid, numbers), levels)} | rows
-    n_mask_bytes = sum(of_unit_OI.nbytes for of_unit_OI in numbers.values())
+    n_mask_bytes = sum(unit.n_weights * number_dtype(grid.n_levels[unit.name]).itemsize for unit in grid.units)
     print_table(arguments, rows, n_level_bytes, grid.n_weights(), n_mask_bytes, statistics.n_memory_bytes)
 
 

@@ -20,7 +20,7 @@ from selfprune.configs.methods import find_methods
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.statistics.input_gram import InputGram
 from selfprune.timing.machine import matmul_flops_per_second, peak_memory_bytes
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.proposers.base import SearchSpace
@@ -35,6 +35,7 @@ from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.search.ladder import Ladder
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer, block_versions
+from selfprune.statistics.base import NoStatistics
 from selfprune.storage.journal import Journal
 from selfprune.timing.machine import peak_memory_bytes
 
@@ -94,11 +95,8 @@ def measure(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     loaded = random_llama(arguments.width, arguments.n_blocks, arguments.vocabulary, getattr(torch, arguments.dtype), device)
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    numbers = {}
-    for unit in loaded.units:
-        n_in = weight_view(loaded.model, unit).shape[1]
-        numbers |= first_levels(loaded, grid, [unit], Magnitude(), {unit.name: Magnitude().statistics(1, n_in, 1)})
-    store = LevelStore(loaded, grid, numbers)
+    store = LevelStore(loaded, grid, Magnitude())
+    store.take(grid.units, {unit.name: NoStatistics() for unit in grid.units})
     windows_NT = torch.randint(arguments.vocabulary, (arguments.n_windows, arguments.n_tokens))
     space = SearchSpace(grid, round(SPARSITY * grid.n_weights()))
     proposals = EvoPress().build(space, 0, None).ask(arguments.n_children)

@@ -23,7 +23,7 @@ from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import ModelConfig, load_model, max_positions
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 SPARSITIES = (0.5, 0.7)

@@ -17,7 +17,7 @@ from selfprune.models.units import weight_view
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.storage import lock
 
 WINDOWS_NT = torch.randint(300, (5, 16), generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
 from selfprune.models.loading import DType, ModelConfig, load_model
 from selfprune.pruners.weights.magnitude import Magnitude
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
 SMALL = {

@@ -12,7 +12,7 @@ from selfprune.exports.save import save_checkpoint
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.units import list_units, weight_view
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
 SMALL_DISK_KB = 96

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from calibrated import fill, mask_levels, statistics_of
 
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.models.loading import DType, ModelConfig, load_model
 from selfprune.models.units import weight_view
@@ -26,7 +26,6 @@ from selfprune.pruners.weights.dsnot import DSnoT
 from selfprune.pruners.weights.obd import OBD
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruning.calibration import calibrate, calibrate_blocks
 from selfprune.statistics.hessian_factor import HessianFactor
 from selfprune.storage import lock, tensor_file
 
@@ -51,9 +50,7 @@ def build(tiny_model_folder, tmp_path):
             grid = LevelGrid.with_single_level(loaded.units, pruner.level_fraction())
         config = LevelsConfig(LevelKind.BUILT, **bounds)
         statistics = open_statistics(loaded, grid, pruner, windows_NT, 4, config, tmp_path)
-        for _, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size=4):
-            statistics.keep(gathered)
-        return BuiltLevels(loaded, grid, pruner, statistics, int(config.memory_gb * 1e9))
+        return fill(BuiltLevels(loaded, grid, pruner, statistics, int(config.memory_gb * 1e9)), windows_NT, pruner, 4)
 
     return make
 
@@ -110,7 +107,7 @@ def test_statistics_that_are_not_finite_are_told_with_their_unit_before_they_are
     broken = SparseGPT().statistics(1, 32, 1)
     broken.update(torch.full((1, 4, 32), torch.nan))
     with pytest.raises(PruningError, match=rf"^{name}: .*calibration inputs hold NaN or infinity"):
-        store._statistics.keep({name: broken})
+        store.take(store.grid.units[:1], {name: broken})
 
 
 @pytest.mark.parametrize("bounds", [{}, ON_DISK], ids=["in memory", "on disk"])
@@ -119,7 +116,7 @@ def test_statistics_that_are_not_finite_are_told_with_their_unit_before_they_are
 def test_levels_are_what_the_pruner_makes_of_the_dense_weight_bit_by_bit(family, pruner, bounds, build):
     store = build(family, pruner, **bounds)
     dense = weights(store)
-    statistics = calibrate(store.loaded, WINDOWS_NT, pruner, batch_size=4)
+    statistics = statistics_of(store.loaded, WINDOWS_NT, pruner, batch_size=4)
     for fraction in (0.7, 0.3, 0.7):
         allocation = at_fraction(store, fraction)
         assert store.load(allocation) == list(dense)
@@ -138,7 +135,7 @@ def test_levels_are_what_the_pruner_makes_of_the_dense_weight_bit_by_bit(family,
 @pytest.mark.parametrize("pruner", [SparseGPT(pattern="2:4"), ADMM(pattern="2:4")], ids=lambda pruner: type(pruner).__name__)
 def test_a_pattern_has_one_level(pruner, build):
     store = build("llama", pruner)
-    dense, statistics = weights(store), calibrate(store.loaded, WINDOWS_NT, pruner, batch_size=4)
+    dense, statistics = weights(store), statistics_of(store.loaded, WINDOWS_NT, pruner, batch_size=4)
     level = {unit.name: unit.n_items // 2 for unit in store.grid.units}
     store.load(level)
     assert_same_bits(weights(store), {name: pruner.prune(dense[name], statistics[name], level[name]).weight_OI for name in dense})
@@ -151,7 +148,7 @@ def test_a_pattern_has_one_level(pruner, build):
 @pytest.mark.parametrize("bounds", [{}, ON_DISK], ids=["in memory", "on disk"])
 def test_pruners_that_do_not_update_can_be_built_too(pruner, bounds, build):
     store = build("llama", pruner, **bounds)
-    dense, statistics = weights(store), calibrate(store.loaded, WINDOWS_NT, pruner, batch_size=4)
+    dense, statistics = weights(store), statistics_of(store.loaded, WINDOWS_NT, pruner, batch_size=4)
     level = at_fraction(store, 0.5)
     store.load(level)
     masks = {name: pruner.prune(dense[name], statistics[name], level[name]).kept for name in dense}
@@ -163,9 +160,9 @@ def test_pruners_that_do_not_update_can_be_built_too(pruner, bounds, build):
 def test_both_stores_give_the_dense_weights_at_any_time_and_masks_go_by_the_pruners_order(family, pruner, build):
     built = build(family, pruner)
     loaded, dense = built.loaded, weights(built)
-    statistics = calibrate(loaded, WINDOWS_NT, pruner, batch_size=4)
+    statistics = statistics_of(loaded, WINDOWS_NT, pruner, batch_size=4)
     expected = {unit.name: pruner.ranks(dense[unit.name], statistics[unit.name]) for unit in built.grid.units}
-    masked = LevelStore(loaded, built.grid, first_levels(loaded, built.grid, built.grid.units, pruner, statistics))
+    masked = mask_levels(loaded, built.grid, WINDOWS_NT, pruner, 4)
     for store in (built, masked):
         store.load(at_fraction(store, 0.5))
         for name in expected:
@@ -180,9 +177,8 @@ def test_16_bit_weights_keep_their_dtype(build, tiny_model_folder, tmp_path):
     loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), DType.BFLOAT16, device="cpu"))
     grid = LevelGrid.with_constant_step(loaded.units, 0.1)
     kept = open_statistics(loaded, grid, ADMM(), WINDOWS_NT, 4, LevelsConfig(memory_gb=0), tmp_path)
-    statistics = calibrate(loaded, WINDOWS_NT, ADMM(), batch_size=4)
-    kept.keep(statistics)
-    store = BuiltLevels(loaded, grid, ADMM(), kept, 0)
+    statistics = statistics_of(loaded, WINDOWS_NT, ADMM(), batch_size=4)
+    store = fill(BuiltLevels(loaded, grid, ADMM(), kept, 0), WINDOWS_NT, ADMM(), 4)
     for _ in range(2):  # built, and read back
         store.load(at_fraction(store, 0.5))
         for name, weight_OI in weights(store).items():

@@ -1,24 +1,27 @@
 import pytest
 import torch
+from calibrated import statistics_of
 
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.errors import AllocationError, PruningError
-from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import DType, ModelConfig, load_model
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruners.weights.weight_pruner import Scope
-from selfprune.pruning.calibration import calibrate, prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
 def build(folder, pruner, dtype=DType.FLOAT32, fraction=0.01, max_sparsity=1.0):
     loaded = load_model(ModelConfig(str(folder), dtype, device="cpu"))
-    statistics = calibrate(loaded, WINDOWS_NT, pruner, batch_size=4)
+    statistics = statistics_of(loaded, WINDOWS_NT, pruner, batch_size=4)
     grid = LevelGrid.with_constant_step(loaded.units, fraction, max_sparsity)
-    return LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, pruner, statistics)), statistics
+    store = LevelStore(loaded, grid, pruner)
+    store.take(grid.units, statistics)
+    return store, statistics
 
 
 def weights(store):
@@ -125,8 +128,8 @@ def test_a_weight_keeps_the_number_of_its_level_in_as_few_bytes_as_the_levels_ne
 
 def test_weights_that_are_not_finite_name_the_unit(tiny_model_folder):
     loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
-    statistics = calibrate(loaded, WINDOWS_NT, Magnitude(), batch_size=4)
+    statistics = statistics_of(loaded, WINDOWS_NT, Magnitude(), batch_size=4)
     weight_view(loaded.model, loaded.units[4])[2, 2] = torch.inf
     grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.1)
     with pytest.raises(PruningError, match=rf"^{loaded.units[4].name}: the scores of a unit are not finite"):
-        LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
+        LevelStore(loaded, grid, Magnitude()).take(grid.units, statistics)

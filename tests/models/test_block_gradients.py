@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from calibrated import statistics_of
 
 from selfprune.errors import PruningError
 from selfprune.models.block_gradients import backward_blocks
@@ -14,8 +15,8 @@ from selfprune.models.loading import DType, ModelConfig, load_model
 from selfprune.models.units import stored_weight, weight_matrix, weight_view
 from selfprune.pruners.weights.obd import OBD
 from selfprune.pruners.weights.taylor import Taylor
-from selfprune.pruners.weights.weight_pruner import Scope
-from selfprune.pruning.calibration import calibrate, calibrate_blocks, prune_in_place
+from selfprune.pruning.calibration import calibrate_blocks
+from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))
 METHODS = pytest.mark.parametrize("method", [Taylor, OBD])
@@ -153,7 +154,7 @@ def test_experts_that_no_token_reaches_have_gradients_of_zero(family, changes, l
 def test_scores_come_from_the_gradients_of_single_windows(family, load_tiny):
     loaded = load_tiny(family)
     of_windows = [plain_gradients(loaded, window_NT) for window_NT in WINDOWS_NT.split(1)]
-    taylor, obd = (calibrate(loaded, WINDOWS_NT, pruner, batch_size=2) for pruner in (Taylor(), OBD()))
+    taylor, obd = (statistics_of(loaded, WINDOWS_NT, pruner, batch_size=2) for pruner in (Taylor(), OBD()))
     for unit in loaded.units:
         gradient_NOI = torch.stack([gradients[unit.name] for gradients in of_windows]).double()
         weight_OI = weight_view(loaded.model, unit)
@@ -178,23 +179,13 @@ def test_pruning_removes_exactly_what_the_dense_gradients_say(method, family, lo
     loaded, allocation = load_tiny(family), {}
     for i, unit in enumerate(loaded.units):
         allocation[unit.name] = (7, 0, unit.n_items, unit.n_items // 2, unit.n_items // 3)[i % 5]
-    statistics = calibrate(loaded, WINDOWS_NT, method(), batch_size=1)
+    statistics = statistics_of(loaded, WINDOWS_NT, method(), batch_size=1)
     dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in loaded.units}
     assert prune_in_place(loaded, WINDOWS_NT, method(), allocation, batch_size=2) == allocation
     for unit in loaded.units:
         mask_OI = method().prune(dense[unit.name], statistics[unit.name], allocation[unit.name]).kept
         assert torch.equal(weight_view(loaded.model, unit), dense[unit.name] * mask_OI)
         assert int((weight_view(loaded.model, unit) == 0).sum()) == allocation[unit.name]
-
-
-@METHODS
-@pytest.mark.parametrize("options", [{"scope": Scope.ROW}, {"pattern": "2:4"}], ids=["row", "2:4"])
-def test_groups_of_true_sequential_pruning_take_the_dense_gradients_too(method, options, load_tiny):
-    at_once, in_turns, pruner = load_tiny("llama"), load_tiny("llama"), method(**options)
-    prune_in_place(at_once, WINDOWS_NT, pruner, halves(at_once.units), batch_size=2)
-    prune_in_place(in_turns, WINDOWS_NT, pruner, halves(in_turns.units), batch_size=2, true_sequential=True)
-    for unit in at_once.units:
-        assert torch.equal(weight_view(at_once.model, unit), weight_view(in_turns.model, unit))
 
 
 @METHODS
@@ -208,7 +199,7 @@ def test_gradients_that_are_not_finite_name_the_unit(method, load_tiny):
 @METHODS
 def test_a_model_in_half_precision_has_its_gradients_summed_in_fp32(method, load_tiny):
     loaded, wide = load_tiny("llama", DType.BFLOAT16), load_tiny("llama")
-    ours, expected = (calibrate(model, WINDOWS_NT, method(), batch_size=1) for model in (loaded, wide))
+    ours, expected = (statistics_of(model, WINDOWS_NT, method(), batch_size=1) for model in (loaded, wide))
     for unit in loaded.units:
         assert ours[unit.name].mean().dtype is torch.float32
         difference_OI = ours[unit.name].mean() - expected[unit.name].mean()

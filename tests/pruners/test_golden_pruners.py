@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrated import statistics_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +23,7 @@ from selfprune.proposers.closed_forms.owl import OWL, OutlierRatio, outlier_rati
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
-from selfprune.pruning.calibration import calibrate, prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.statistics.input_squares import InputSquares
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -73,7 +74,7 @@ def test_inside_ties_the_groups_keep_as_many_and_the_rows_as_much(case, tensors)
     mask_OI = pruner.prune(weight_OI, statistics, int((~expected_OI).sum())).kept
     width = case["arguments"]["prune_m"]
     assert torch.equal(mask_OI.view(-1, width).sum(dim=1), expected_OI.view(-1, width).sum(dim=1))
-    metric_OI = wanda_metric(weight_OI, statistics).double()
+    metric_OI = wanda_metric(weight_OI, statistics.means()).double()
     torch.testing.assert_close((metric_OI * mask_OI).sum(dim=1), (metric_OI * expected_OI).sum(dim=1), rtol=1e-5, atol=0)
 
 
@@ -207,38 +208,30 @@ def test_a_model_pruned_block_by_block_equals_the_reference(case_id, batch_size,
     assert perplexity(loaded, tensors["gqa.eval_ids"]) == expected
 
 
-@pytest.mark.parametrize("case_id", ["model.sparsegpt.0.5", "model.sparsegpt.0.5.true_sequential"])
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_a_model_pruned_by_sparsegpt_equals_the_reference(case_id, batch_size, loaded, tensors):
-    case = BY_ID[case_id]
+def test_a_model_pruned_by_sparsegpt_equals_the_reference(batch_size, loaded, tensors):
+    case = BY_ID["model.sparsegpt.0.5"]
     tolerance, n_weights = case["tolerance"], sum(unit.n_weights for unit in loaded.units)
     allocation = {unit.name: unit.n_weights // 2 for unit in loaded.units}
-    pruner, in_turns = make_sparsegpt(case), case["arguments"]["true_sequential"]
-    removed = prune_in_place(
-        loaded, tensors["gqa.calib_ids"], pruner, allocation, batch_size=batch_size, true_sequential=in_turns
-    )
+    removed = prune_in_place(loaded, tensors["gqa.calib_ids"], make_sparsegpt(case), allocation, batch_size)
     assert sum(removed.values()) / n_weights == pytest.approx(case["expected_sparsity"], abs=1e-7)
 
-    n_wrong, kinds = 0, set()
+    n_wrong = 0
     for unit in loaded.units:
-        weight_OI, name = weight_view(loaded.model, unit), f"{case['id']}.{unit.name.removeprefix('model.')}"
-        kind = next(kind for kind in ("W_new", "mask") if f"{name}.{kind}" in tensors)
-        kinds.add(kind)
-        expected_OI = tensors[f"{name}.{kind}"]
+        weight_OI = weight_view(loaded.model, unit)
+        expected_OI = tensors[f"{case['id']}.{unit.name.removeprefix('model.')}.W_new"]
         agrees_OI = (weight_OI != 0) == (expected_OI != 0)
         n_wrong += int((~agrees_OI).sum())
-        if kind == "W_new":
-            largest, change_OI = expected_OI.abs().max(), weight_OI - expected_OI
-            assert change_OI[agrees_OI].abs().max() <= tolerance["W_new_atol_times_absmax_where_masks_agree"] * largest
-            assert change_OI.norm() <= tolerance["rel_frobenius_max"] * expected_OI.norm()
-    assert kinds == {"mask" if in_turns else "W_new"}
+        largest, change_OI = expected_OI.abs().max(), weight_OI - expected_OI
+        assert change_OI[agrees_OI].abs().max() <= tolerance["W_new_atol_times_absmax_where_masks_agree"] * largest
+        assert change_OI.norm() <= tolerance["rel_frobenius_max"] * expected_OI.norm()
     assert n_wrong <= tolerance["mask_mismatch_max_fraction"] * n_weights
     assert perplexity(loaded, tensors["gqa.eval_ids"]) == pytest.approx(case["expected_ppl"], rel=tolerance["ppl_rtol"])
 
 
 def test_the_statistics_of_the_first_block_equal_the_reference(loaded, tensors):
     case = BY_ID["model.wanda.0.5"]
-    statistics = calibrate(loaded, tensors["gqa.calib_ids"], Wanda(), batch_size=1)
+    statistics = statistics_of(loaded, tensors["gqa.calib_ids"], Wanda(), batch_size=1)
     for unit in loaded.units:
         if unit.block == 0:
             expected_I = tensors[f"{case['id']}.{unit.name.removeprefix('model.')}.scaler_row"]
@@ -248,8 +241,8 @@ def test_the_statistics_of_the_first_block_equal_the_reference(loaded, tensors):
 
 
 def outlier_ratios(loaded, windows_NT, threshold):
-    statistics = calibrate(loaded, windows_NT, Wanda(), batch_size=1)
-    metrics = {unit.name: wanda_metric(weight_view(loaded.model, unit), statistics[unit.name]) for unit in loaded.units}
+    statistics = statistics_of(loaded, windows_NT, Wanda(), batch_size=1)
+    metrics = {unit.name: wanda_metric(weight_view(loaded.model, unit), statistics[unit.name].means()) for unit in loaded.units}
     return {
         block: outlier_ratio([metrics[unit.name] for unit in loaded.units if unit.block == block], threshold)
         for block in range(len(loaded.blocks))

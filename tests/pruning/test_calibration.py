@@ -2,19 +2,17 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from calibrated import statistics_of
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from selfprune.errors import ModelError, PruningError
+from selfprune.errors import ModelError
 from selfprune.models.block_calls import first_tensor
 from selfprune.models.block_walk import walk_blocks
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.units import weight_view
-from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruners.weights.weight_pruner import Scope
-from selfprune.pruning.calibration import calibrate, prune_in_place
 
 MOES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 WINDOWS_NT = torch.randint(300, (7, 24), generator=torch.Generator().manual_seed(0))
@@ -57,14 +55,6 @@ def check_walk(loaded, batch_size):
     for expected, walked in zip(outputs_of_blocks(loaded, full_passes), outputs_of_blocks(loaded, walk), strict=True):
         # before it walks, it makes a full pass per batch shape
         torch.testing.assert_close(torch.cat(walked[-n_batches:]), torch.cat(expected), rtol=0, atol=1e-6)
-
-
-def levels_of_all_sorts(units):
-    return {unit.name: (7, 0, unit.n_items, unit.n_items // 2, unit.n_items // 3)[i % 5] for i, unit in enumerate(units)}
-
-
-def halves(units):
-    return {unit.name: unit.n_items // 2 for unit in units}
 
 
 def n_hooks(model):
@@ -119,7 +109,7 @@ def test_a_block_that_returns_no_hidden_states_is_refused():
 @pytest.mark.parametrize("batch_size", [3, 7])
 def test_input_squares_equal_those_of_plain_hooks(batch_size, family, load_tiny):
     loaded = load_tiny(family)
-    statistics = calibrate(loaded, WINDOWS_NT, Wanda(), batch_size)
+    statistics = statistics_of(loaded, WINDOWS_NT, Wanda(), batch_size)
     assert statistics.keys() == {unit.name for unit in loaded.units}
     seen = {}
     for name, module in loaded.model.named_modules():
@@ -135,7 +125,7 @@ def test_input_squares_equal_those_of_plain_hooks(batch_size, family, load_tiny)
 @pytest.mark.parametrize("moe", MOES)
 def test_input_squares_of_experts_equal_those_of_their_routed_tokens(moe, load_tiny):
     loaded = load_tiny(moe)
-    statistics = calibrate(loaded, WINDOWS_NT, Wanda(), batch_size=3)
+    statistics = statistics_of(loaded, WINDOWS_NT, Wanda(), batch_size=3)
     hidden, logits = [], []
     for block in loaded.blocks:
         block.mlp.experts.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
@@ -158,88 +148,9 @@ def test_input_squares_of_experts_equal_those_of_their_routed_tokens(moe, load_t
             torch.testing.assert_close(means_EI, torch.stack(expected).float(), rtol=1e-5, atol=1e-12)
 
 
-def test_experts_that_no_token_reaches_have_zeros_and_prune_exactly(load_tiny):
-    loaded = load_tiny("mixtral", num_local_experts=16)
-    windows_NT = WINDOWS_NT[:1, :3]  # three tokens with two experts each reach six of sixteen at most
-    statistics = calibrate(loaded, windows_NT, Wanda(), batch_size=1)
-    for unit in loaded.units:
-        if ".experts." in unit.name:
-            n_reached = int(statistics[unit.name].means().any(dim=1).sum())
-            assert 1 <= n_reached <= 6
-    allocation = halves(loaded.units)
-    assert prune_in_place(loaded, windows_NT, Wanda(), allocation, batch_size=1) == allocation
-    for unit in loaded.units:
-        assert (weight_view(loaded.model, unit) == 0).sum() == allocation[unit.name]
-
-
-def test_a_transposed_weight_is_pruned_within_its_outputs(load_tiny):
-    loaded = load_tiny("gpt2")
-    dense = {unit.name: loaded.model.get_submodule(unit.name).weight.clone() for unit in loaded.units}
-    first = [unit for unit in loaded.units if unit.block == 0]
-    statistics = calibrate(loaded, WINDOWS_NT, Wanda(), batch_size=4)
-    prune_in_place(loaded, WINDOWS_NT, Wanda(), halves(loaded.units), batch_size=4)
-    for unit in first:
-        weight_IO = loaded.model.get_submodule(unit.name).weight
-        score_IO = dense[unit.name].abs() * statistics[unit.name].means().sqrt().T
-        n_pruned = weight_IO.shape[0] // 2
-        for column in range(weight_IO.shape[1]):
-            lowest = set(score_IO[:, column].sort(stable=True).indices[:n_pruned].tolist())
-            assert set((weight_IO[:, column] == 0).nonzero().flatten().tolist()) == lowest
-
-
-@pytest.mark.parametrize("pruner", [Wanda(), Wanda(scope=Scope.MATRIX), Magnitude()], ids=["row", "matrix", "magnitude"])
-def test_pruning_removes_exactly_what_the_allocation_says(pruner, family, load_tiny):
-    loaded = load_tiny(family)
-    allocation = levels_of_all_sorts(loaded.units)
-    dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in loaded.units}
-    already = {name: int((weight_OI == 0).sum()) for name, weight_OI in dense.items()}
-    assert set(already.values()) == {0}
-    assert prune_in_place(loaded, WINDOWS_NT, pruner, allocation, batch_size=3) == allocation
-    for unit in loaded.units:
-        weight_OI = weight_view(loaded.model, unit)
-        assert int((weight_OI == 0).sum()) == allocation[unit.name], unit.name
-        assert torch.equal(weight_OI[weight_OI != 0], dense[unit.name][weight_OI != 0])
-
-
-def test_each_block_is_pruned_on_the_outputs_of_pruned_blocks(family, load_tiny):
-    loaded, pruned = load_tiny(family), load_tiny(family)
-    allocation = halves(loaded.units)
-    prune_in_place(pruned, WINDOWS_NT, Wanda(), allocation, batch_size=4)
-    on_dense = calibrate(loaded, WINDOWS_NT, Wanda(), batch_size=4)
-    for unit in loaded.units:
-        if unit.block == 0:
-            weight_view(loaded.model, unit).copy_(weight_view(pruned.model, unit))
-    on_pruned = calibrate(loaded, WINDOWS_NT, Wanda(), batch_size=4)
-    differs = []
-    for unit in loaded.units:
-        if unit.block == 1:
-            kept_OI, otherwise_OI = (
-                Wanda().prune(weight_view(loaded.model, unit), statistics[unit.name], allocation[unit.name]).kept
-                for statistics in (on_pruned, on_dense)
-            )
-            assert torch.equal(weight_view(pruned.model, unit) != 0, kept_OI)
-            differs.append(not torch.equal(kept_OI, otherwise_OI))
-    assert any(differs)
-
-
-def test_activations_that_are_not_finite_name_the_unit(load_tiny):
-    loaded = load_tiny("llama")
-    loaded.model.get_input_embeddings().weight[WINDOWS_NT[5, 5]] = torch.nan
-    with pytest.raises(PruningError, match=r"^model\.layers\.0\.self_attn\.q_proj: the scores of a unit are not finite"):
-        prune_in_place(loaded, WINDOWS_NT, Wanda(), halves(loaded.units), batch_size=4)
-    assert n_hooks(loaded.model) == 0
-
-
-def test_a_count_out_of_range_names_the_unit(load_tiny):
-    loaded = load_tiny("llama")
-    allocation = halves(loaded.units) | {loaded.units[9].name: 10**6}
-    with pytest.raises(PruningError, match=rf"^{loaded.units[9].name}: a unit of \d+ weights cannot lose 1000000"):
-        prune_in_place(loaded, WINDOWS_NT, Wanda(), allocation, batch_size=4)
-
-
 def test_calibration_leaves_the_model_as_it_was(family, load_tiny):
     loaded = load_tiny(family)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    calibrate(loaded, WINDOWS_NT, Wanda(), batch_size=4)
+    statistics_of(loaded, WINDOWS_NT, Wanda(), batch_size=4)
     assert n_hooks(loaded.model) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())

@@ -3,9 +3,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from calibrated import statistics_of
 
-from selfprune.allocations.allocation import LevelGrid
-from selfprune.levels.level_store import first_levels
+from selfprune.allocations.allocation import LevelGrid, project
+from selfprune.levels.built_levels import BuiltLevels, open_statistics
+from selfprune.levels.level_store import LevelStore
+from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.units import weight_view
 from selfprune.proposers.base import Measurement
@@ -20,9 +23,9 @@ from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
-from selfprune.pruning import measurements
+from selfprune.pruning import calibration
 from selfprune.pruning.calibration import calibrate, calibrate_blocks
-from selfprune.pruning.measurements import measure_blocks, needed_measurements
+from selfprune.pruning.measurements import Measurements, needed_measurements
 
 WINDOWS_NT = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
 PRUNERS = {"wanda": Wanda(), "magnitude": Magnitude(), "sparsegpt": SparseGPT(), "taylor": Taylor()}
@@ -54,13 +57,24 @@ class WeightsAlone(Shapes):
         return id(self)
 
 
+class Consuming(Wanda):
+    """Leaves nothing of its statistics when it prepares them."""
+
+    def prepare(self, statistics):
+        statistics.sums_GI.zero_()
+
+
 @pytest.fixture
 def load(tiny_model_folder):
     return lambda family="llama": load_model(ModelConfig(str(tiny_model_folder(family)), device="cpu"))
 
 
-def measure(*arguments):
-    return measure_blocks(*arguments, on_block=lambda units, statistics: None)
+def measure(loaded, pruner, needed):
+    """The measurements and the filled level store of a walk."""
+    measurements = Measurements(loaded, needed)
+    store = LevelStore(loaded, LevelGrid.with_constant_step(loaded.units, 0.01), pruner)
+    calibrate(loaded, WINDOWS_NT, pruner, 2, measurements, store)
+    return measurements.of_blocks, store
 
 
 @pytest.fixture
@@ -72,19 +86,19 @@ def walks(monkeypatch):
         walked.append(type(pruner).__name__)
         return calibrate_blocks(loaded, windows_NT, pruner, batch_size, coverage)
 
-    monkeypatch.setattr(measurements, "calibrate_blocks", spy)
+    monkeypatch.setattr(calibration, "calibrate_blocks", spy)
     return walked
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(pruner, load):
     loaded = load()
-    measured = measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2, ALL)
-    statistics = calibrate(loaded, WINDOWS_NT, Wanda(), 2)
+    measured, _ = measure(loaded, PRUNERS[pruner], ALL)
+    statistics = statistics_of(loaded, WINDOWS_NT, Wanda(), 2)
     assert list(measured) == ALL
     for block in range(2):
         units = [unit for unit in loaded.units if unit.block == block]
-        metrics = [wanda_metric(weight_view(loaded.model, unit), statistics[unit.name]) for unit in units]
+        metrics = [wanda_metric(weight_view(loaded.model, unit), statistics[unit.name].means()) for unit in units]
         assert measured[OutlierRatio(2.0)][block] == pytest.approx(outlier_ratio(metrics, 2.0), abs=2e-4)
         assert measured[OutlierRatio(5.0)][block] == pytest.approx(outlier_ratio(metrics, 5.0), abs=2e-4)
         median = torch.cat([metric.flatten() for metric in metrics]).median().item()
@@ -95,19 +109,27 @@ def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(prune
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
-def test_levels_noted_on_the_walk_are_those_of_the_pruners_own_order(pruner, load):
-    loaded, numbers = load(), {}
-    grid = LevelGrid.with_constant_step(loaded.units, 0.01)
-    method = PRUNERS[pruner]
-
-    def rank(units, statistics):
-        numbers.update(first_levels(loaded, grid, units, method, statistics))
-
-    measured = measure_blocks(loaded, WINDOWS_NT, method, 2, [], rank)
-    expected = first_levels(loaded, grid, grid.units, method, calibrate(loaded, WINDOWS_NT, method, 2))
+def test_levels_taken_on_the_walk_are_those_of_the_pruners_own_order(pruner, load):
+    loaded, method = load(), PRUNERS[pruner]
+    dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in loaded.units}
+    measured, store = measure(loaded, method, [])
     assert measured == {}
-    assert numbers.keys() == expected.keys()
-    assert all(torch.equal(numbers[name], expected[name]) for name in numbers)
+    statistics = statistics_of(loaded, WINDOWS_NT, method, 2)
+    halves = project(dict.fromkeys(dense, 0.5), store.grid, store.grid.n_weights() // 2)
+    store.load(halves)
+    for unit in loaded.units:
+        ranks_OI = method.ranks(dense[unit.name], statistics[unit.name])
+        assert torch.equal(weight_view(loaded.model, unit), dense[unit.name].where(ranks_OI >= halves[unit.name], 0))
+
+
+@pytest.mark.parametrize("method", [SparseGPT(), Consuming()], ids=lambda method: type(method).__name__)
+def test_the_measurements_are_taken_before_a_store_uses_the_statistics_up(method, load, tmp_path):
+    loaded = load()
+    grid, config = LevelGrid.with_constant_step(loaded.units, 0.05), LevelsConfig(LevelKind.BUILT)
+    statistics = open_statistics(loaded, grid, method, WINDOWS_NT, 2, config, tmp_path)
+    measurements, store = Measurements(loaded, ALL), BuiltLevels(loaded, grid, method, statistics, 0)
+    calibrate(loaded, WINDOWS_NT, method, 2, measurements, store)
+    assert measurements.of_blocks == measure(loaded, method, ALL)[0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +144,7 @@ def test_levels_noted_on_the_walk_are_those_of_the_pruners_own_order(pruner, loa
     ],
 )
 def test_the_blocks_are_walked_again_only_for_inputs_that_the_pruner_does_not_gather(pruner, needed, expected, load, walks):
-    measure(load(), WINDOWS_NT, PRUNERS[pruner], 2, needed)
+    measure(load(), PRUNERS[pruner], needed)
     assert walks == expected
 
 
@@ -130,7 +152,7 @@ def test_the_blocks_are_walked_again_only_for_inputs_that_the_pruner_does_not_ga
 def test_the_experts_of_a_unit_are_shown_one_by_one(pruner, load):
     loaded = load("mixtral")
     shapes, alone = Shapes(([], [])), WeightsAlone(([], []))
-    measure(loaded, WINDOWS_NT, PRUNERS[pruner], 2, [shapes, alone])
+    measure(loaded, PRUNERS[pruner], [shapes, alone])
     for block, (weights, metrics) in enumerate(zip(*shapes.seen, strict=True)):
         assert weights == metrics
         units = [unit for unit in loaded.units if unit.block == block]
@@ -138,17 +160,6 @@ def test_the_experts_of_a_unit_are_shown_one_by_one(pruner, load):
         assert (len(units), len(weights)) == (6, 12)
         assert sum(n_out * n_in for n_out, n_in in weights) == sum(unit.n_weights for unit in units)
     assert alone.seen == (shapes.seen[0], [[], []])
-
-
-def test_the_units_and_statistics_of_every_block_are_handed_on_once_and_only_the_pruners(load):
-    loaded, seen = load(), []
-
-    def note(units, statistics):
-        seen.append((units, set(statistics)))
-
-    measure_blocks(loaded, WINDOWS_NT, Magnitude(), 2, [MedianMetric()], note)
-    blocks = [[unit for unit in loaded.units if unit.block == block] for block in range(2)]
-    assert seen == [(units, {unit.name for unit in units}) for units in blocks]
 
 
 def test_each_measurement_is_needed_once_wherever_its_closed_form_stands():

@@ -39,7 +39,7 @@ from selfprune.exports.save import save_checkpoint
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.loading import load_model, max_positions
 from selfprune.models.units import list_units, weight_view
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs import one_shot
 
 SMALL = {"data.n_calibration": 6, "data.n_tokens_per_window": 16, "budget.sparsity": 0.5, "model.device": "cpu"}

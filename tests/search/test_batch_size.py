@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from calibrated import mask_levels
 
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.archive import Archive
@@ -9,7 +10,6 @@ from selfprune.errors import ConfigError
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.language_models.scripted import ScriptedLanguageModel
-from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units
 from selfprune.proposers.base import SearchSpace
@@ -18,7 +18,6 @@ from selfprune.proposers.searches.evolutionary import Evolutionary
 from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.pruners.weights.magnitude import Magnitude
-from selfprune.pruning.calibration import calibrate
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
@@ -38,10 +37,10 @@ def store(make_tiny_model):
     model = make_tiny_model("llama")
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    statistics = calibrate(loaded, torch.zeros(1, N_TOKENS, dtype=torch.long), Magnitude(), 1)
+    store = mask_levels(loaded, grid, torch.zeros(1, N_TOKENS, dtype=torch.long), Magnitude(), 1)
     # random logits are nearly flat; sharper ones make the candidates differ
     model.lm_head.weight.mul_(50)
-    return LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
+    return store
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrated import mask_levels
 
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.archive import Archive, read_archive
@@ -17,7 +18,6 @@ from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.language_models.base import Reply
 from selfprune.language_models.scripted import ScriptedLanguageModel
-from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units
 from selfprune.proposers.base import FixedProposals, ProposerConfig, SearchSpace
@@ -39,7 +39,6 @@ from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.proposers.searches.random import Random
 from selfprune.proposers.searches.surrogate import Surrogate
 from selfprune.pruners.weights.magnitude import Magnitude
-from selfprune.pruning.calibration import calibrate
 from selfprune.search.first_round import check_first_round
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import MAX_IDLE_ROUNDS, Search, run_search
@@ -64,8 +63,7 @@ def bench(make_tiny_model):
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    statistics = calibrate(loaded, windows_NT, Magnitude(), 4)
-    store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
+    store = mask_levels(loaded, grid, windows_NT, Magnitude(), 4)
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
     return store, WindowEvaluator({"score": KLDivergence()}, model, loaded.blocks, windows_NT, 1, 10**6)

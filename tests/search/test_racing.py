@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 import torch
+from calibrated import mask_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +18,9 @@ from selfprune.allocations.candidate import Proposal, State, best
 from selfprune.allocations.paired import paired_z
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units
 from selfprune.pruners.weights.magnitude import Magnitude
-from selfprune.pruning.calibration import calibrate
 from selfprune.search.ladder import Ladder
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer, block_versions, visiting_order
@@ -465,8 +464,7 @@ def make_bench(model, n_windows, *prefix_bytes):
     loaded = LoadedModel(model, None, list_units(model), find_blocks(model)[1], torch.device("cpu"))
     windows_NT = torch.randint(0, 300, (n_windows, N_TOKENS), generator=torch.Generator().manual_seed(0))
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    statistics = calibrate(loaded, windows_NT, Magnitude(), 4)
-    store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
+    store = mask_levels(loaded, grid, windows_NT, Magnitude(), 4)
     # Random logits are nearly flat; sharper ones make the candidates differ.
     model.lm_head.weight.mul_(50)
     metrics = {"score": KLDivergence()}

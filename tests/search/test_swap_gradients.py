@@ -7,18 +7,17 @@ import json
 
 import pytest
 import torch
+from calibrated import fill, mask_levels
 
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.levels.levels_config import LevelsConfig
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units, weight_view
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
-from selfprune.pruning.calibration import calibrate
 from selfprune.search.scoring import Scorer
 from selfprune.search.swap_gradients import FORWARD_PASSES, SwapGradients
 from selfprune.storage.journal import Journal
@@ -28,8 +27,7 @@ WINDOWS_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Genera
 
 
 def make_masks(loaded, grid):
-    statistics = calibrate(loaded, WINDOWS_NT, Magnitude(), 4)
-    return LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, Magnitude(), statistics))
+    return mask_levels(loaded, grid, WINDOWS_NT, Magnitude(), 4)
 
 
 def make_bench(model, make_store=make_masks):
@@ -124,10 +122,8 @@ def test_values_equal_central_differences_of_the_score(family, make_tiny_model, 
 
 def test_values_of_built_levels_count_the_weights_that_stay(make_tiny_model, tmp_path):
     def make_built(loaded, grid):
-        statistics = calibrate(loaded, WINDOWS_NT, SparseGPT(), 4)
         kept = open_statistics(loaded, grid, SparseGPT(), WINDOWS_NT, 4, LevelsConfig(), tmp_path)
-        kept.keep(statistics)
-        return BuiltLevels(loaded, grid, SparseGPT(), kept, memory_bytes=10**9)
+        return fill(BuiltLevels(loaded, grid, SparseGPT(), kept, memory_bytes=10**9), WINDOWS_NT, SparseGPT(), 4)
 
     store, evaluator = make_bench(make_tiny_model("llama").double(), make_built)
     oracle, grid = SwapGradients(Scorer(store, evaluator, Journal(tmp_path / "evaluations.jsonl"))), store.grid

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from calibrated import fill, mask_levels
 from omegaconf import OmegaConf
 
 from selfprune.allocations.allocation import LevelGrid
@@ -11,7 +12,6 @@ from selfprune.allocations.budget import Budget
 from selfprune.configs.config import PruneConfig
 from selfprune.data.data_config import DataConfig
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore, first_levels
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.placement import Placement
@@ -26,7 +26,7 @@ from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruners.weights.weight_pruner import Scope
-from selfprune.pruning.calibration import calibrate, prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.one_shot import prune_once
 from selfprune.statistics.coverage import Coverage
 
@@ -117,11 +117,9 @@ def test_a_search_compares_such_experts_by_their_smallest_weights_too(pruner, de
     unit = next(unit for unit in loaded.units if unit.name == GATE_UP)
     dense_OI = weight_view(loaded.model, unit)[:48].clone()
     level = grid.n_levels[GATE_UP] // 2 * grid.step[GATE_UP]
-    statistics = calibrate(loaded, WINDOWS_NT, pruner, 4)
-    masks = LevelStore(loaded, grid, first_levels(loaded, grid, loaded.units, pruner, statistics))
+    masks = mask_levels(loaded, grid, WINDOWS_NT, pruner, 4)
     kept = open_statistics(loaded, grid, pruner, WINDOWS_NT, 4, LevelsConfig(LevelKind.BUILT), tmp_path)
-    kept.keep(statistics)
-    for store in (masks, BuiltLevels(loaded, grid, pruner, kept, memory_bytes=10**8)):
+    for store in (masks, fill(BuiltLevels(loaded, grid, pruner, kept, memory_bytes=10**8), WINDOWS_NT, pruner, 4)):
         pruned_OI = store.weight_at(unit, level)[:48]
         n_gone = int((pruned_OI == 0).sum())
         # over the whole matrix masks compete by scores, which are squares for SparseGPT and magnitudes for the unseen expert

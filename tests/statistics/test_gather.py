@@ -5,6 +5,7 @@ Shape suffixes: N sequences, T tokens, O out, I in, E experts, K tokens.
 
 import pytest
 import torch
+from calibrated import statistics_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,7 +15,6 @@ from selfprune.models.loading import ModelConfig, load_model
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruning.calibration import calibrate
 from selfprune.statistics.gather import gather
 from selfprune.statistics.input_gram import InputGram
 
@@ -93,7 +93,7 @@ def test_shared_statistics_equal_those_of_each_unit_alone(family, load_tiny):
 
 def test_gram_matrices_equal_those_of_plain_hooks(family, load_tiny):
     loaded, seen = load_tiny(family), {}
-    statistics = calibrate(loaded, WINDOWS_NT, SparseGPT(), batch_size=2)
+    statistics = statistics_of(loaded, WINDOWS_NT, SparseGPT(), batch_size=2)
     for name, module in loaded.model.named_modules():
         if name in statistics and isinstance(module, nn.Linear | Conv1D):
             module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].clone()}))
@@ -247,7 +247,7 @@ def test_experts_that_hide_their_inputs_are_refused():
 
 
 def test_wanda_gives_shared_units_one_statistic_too(load_tiny):
-    statistics = calibrate(load_tiny("llama"), WINDOWS_NT, Wanda(), batch_size=2)
+    statistics = statistics_of(load_tiny("llama"), WINDOWS_NT, Wanda(), batch_size=2)
     assert len({id(gathered) for gathered in statistics.values()}) == 8
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from selfprune.levels.levels_config import LevelsConfig
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
+from selfprune.statistics.base import Statistics
 from selfprune.statistics.kept import KeptStatistics
 from selfprune.storage.disk import folder_bytes, free_bytes
 from selfprune.storage.tensor_cache import TensorCache, file_bytes
@@ -45,14 +46,14 @@ class BuiltLevels(LevelStore):
         loaded: the dense model.
         grid: units and their levels.
         pruner: makes the levels.
-        statistics: of every unit, gathered on the dense model; levels are kept in their cache.
+        statistics: still empty; levels are kept in their cache.
         memory_bytes: bound on the levels that are also kept in memory.
 
     Example:
         >>> statistics = open_statistics(loaded, grid, pruner, windows_NT, batch_size, LevelsConfig(LevelKind.BUILT), folder)
-        >>> for _, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
-        ...     statistics.keep(gathered)
         >>> store = BuiltLevels(loaded, grid, pruner, statistics, memory_bytes=10**9)
+        >>> for units, gathered in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        ...     store.take(units, gathered)
         >>> store.load(allocation)
 
     Attributes:
@@ -67,10 +68,21 @@ class BuiltLevels(LevelStore):
         statistics: KeptStatistics,
         memory_bytes: int,
     ) -> None:
-        super().__init__(loaded, grid, first_levels={})
+        super().__init__(loaded, grid, pruner)
         self.n_built = 0
-        self._pruner, self._statistics, self._cache = pruner, statistics, statistics.cache
+        self._statistics, self._cache = statistics, statistics.cache
         self._recent = _RecentTensors(memory_bytes)
+
+    def take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
+        """As for masks, but the statistics are kept, prepared by the pruner in place.
+
+        Raises:
+            ConfigError: when neither memory nor disk may hold them.
+            PruningError: when they are not finite; the message names the unit.
+            SelfpruneError: when the disk is full.
+        """
+        self._copy_dense(units)
+        self._statistics.keep(statistics)
 
     def weight_at(self, unit: Unit, level: int) -> Tensor:
         """What the pruner makes of a unit's dense weight at a level [O, I], from memory, disk or anew. Not to be changed.

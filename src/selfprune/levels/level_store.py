@@ -27,10 +27,12 @@ class LevelStore:
     Args:
         loaded: the dense model.
         grid: units and their levels.
-        first_levels: unit name -> numbers of levels [O, I], from `first_levels`.
+        pruner: in whose order the weights go.
 
     Example:
-        >>> store = LevelStore(loaded, grid, first_levels(loaded, grid, grid.units, pruner, statistics))
+        >>> store = LevelStore(loaded, grid, pruner)
+        >>> for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        ...     store.take(units, statistics)
         >>> store.load(allocation)      # the model now is pruned so
         >>> store.restore()             # and dense again
 
@@ -40,12 +42,26 @@ class LevelStore:
         allocation: what the model holds now.
     """
 
-    def __init__(self, loaded: LoadedModel, grid: LevelGrid, first_levels: dict[str, Tensor]) -> None:
+    def __init__(self, loaded: LoadedModel, grid: LevelGrid, pruner: Pruner) -> None:
         self.loaded = loaded
         self.grid = grid
         self.allocation: Allocation = {unit.name: 0 for unit in grid.units}
-        self._first_levels = first_levels
-        self._dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in grid.units}
+        self._pruner = pruner
+        self._dense: dict[str, Tensor] = {}
+        self._first_levels: dict[str, Tensor] = {}
+
+    def take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
+        """Learns what the levels of units are made of, once for each, while the model is dense.
+
+        Args:
+            units: some of the grid's.
+            statistics: unit name -> complete statistics of the dense model; what is left of them may be something else.
+
+        Raises:
+            PruningError: when a unit's scores are not finite; the message names the unit.
+        """
+        self._copy_dense(units)
+        self._first_levels |= first_levels(self.loaded, self.grid, units, self._pruner, statistics)
 
     @torch.no_grad()
     def load(self, allocation: Allocation) -> list[str]:
@@ -96,6 +112,9 @@ class LevelStore:
             unit: its name.
         """
         return self._dense[unit]
+
+    def _copy_dense(self, units: Sequence[Unit]) -> None:
+        self._dense |= {unit.name: weight_view(self.loaded.model, unit).clone() for unit in units}
 
     def _number(self, unit: Unit, level: int) -> int:
         """Steps from dense to a level."""

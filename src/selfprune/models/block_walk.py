@@ -3,7 +3,7 @@
 Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary, K tokens that are predicted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +25,24 @@ class BlockVisit:
 
     Attributes:
         index: position of the block.
+        block: the block.
         units: its units.
-        forward: runs the block on all inputs; the last run's outputs feed the next block.
+        inputs: per batch the hidden states [N, T, D] that reach it.
+        calls: what it takes besides, by the number of windows in a batch.
         hidden: per batch the hidden states [N, T, D] that the last run gave, or the inputs before the first.
     """
 
     index: int
+    block: nn.Module
     units: list[Unit]
-    forward: Callable[[], None]
+    inputs: list[Tensor]
+    calls: dict[int, Entry]
     hidden: list[Tensor]
+
+    def forward(self) -> None:
+        """Runs the block on all inputs; the last run's outputs feed the next block."""
+        for i, hidden_NTD in enumerate(self.inputs):
+            self.hidden[i] = self.calls[len(hidden_NTD)].run(self.index, self.block, hidden_NTD)
 
 
 def windows_per_pass(n_tokens_per_window: int) -> int:
@@ -72,16 +81,12 @@ def walk_blocks(
         current.append(entry.hidden_NTD if hidden is None else hidden[i].to(loaded.device))
 
     for index, block in list(enumerate(loaded.blocks))[start:]:
+        units = [unit for unit in loaded.units if unit.block == index]
         # lists are filled anew, so that no block's inputs outlive its visit
-        outputs = list(current)
-
-        def forward(index: int = index, inputs: list[Tensor] = current, outputs: list[Tensor] = outputs) -> None:
-            for i, hidden_NTD in enumerate(inputs):
-                outputs[i] = entries[len(hidden_NTD)].run(index, loaded.blocks[index], hidden_NTD)
-
+        visit = BlockVisit(index, block, units, current, entries, hidden=list(current))
         with resident(block):
-            yield BlockVisit(index, [unit for unit in loaded.units if unit.block == index], forward, outputs)
-        current = outputs
+            yield visit
+        current = visit.hidden
 
 
 @torch.no_grad()

@@ -1,10 +1,9 @@
-"""What closed forms need to know about the blocks, measured in the walk that calibrates the pruner.
+"""What closed forms need to know about the blocks of the dense model.
 
-Shape suffixes: N sequences, T tokens, O out, I in.
+Shape suffixes: O out, I in.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,14 +11,8 @@ from selfprune.allocations.allocation import Unit
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.proposers.base import Measurement, ProposerConfig
-from selfprune.pruners.base import Pruner
-from selfprune.pruners.weights.wanda import Wanda, wanda_metric
-from selfprune.pruning.calibration import calibrate_blocks
+from selfprune.pruners.weights.wanda import wanda_metric
 from selfprune.statistics.base import Statistics
-from selfprune.statistics.coverage import Coverage
-
-Measured = dict[Measurement, dict[int, float]]
-"""Measurement -> block -> number."""
 
 
 def needed_measurements(proposers: Iterable[ProposerConfig]) -> list[Measurement]:
@@ -27,51 +20,59 @@ def needed_measurements(proposers: Iterable[ProposerConfig]) -> list[Measurement
     return list(dict.fromkeys(measurement for proposer in proposers for measurement in proposer.measurements()))
 
 
-def measure_blocks(
-    loaded: LoadedModel,
-    windows_NT: Tensor,
-    pruner: Pruner,
-    batch_size: int,
-    measurements: Iterable[Measurement],
-    on_block: Callable[[list[Unit], dict[str, Statistics]], None],
-    coverage: Coverage | None = None,
-) -> Measured:
-    """The measurements of the model as it stands, in one walk over its blocks with the pruner's statistics.
-
-    One block's statistics are held at a time. The blocks are walked a second time only for measurements that look at inputs
-    which the pruner does not gather.
+class Measurements:
+    """Numbers of the blocks, measured as their statistics come.
 
     Args:
         loaded: the dense model.
-        windows_NT: calibration windows.
-        pruner: whose statistics are gathered.
-        batch_size: windows per forward pass.
-        measurements: what is measured.
-        on_block: called with every block's units and their statistics by name, before these are forgotten.
-        coverage: counts the tokens that reach each unit.
+        needed: what is measured.
+
+    Example:
+        >>> measurements = Measurements(loaded, needed_measurements([OWL()]))
+        >>> for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
+        ...     measurements.take(units, statistics)
+        >>> measurements.of_blocks
+
+    Attributes:
+        of_blocks: measurement -> block -> number.
     """
-    measured: Measured = {measurement: {} for measurement in measurements}
-    for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size, coverage):
-        on_block(units, statistics)
-        has_means = all(hasattr(gathered, "means") for gathered in statistics.values())
-        _measure(loaded, units, statistics, {m: measured[m] for m in measured if has_means or not m.needs_inputs})
-    left = {measurement: of_blocks for measurement, of_blocks in measured.items() if not of_blocks}
-    if left:
-        for units, statistics in calibrate_blocks(loaded, windows_NT, Wanda(), batch_size):
-            _measure(loaded, units, statistics, left)
-    return measured
 
+    def __init__(self, loaded: LoadedModel, needed: Iterable[Measurement]) -> None:
+        self.of_blocks: dict[Measurement, dict[int, float]] = {measurement: {} for measurement in needed}
+        self._loaded = loaded
 
-def _measure(
-    loaded: LoadedModel, units: list[Unit], statistics: Mapping[str, Any], measured: Mapping[Measurement, dict[int, float]]
-) -> None:
-    """Adds the numbers of one block to `measured`."""
-    weights: list[Tensor] = []
-    metrics: list[Tensor] = []
-    for unit in units if measured else []:
-        weight_OI, n_groups = weight_view(loaded.model, unit), n_row_groups(loaded.model, unit)
-        weights += weight_OI.chunk(n_groups)
-        if any(measurement.needs_inputs for measurement in measured):
-            metrics += wanda_metric(weight_OI, statistics[unit.name]).chunk(n_groups)
-    for measurement, of_blocks in measured.items():
-        of_blocks[units[0].block] = measurement.of_block(weights, metrics if measurement.needs_inputs else [])
+    @property
+    def are_complete(self) -> bool:
+        """Whether every measurement was taken, after all blocks came: the statistics may have lacked the means of the inputs."""
+        return all(self.of_blocks.values())
+
+    def take(self, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> None:
+        """Measures what was not measured of a block yet, as far as its statistics tell.
+
+        Args:
+            units: of one block, all of them.
+            statistics: unit name -> complete statistics.
+        """
+        block = units[0].block
+        left = [measurement for measurement, of_blocks in self.of_blocks.items() if block not in of_blocks]
+        weights = [matrix_OI for unit in units for matrix_OI in self._matrices(unit)] if left else []
+        metrics = self._metrics(units, statistics) if any(measurement.needs_inputs for measurement in left) else []
+        for measurement in left:
+            if not measurement.needs_inputs:
+                self.of_blocks[measurement][block] = measurement.of_block(weights, [])
+            elif metrics is not None:
+                self.of_blocks[measurement][block] = measurement.of_block(weights, metrics)
+
+    def _metrics(self, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> list[Tensor] | None:
+        """The Wanda metrics of a block, one matrix [O, I] per Linear and expert; None where the inputs are not known."""
+        metrics: list[Tensor] = []
+        for unit in units:
+            means_GI = statistics[unit.name].means()
+            if means_GI is None:
+                return None
+            metrics += wanda_metric(weight_view(self._loaded.model, unit), means_GI).chunk(len(means_GI))
+        return metrics
+
+    def _matrices(self, unit: Unit) -> tuple[Tensor, ...]:
+        """The matrix [O, I] of a Linear, or those of fused experts."""
+        return weight_view(self._loaded.model, unit).chunk(n_row_groups(self._loaded.model, unit))

@@ -25,7 +25,7 @@ from selfprune.models.loading import LoadedModel, load_model, max_positions, pre
 from selfprune.models.placement import Placement
 from selfprune.models.units import n_parameters, weight_view
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.reports.resources import LIBRARY_BYTES, Resources
 from selfprune.runs.display import Display
 from selfprune.statistics.coverage import Coverage

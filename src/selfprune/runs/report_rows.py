@@ -16,7 +16,7 @@ from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import holds_checkpoint, save_checkpoint
 from selfprune.models.block_walk import windows_per_pass
-from selfprune.pruning.calibration import prune_in_place
+from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.workbench import Workbench
 from selfprune.statistics.coverage import Coverage
 from selfprune.storage.recorded_files import Metrics, Score

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
+from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.budget import Measure
 from selfprune.allocations.objective import Aspects
@@ -22,24 +22,23 @@ from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore, first_levels
+from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
 from selfprune.models.units import n_parameters, token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
-from selfprune.proposers.base import Measurement, SearchSpace
-from selfprune.pruning.measurements import measure_blocks, needed_measurements
+from selfprune.proposers.base import ProposerConfig, SearchSpace
+from selfprune.pruning.calibration import calibrate
+from selfprune.pruning.measurements import Measurements, needed_measurements
 from selfprune.runs.display import Display
 from selfprune.runs.forecast import run_seconds
 from selfprune.runs.run_preflight import check_generation
 from selfprune.search.first_round import check_first_round
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
-from selfprune.statistics.base import Statistics
 from selfprune.statistics.coverage import Coverage
-from selfprune.statistics.kept import KeptStatistics
 from selfprune.storage.journal import Journal, NothingElse
 from selfprune.timing.unit_seconds import check_latency_table
 
@@ -110,11 +109,13 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         _check_first_rounds(config, len(grid.units))
         splits = _draw_splits(config, loaded, harness, kinds)
-        kept = _open_statistics(config, loaded, grid, splits, folder)
+        store = _open_store(config, loaded, grid, splits.calibration_NT, folder)
         journal.once({"splits": splits.hashes}, dict, NothingElse)
         coverage = Coverage(loaded)
     with display.stage("calibrating"):
-        store, measured = _open_store(config, loaded, grid, splits, kept, coverage)
+        n_at_once = windows_per_pass(splits.calibration_NT.shape[1])
+        measurements = Measurements(loaded, needed_measurements(_proposers(config)))
+        calibrate(loaded, splits.calibration_NT, config.pruner, n_at_once, measurements, store, coverage)
         evaluator = _make_evaluator(config, loaded, splits)
     _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
     with display.stage("timing the pruner"):
@@ -133,7 +134,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         store,
         scorer,
         Aspects(kinds, _seconds(config, store.grid)),
-        SearchSpace(store.grid, target.n_weights, sensitivities, measured, target=target),
+        SearchSpace(store.grid, target.n_weights, sensitivities, measurements.of_blocks, target=target),
         harness,
         journal,
         Archive(folder / "archive.jsonl"),
@@ -167,36 +168,19 @@ def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds
     return splits
 
 
-def _open_statistics(
-    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, folder: Path
-) -> KeptStatistics | None:
-    """Where built levels and what they are built from will lie; None for masks."""
+def _open_store(config: RunConfig, loaded: LoadedModel, grid: LevelGrid, windows_NT: Tensor, folder: Path) -> LevelStore:
+    """The level store, still empty."""
     levels = config.search.levels
     if config.level_kind is LevelKind.MASKS:
-        return None
-    windows_NT = splits.calibration_NT
-    return open_statistics(loaded, grid, config.pruner, windows_NT, windows_per_pass(windows_NT.shape[1]), levels, folder)
-
-
-def _open_store(
-    config: RunConfig, loaded: LoadedModel, grid: LevelGrid, splits: Splits, kept: KeptStatistics | None, coverage: Coverage
-) -> tuple[LevelStore, dict[Measurement, dict[int, float]]]:
-    """The level store, and what the closed forms of the run need measured; one walk over the blocks serves both."""
-    needed = needed_measurements([config.proposer, *config.yardsticks.values(), *config.controls.values()])
-    windows_NT = splits.calibration_NT
+        return LevelStore(loaded, grid, config.pruner)
     n_at_once = windows_per_pass(windows_NT.shape[1])
-    measure = partial(measure_blocks, loaded, windows_NT, config.pruner, n_at_once, needed, coverage=coverage)
-    if kept is None:
-        numbers: dict[str, Tensor] = {}
+    statistics = open_statistics(loaded, grid, config.pruner, windows_NT, n_at_once, levels, folder)
+    return BuiltLevels(loaded, grid, config.pruner, statistics, int(levels.memory_gb * 1e9))
 
-        def note(units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
-            numbers.update(first_levels(loaded, grid, units, config.pruner, statistics))
 
-        measured = measure(note)
-        return LevelStore(loaded, grid, numbers), measured
-
-    measured = measure(lambda _, statistics: kept.keep(statistics))
-    return BuiltLevels(loaded, grid, config.pruner, kept, int(config.search.levels.memory_gb * 1e9)), measured
+def _proposers(config: RunConfig) -> list[ProposerConfig]:
+    """All that propose in a run."""
+    return [config.proposer, *config.yardsticks.values(), *config.controls.values()]
 
 
 def _make_evaluator(config: RunConfig, loaded: LoadedModel, splits: Splits) -> WindowEvaluator:

@@ -26,20 +26,16 @@ class Statistics(Protocol):
         """True for the groups of output rows [G] of which nothing is known: no input other than zero, or no gradient, came."""
         ...
 
+    def means(self) -> Tensor | None:
+        """s_j = (1/N) Σ_tokens x_j² [G, I]; None where the inputs are not gathered."""
+        ...
+
     def tensors(self) -> list[Tensor]:
         """All tensors that it holds, some of them empty, perhaps."""
         ...
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Statistics":
         """A copy that holds these tensors, in the order of `tensors`, in place of its own."""
-        ...
-
-
-class HasMeans(Protocol):
-    """Statistics that know the mean squares of the inputs, whatever else they know."""
-
-    def means(self) -> Tensor:
-        """s_j = (1/N) Σ_tokens x_j² [G, I]."""
         ...
 
 
@@ -52,6 +48,9 @@ class NoStatistics:
     def unseen(self) -> Tensor:
         """Nothing had to be seen [1]."""
         return torch.zeros(1, dtype=torch.bool)
+
+    def means(self) -> None:
+        """No inputs were gathered."""
 
     def tensors(self) -> list[Tensor]:
         """None."""

@@ -40,6 +40,9 @@ class WeightGradients:
         """True where every gradient was zero [G]."""
         return ~self._sums_OI.reshape(self.n_row_groups, -1).any(dim=1)
 
+    def means(self) -> None:
+        """Gradients came in place of inputs."""
+
     def tensors(self) -> list[Tensor]:
         """The sums."""
         return [self._sums_OI]

@@ -58,7 +58,7 @@ class DSnoT(WeightPruner):
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """Wanda's |W| · sqrt(s) [O, I], which orders the weights before any swap."""
         assert isinstance(statistics, InputMoments)
-        return wanda_metric(weight_OI, statistics)
+        return wanda_metric(weight_OI, statistics.means())
 
     def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Wanda's mask at `n_pruned`, then the swaps."""

@@ -98,7 +98,7 @@ class ScaledLayerPruner(WeightPruner):
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The scaled magnitude |W| · ‖x‖ [O, I], with which the search for a mask starts."""
         assert isinstance(statistics, InputGram)
-        return wanda_metric(weight_OI, statistics)
+        return wanda_metric(weight_OI, statistics.means())
 
     def prune_seen(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes `n_pruned` weights and updates the others; groups of rows lose equal shares, the first of them the rest.

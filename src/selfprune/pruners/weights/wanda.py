@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from selfprune.pruners.weights.weight_pruner import ScorePruner
-from selfprune.statistics.base import HasMeans, Statistics
+from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_squares import InputSquares
 
 
@@ -23,12 +23,12 @@ class Wanda(ScorePruner):
     def scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """M = |W| · sqrt(s) [O, I] (eq. 1)."""
         assert isinstance(statistics, InputSquares)
-        return wanda_metric(weight_OI, statistics)
+        return wanda_metric(weight_OI, statistics.means())
 
 
-def wanda_metric(weight_OI: Tensor, statistics: HasMeans) -> Tensor:
-    """|W| · sqrt(s) in fp32 [O, I], each group of rows with the inputs that it sees."""
-    norms_GI = statistics.means().sqrt().to(weight_OI.device)
+def wanda_metric(weight_OI: Tensor, means_GI: Tensor) -> Tensor:
+    """|W| · sqrt(s) in fp32 [O, I], each group of rows with the mean squares s of the inputs that it sees."""
+    norms_GI = means_GI.sqrt().to(weight_OI.device)
     n_groups, n_in = norms_GI.shape
     magnitudes_OI = weight_OI.float().abs()
     return magnitudes_OI.reshape(n_groups, -1, n_in).mul_(norms_GI[:, None, :]).reshape(weight_OI.shape)

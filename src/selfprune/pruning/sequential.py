@@ -1,0 +1,85 @@
+"""Prunes a model for good, block by block, each on the outputs of the pruned blocks before it.
+
+Shape suffixes: N sequences, T tokens, O out, I in.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.errors import naming
+from selfprune.exports.block_writer import Shards
+from selfprune.models.block_walk import walk_blocks
+from selfprune.models.loading import LoadedModel
+from selfprune.models.units import weight_view
+from selfprune.pruners.base import Pruner
+from selfprune.pruning.calibration import gather_gradients, statistics_maker
+from selfprune.statistics.base import Statistics
+from selfprune.statistics.coverage import Coverage
+from selfprune.statistics.gather import gather
+
+
+@torch.no_grad()
+def prune_in_place(
+    loaded: LoadedModel,
+    windows_NT: Tensor,
+    pruner: Pruner,
+    allocation: Allocation,
+    batch_size: int,
+    shards: Shards | None = None,
+    on_block: Callable[[int], None] = lambda n_done: None,
+    coverage: Coverage | None = None,
+) -> dict[str, int]:
+    """Prunes block by block, each on the outputs of the pruned blocks before it.
+
+    A pruner that needs gradients takes those of the dense model.
+
+    Args:
+        loaded: the dense model; its weights are changed, where they are not on disk.
+        windows_NT: calibration windows.
+        pruner: decides which weights go.
+        allocation: unit name -> items to remove.
+        batch_size: windows per forward pass.
+        shards: where every block is saved as soon as it is pruned; a walk that was broken off goes on from there.
+        on_block: called with the number of blocks that are done.
+        coverage: counts the tokens that reach each unit.
+
+    Returns:
+        unit name -> items removed, equal to the allocation.
+
+    Raises:
+        PruningError: when a unit cannot be pruned; the message names it.
+    """
+    coverage = coverage or Coverage(loaded)
+    gradients = gather_gradients(loaded, windows_NT, pruner, coverage) if pruner.needs_gradients else None
+    make = statistics_maker(loaded, pruner, len(windows_NT))
+    if shards:
+        shards.check_begun(loaded, torch.split(windows_NT, batch_size))
+    removed, n_tokens_of, start, hidden = shards.resume() if shards else ({}, {}, 0, None)
+    coverage.n_tokens_of |= n_tokens_of
+    for visit in walk_blocks(loaded, windows_NT, batch_size, start, hidden):
+        if gradients is None:
+            with gather(loaded.model, visit.units, make, coverage.add) as statistics:
+                visit.forward()
+        else:
+            statistics = {unit.name: gradients.pop(unit.name) for unit in visit.units}
+        for unit in visit.units:
+            removed[unit.name] = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
+        visit.forward()
+        if shards:
+            reached = {name: coverage.n_tokens_of[name] for name in removed}
+            shards.save_block(loaded, visit.index, removed, reached, visit.hidden)
+        on_block(visit.index + 1)
+    return removed
+
+
+def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statistics: Statistics, n_pruned: int) -> int:
+    weight_OI = weight_view(loaded.model, unit)
+    with naming(unit.name):
+        pruned = pruner.prune(weight_OI, statistics, n_pruned)
+    if pruned.weight_OI is not None:
+        weight_OI.copy_(pruned.weight_OI)
+    weight_OI.masked_fill_(~pruned.kept, 0)
+    return pruned.n_removed
