@@ -33,7 +33,7 @@ from selfprune.proposers.prompted.moves import MAX_MOVES, Move
 from selfprune.proposers.prompted.operators import Outlook
 from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.unit_view import UnitView, Worth
-from selfprune.runs.workbench import Workbench, prepare
+from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
 
@@ -52,12 +52,12 @@ class Teacher:
     """Answers prompts by measurements that the prompt does not show.
 
     Args:
-        bench: the model and its levels.
+        prepared: the model and its levels.
         seed: of what it draws.
     """
 
-    def __init__(self, bench: Workbench, seed: int) -> None:
-        self.bench, self.space = bench, bench.space
+    def __init__(self, prepared: PreparedRun, seed: int) -> None:
+        self.prepared, self.space = prepared, prepared.space
         self.view = UnitView(self.space)
         self.rng = random.Random(seed)
         self._n_candidates = 0
@@ -90,12 +90,12 @@ class Teacher:
 
     def _searched(self) -> list[Candidate]:
         """The incumbents of a short search by gradients."""
-        bench = self.bench
-        config = replace(bench.config.search, max_tokens=300 * bench.scorer.n_tokens_per_window)
-        racer = Racer("main", bench.scorer, config.ladder, bench.config.seed, bench.aspects)
+        prepared = self.prepared
+        config = replace(prepared.config.search, max_tokens=300 * prepared.scorer.n_tokens_per_window)
+        racer = Racer("main", prepared.scorer, config.ladder, prepared.config.seed, prepared.aspects)
         uniform = Proposal(self.space.uniform(), "uniform")
-        archive = Archive(bench.folder / "archive.jsonl")
-        run_search(Gradient().build(self.space, 0, bench.language_model), racer, archive, config, [uniform])
+        archive = Archive(prepared.folder / "archive.jsonl")
+        run_search(Gradient().build(self.space, 0, prepared.language_model), racer, archive, config, [uniform])
         return [c for c in archive.candidates if c.gain is not None and not c.is_champion_again]
 
     def _random_coefficients(self) -> Coefficients:
@@ -103,7 +103,7 @@ class Teacher:
         return Coefficients(by_kind[0], by_kind[1], self.rng.gauss(0, 10), self.rng.gauss(0, 10))
 
     def _scored(self, allocation: Allocation) -> Candidate:
-        scorer = self.bench.scorer
+        scorer = self.prepared.scorer
         windows = scorer.measure(allocation, range(8))["window_scores"]
         self._n_candidates += 1
         proposal = Proposal(allocation, "random")
@@ -187,8 +187,8 @@ def main() -> None:
             "~controls.random", "data.n_search=64", "search.batch_size=4",
         ]  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(conf_folder()), version_base=None):
-            bench = prepare(to_config(compose("config", overrides=overrides), RunConfig), Path(folder))
-            found = [{"setting": setting, **transcript} for transcript in Teacher(bench, seed).transcripts()]
+            prepared = prepare(to_config(compose("config", overrides=overrides), RunConfig), Path(folder))
+            found = [{"setting": setting, **transcript} for transcript in Teacher(prepared, seed).transcripts()]
         with arguments.output.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(transcript) + "\n" for transcript in found)
         logger.warning("%s: %d transcripts", setting, len(found))

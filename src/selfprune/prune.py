@@ -15,7 +15,7 @@ def _load() -> Callable[[Sequence[str]], int]:
 
     from selfprune.configs.command_line import HydraCommand
     from selfprune.configs.config import PruneConfig, to_config
-    from selfprune.runs.one_shot import prune_once
+    from selfprune.runs.prune_once import prune_once
 
     def work(composed: DictConfig, *_: object) -> None:
         prune_once(to_config(composed, PruneConfig), composed)

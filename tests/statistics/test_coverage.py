@@ -27,7 +27,7 @@ from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.sequential import prune_in_place
-from selfprune.runs.one_shot import prune_once
+from selfprune.runs.prune_once import prune_once
 from selfprune.statistics.coverage import Coverage
 
 WINDOWS_NT = torch.randint(300, (6, 24), generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from selfprune.allocations.candidate import Candidate
 from selfprune.reports.results import Contest
-from selfprune.runs.workbench import Workbench
+from selfprune.runs.preparation import PreparedRun
 from selfprune.search.finalists import judge
 from selfprune.storage.recorded_files import Score
 
@@ -18,25 +18,25 @@ class Answers(TypedDict):
     answers: dict[str, list[Score]]
 
 
-def hold_contest(bench: Workbench, finalists: list[Candidate]) -> Contest:
+def hold_contest(prepared: PreparedRun, finalists: list[Candidate]) -> Contest:
     """Who wins among the finalists, by `finalists.judge`; the first where there are no search tasks.
 
     Args:
-        bench: has model, levels and tasks.
+        prepared: has model, levels and tasks.
         finalists: the best search score first.
     """
-    names = bench.config.harness.search_tasks
+    names = prepared.config.harness.search_tasks
     if not names:
         return Contest(finalists, judge([{} for _ in finalists]))
     found = []
-    with bench.display.stage("finalists on lm-eval", total=len(finalists)) as update:
+    with prepared.display.stage("finalists on lm-eval", total=len(finalists)) as update:
         for i, finalist in enumerate(finalists):
             key = {"finalist": finalist.id, "documents": names}
-            found.append(bench.journal.once(key, partial(_answer, bench, finalist, names), Answers)["answers"])
+            found.append(prepared.journal.once(key, partial(_answer, prepared, finalist, names), Answers)["answers"])
             update(i + 1)
     return Contest(finalists, judge(found))
 
 
-def _answer(bench: Workbench, finalist: Candidate, names: list[str]) -> dict[str, Any]:
-    bench.store.load(finalist.allocation)
-    return {"answers": bench.harness.score_documents(bench.loaded.model, bench.loaded.tokenizer, names)}
+def _answer(prepared: PreparedRun, finalist: Candidate, names: list[str]) -> dict[str, Any]:
+    prepared.store.load(finalist.allocation)
+    return {"answers": prepared.harness.score_documents(prepared.loaded.model, prepared.loaded.tokenizer, names)}

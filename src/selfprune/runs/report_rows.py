@@ -17,7 +17,7 @@ from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import holds_checkpoint, save_checkpoint
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.pruning.sequential import prune_in_place
-from selfprune.runs.workbench import Workbench
+from selfprune.runs.preparation import PreparedRun
 from selfprune.statistics.coverage import Coverage
 from selfprune.storage.recorded_files import Metrics, Score
 
@@ -41,21 +41,21 @@ class Row:
 
 
 def reported_allocations(
-    bench: Workbench, yardsticks: dict[str, Proposal], leaders: dict[str, Candidate], winner: Candidate
+    prepared: PreparedRun, yardsticks: dict[str, Proposal], leaders: dict[str, Candidate], winner: Candidate
 ) -> dict[str, Allocation]:
     """Name of a row -> its allocation; the winner's comes last."""
-    allocations: dict[str, Allocation] = {"dense": dict.fromkeys(bench.store.allocation, 0)}
+    allocations: dict[str, Allocation] = {"dense": dict.fromkeys(prepared.store.allocation, 0)}
     allocations |= {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     return allocations | {name: leader.allocation for name, leader in leaders.items()} | {"winner": winner.allocation}
 
 
 def measure_rows(
-    bench: Workbench, allocations: dict[str, Allocation], before: dict[str, Row], is_repeated: bool = False
+    prepared: PreparedRun, allocations: dict[str, Allocation], before: dict[str, Row], is_repeated: bool = False
 ) -> dict[str, Row]:
     """Prunes afresh for every row, sequentially, and measures on the report split; the winner is saved on the way.
 
     Args:
-        bench: what is shared.
+        prepared: what is shared.
         allocations: name of a row -> its allocation.
         before: the rows of an earlier stage, which are not measured again where their allocation is the same.
         is_repeated: whether only what was recorded is read back.
@@ -63,29 +63,29 @@ def measure_rows(
     Returns:
         these rows and, of those that were not recorded, the ones before.
     """
-    bench.store.restore()
-    bench.scorer.evaluator.forward.clear()
-    loaded, config, folder = bench.loaded, bench.config, bench.folder / "model"
+    prepared.store.restore()
+    prepared.scorer.evaluator.forward.clear()
+    loaded, config, folder = prepared.loaded, prepared.config, prepared.folder / "model"
     metrics = {"kl": KLDivergence(), "nll": Perplexity()}
     checkpoint = PrunedCheckpoint(loaded, folder, by_block=False)
     for paragraph in checkpoint.left_out:
-        bench.display.warn(paragraph)
+        prepared.display.warn(paragraph)
     rows, saved = dict(before) if is_repeated else {}, list[str]()
-    with bench.display.stage("measuring on the report split", total=len(allocations)) as update:
-        report = WindowEvaluator(metrics, loaded.model, loaded.blocks, bench.splits.report_NT, config.search.batch_size)
+    with prepared.display.stage("measuring on the report split", total=len(allocations)) as update:
+        report = WindowEvaluator(metrics, loaded.model, loaded.blocks, prepared.splits.report_NT, config.search.batch_size)
 
         def prune_as(name: str, allocation: Allocation) -> list[str]:
-            bench.store.restore()
+            prepared.store.restore()
             coverage, doubts = Coverage(loaded), list[str]()
             if any(allocation.values()):
-                windows_NT = bench.splits.calibration_NT
+                windows_NT = prepared.splits.calibration_NT
                 n_at_once = windows_per_pass(windows_NT.shape[1])
                 prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, coverage=coverage)
             if name == "winner":
                 if not config.pruner.sees_weights_alone():
-                    coverage.warn(doubts.append, "the final pruning of the winner", bench.coverage)
+                    coverage.warn(doubts.append, "the final pruning of the winner", prepared.coverage)
                 # an older report would speak of another model
-                (bench.folder / "report.json").unlink(missing_ok=True)
+                (prepared.folder / "report.json").unlink(missing_ok=True)
                 save_checkpoint(checkpoint, folder)
                 saved.append(name)
             return doubts
@@ -94,33 +94,33 @@ def measure_rows(
             doubts = prune_as(name, allocation)
             scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
-            tasks = bench.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
+            tasks = prepared.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
             kl = {"kl": means["kl"], "window_kl": scores["kl"]}
             return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
 
-        with bench.journal.recalling() if is_repeated else nullcontext():
+        with prepared.journal.recalling() if is_repeated else nullcontext():
             for i, (name, allocation) in enumerate(allocations.items()):
                 if name in before and before[name].allocation == allocation:
                     rows[name] = before[name]
                 else:
-                    row = bench.journal.once({"row": name}, partial(measure, name, allocation), Measured)
+                    row = prepared.journal.once({"row": name}, partial(measure, name, allocation), Measured)
                     rows[name] = Row(allocation, row)
                 update(i + 1, name)
         is_reused = "winner" in before and rows["winner"] is before["winner"]
-        is_saved = saved or (holds_checkpoint(folder) and (not is_reused or (bench.folder / "report.json").exists()))
+        is_saved = saved or (holds_checkpoint(folder) and (not is_reused or (prepared.folder / "report.json").exists()))
         if not is_repeated and not is_saved:
             prune_as("winner", allocations["winner"])
     return rows
 
 
-def tell_rows(bench: Workbench, measured: dict[str, Row]) -> list[dict[str, Any]]:
+def tell_rows(prepared: PreparedRun, measured: dict[str, Row]) -> list[dict[str, Any]]:
     """The rows of the report, whose doubts are told."""
     rows = []
     for name, row in measured.items():
         for doubt in row.record.get("warnings", []):
-            bench.display.warn(doubt)
+            prepared.display.warn(doubt)
         record = {key: value for key, value in row.record.items() if key != "warnings"}
-        sparsity = bench.space.grid.sparsity(row.allocation)
-        saved = bench.space.target.share(row.allocation) if bench.space.target else sparsity
+        sparsity = prepared.space.grid.sparsity(row.allocation)
+        saved = prepared.space.target.share(row.allocation) if prepared.space.target else sparsity
         rows.append({"name": name, "sparsity": sparsity, "saved": saved, **record})
     return rows

@@ -20,11 +20,11 @@ from selfprune.reports.resources import Resources
 from selfprune.reports.results import Results
 from selfprune.runs.contest import hold_contest
 from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
+from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
 from selfprune.runs.run_folder import hold_run_folder, opened
 from selfprune.runs.run_preflight import preflight
 from selfprune.runs.searches import Searches
-from selfprune.runs.workbench import Workbench, prepare
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.disk import folder_bytes
 from selfprune.timing.machine import peak_memory_bytes
@@ -75,53 +75,56 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         the folder, now with `report.md`, `report.json` and `model/`.
     """
     began = time.monotonic()
-    bench = prepare(replace(config, search=stages[-1]), folder)
+    prepared = prepare(replace(config, search=stages[-1]), folder)
     yardsticks = {
-        name: form.build(bench.space, config.seed, bench.language_model).ask(1)[0] for name, form in config.yardsticks.items()
+        name: form.build(prepared.space, config.seed, prepared.language_model).ask(1)[0]
+        for name, form in config.yardsticks.items()
     }
-    searches = Searches(bench, list(yardsticks.values()) if config.search.race_yardsticks else [])
+    searches = Searches(prepared, list(yardsticks.values()) if config.search.race_yardsticks else [])
     measured: dict[str, Row] = {}
     # What was not measured of an earlier stage is measured of a later one instead.
     for limits in stages[:-1]:
-        measured = _repeat_stage(bench, searches, yardsticks, limits, measured)
+        measured = _repeat_stage(prepared, searches, yardsticks, limits, measured)
     main = searches.go_on("main", stages[-1])
     if not best(main):
         raise SelfpruneError(
             f"no candidate of the search was scored to the end, so there is no winner; the reasons stand in "
             f"{folder / 'archive.jsonl'}"
         )
-    contest = hold_contest(bench, best(main, config.search.n_finalists))
-    winner = _on_all_windows(bench, contest.winner)
+    contest = hold_contest(prepared, best(main, config.search.n_finalists))
+    winner = _on_all_windows(prepared, contest.winner)
     leaders = searches.run_controls(stages[-1])
     for name in [name for name in config.controls if name not in leaders]:
-        bench.display.warn(
+        prepared.display.warn(
             f"the control {name} scored no candidate to the end with the {searches.spent['main'].n_tokens:,} tokens that the "
             "main search spent, so it has no row in the report; raise search.max_tokens"
         )
     closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
-    measured = measure_rows(bench, reported_allocations(bench, yardsticks, leaders, winner), measured)
+    measured = measure_rows(prepared, reported_allocations(prepared, yardsticks, leaders, winner), measured)
     results = Results(
-        tell_rows(bench, measured),
-        bench.archive.candidates,
+        tell_rows(prepared, measured),
+        prepared.archive.candidates,
         winner,
         contest,
         config.budget.measure,
         config.budget.sparsity,
         closed,
         config.evaluator.title,
-        bench.space.grid,
+        prepared.space.grid,
         searches.spent,
-        bench.language_model,
-        bench.splits.hashes,
-        bench.loaded.tokenizer.convert_ids_to_tokens(list(bench.splits.start)),
+        prepared.language_model,
+        prepared.splits.hashes,
+        prepared.loaded.tokenizer.convert_ids_to_tokens(list(prepared.splits.start)),
         expected=replace(
-            expected, peak_memory_bytes=(expected.peak_memory_bytes or 0) + bench.n_cache_bytes, seconds=bench.expected_seconds
+            expected,
+            peak_memory_bytes=(expected.peak_memory_bytes or 0) + prepared.n_cache_bytes,
+            seconds=prepared.expected_seconds,
         ),
-        measured=Resources(peak_memory_bytes(bench.loaded.device), folder_bytes(folder), time.monotonic() - began),
-        calibration=bench.coverage.as_dict(),
-        warnings=bench.display.warnings,
+        measured=Resources(peak_memory_bytes(prepared.loaded.device), folder_bytes(folder), time.monotonic() - began),
+        calibration=prepared.coverage.as_dict(),
+        warnings=prepared.display.warnings,
     )
-    report = write_report(folder, results, bench.harness.describe(bench.loaded.tokenizer), extending_overrides(stages))
+    report = write_report(folder, results, prepared.harness.describe(prepared.loaded.tokenizer), extending_overrides(stages))
     if not config.search.levels.folder:
         shutil.rmtree(config.search.levels.path(folder), ignore_errors=True)
     print_table(report, folder)
@@ -129,27 +132,27 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
 
 
 def _repeat_stage(
-    bench: Workbench,
+    prepared: PreparedRun,
     searches: Searches,
     yardsticks: dict[str, Proposal],
     limits: SearchConfig,
     measured: dict[str, Row],
 ) -> dict[str, Row]:
     """Takes the searches to the limits of an earlier stage; the rows that were measured at its end, or else before it."""
-    winner, n_finalists = None, bench.config.search.n_finalists
+    winner, n_finalists = None, prepared.config.search.n_finalists
     main = searches.go_on("main", limits)
-    with bench.journal.recalling():
+    with prepared.journal.recalling():
         if finalists := best(main, n_finalists):
-            winner = _on_all_windows(bench, hold_contest(bench, finalists).winner)
+            winner = _on_all_windows(prepared, hold_contest(prepared, finalists).winner)
     leaders = searches.run_controls(limits) if main else {}
     if winner:
-        measured = measure_rows(bench, reported_allocations(bench, yardsticks, leaders, winner), measured, is_repeated=True)
+        measured = measure_rows(prepared, reported_allocations(prepared, yardsticks, leaders, winner), measured, is_repeated=True)
     return measured
 
 
-def _on_all_windows(bench: Workbench, winner: Candidate) -> Candidate:
+def _on_all_windows(prepared: PreparedRun, winner: Candidate) -> Candidate:
     """The winner with its score on all search windows, for the report; no search pays for it."""
-    if winner.n_windows == bench.scorer.n_windows:
+    if winner.n_windows == prepared.scorer.n_windows:
         return winner
-    scores = bench.scorer.score("winner", winner.id, winner.allocation, range(bench.scorer.n_windows))
+    scores = prepared.scorer.score("winner", winner.id, winner.allocation, range(prepared.scorer.n_windows))
     return replace(winner, score=math.fsum(scores.values()) / len(scores), n_windows=len(scores))

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.reports.results import Spent
-from selfprune.runs.workbench import Workbench
+from selfprune.runs.preparation import PreparedRun
 from selfprune.search.first_round import first_round_needs
 from selfprune.search.loop import Progress, Search
 from selfprune.search.racing import Racer
@@ -18,21 +18,21 @@ class Searches:
     """The searches of a run by name, each begun when it first goes on.
 
     Args:
-        bench: what they share.
+        prepared: what they share.
         yardsticks: known allocations that race first in the main search.
 
     Attributes:
         spent: search -> its cost so far.
 
     Example:
-        >>> searches = Searches(bench, yardsticks)
+        >>> searches = Searches(prepared, yardsticks)
         >>> main = searches.go_on("main", config.search)
         >>> leaders = searches.run_controls(config.search)
     """
 
-    def __init__(self, bench: Workbench, yardsticks: Sequence[Proposal]) -> None:
+    def __init__(self, prepared: PreparedRun, yardsticks: Sequence[Proposal]) -> None:
         self.spent: dict[str, Spent] = {}
-        self._bench, self._yardsticks = bench, yardsticks
+        self._prepared, self._yardsticks = prepared, yardsticks
         self._searches: dict[str, Search] = {}
         self._show: Callable[[Progress], Any] = lambda _: None
 
@@ -46,11 +46,11 @@ class Searches:
         Returns:
             its candidates so far.
         """
-        bench, is_new = self._bench, name not in self.spent
+        prepared, is_new = self._prepared, name not in self.spent
         search = self._searches.get(name) or self._begin(name)
         # the sensitivities count as the main search's
-        seconds_before = 0.0 if is_new and name == "main" else bench.scorer.seconds
-        with bench.display.stage(f"search: {name}", total=limits.max_tokens) as update:
+        seconds_before = 0.0 if is_new and name == "main" else prepared.scorer.seconds
+        with prepared.display.stage(f"search: {name}", total=limits.max_tokens) as update:
 
             def show(state: Progress) -> None:
                 best_score = "none yet" if state.best_score is None else f"{state.best_score:.4f}"
@@ -58,11 +58,11 @@ class Searches:
 
             self._show = show
             search.go_on(limits)
-        bench.display.say(f"search: {name} ended: {search.ending}")
-        seconds = bench.scorer.seconds - seconds_before + (0.0 if is_new else self.spent[name].seconds)
+        prepared.display.say(f"search: {name} ended: {search.ending}")
+        seconds = prepared.scorer.seconds - seconds_before + (0.0 if is_new else self.spent[name].seconds)
         self.spent[name] = Spent(search.n_tokens, seconds, search.ending)
-        if doubt := bench.language_model.unanswered():
-            bench.display.warn(doubt)
+        if doubt := prepared.language_model.unanswered():
+            prepared.display.warn(doubt)
         return search.candidates
 
     def run_controls(self, limits: SearchConfig) -> dict[str, Candidate]:
@@ -73,31 +73,31 @@ class Searches:
         """
         limits = replace(limits, max_tokens=self.spent["main"].n_tokens)
         self._warn_of_short_controls(limits)
-        found = {name: best(self.go_on(name, limits)) for name in self._bench.config.controls}
+        found = {name: best(self.go_on(name, limits)) for name in self._prepared.config.controls}
         return {name: leaders[0] for name, leaders in found.items() if leaders}
 
     def _warn_of_short_controls(self, limits: SearchConfig) -> None:
         """The main search may have spent less than it was given, and so much that a control cannot pay its first round."""
-        bench = self._bench
-        windows = bench.config.n_search_windows, bench.config.data.n_tokens_per_window
-        for name, control in bench.config.controls.items():
+        prepared = self._prepared
+        windows = prepared.config.n_search_windows, prepared.config.data.n_tokens_per_window
+        for name, control in prepared.config.controls.items():
             needed = sum(first_round_needs(limits, control.first_looks, *windows).values())
             if needed > limits.max_tokens:
-                bench.display.warn(
+                prepared.display.warn(
                     f"the control {name} needs {needed:,} tokens for its first round, but the main search spent "
                     f"{limits.max_tokens:,}, and no control may spend more: it goes without gradients, or with fewer "
                     "candidates; raise search.max_tokens for an equal comparison"
                 )
 
     def _begin(self, name: str) -> Search:
-        bench = self._bench
-        proposer = bench.config.proposer if name == "main" else bench.config.controls[name]
+        prepared = self._prepared
+        proposer = prepared.config.proposer if name == "main" else prepared.config.controls[name]
         # The arms of a search share gradients, but no search has another's for nothing.
-        gradients = SwapGradients(bench.scorer)
-        working = proposer.build(replace(bench.space, move_values=gradients), bench.config.seed, bench.language_model)
-        racer = Racer(name, bench.scorer, bench.config.search.ladder, bench.config.seed, bench.aspects)
-        yardsticks, n_before = (self._yardsticks, bench.n_sensitivity_tokens) if name == "main" else ([], 0)
-        self._searches[name] = Search(working, racer, bench.archive, yardsticks, self._tell, n_before, gradients)
+        gradients = SwapGradients(prepared.scorer)
+        working = proposer.build(replace(prepared.space, move_values=gradients), prepared.config.seed, prepared.language_model)
+        racer = Racer(name, prepared.scorer, prepared.config.search.ladder, prepared.config.seed, prepared.aspects)
+        yardsticks, n_before = (self._yardsticks, prepared.n_sensitivity_tokens) if name == "main" else ([], 0)
+        self._searches[name] = Search(working, racer, prepared.archive, yardsticks, self._tell, n_before, gradients)
         return self._searches[name]
 
     def _tell(self, state: Progress) -> None:

@@ -40,7 +40,7 @@ from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.loading import load_model, max_positions
 from selfprune.models.units import list_units, weight_view
 from selfprune.pruning.sequential import prune_in_place
-from selfprune.runs import one_shot
+from selfprune.runs import prune_once
 
 SMALL = {"data.n_calibration": 6, "data.n_tokens_per_window": 16, "budget.sparsity": 0.5, "model.device": "cpu"}
 N_BLOCKS = 4
@@ -92,7 +92,7 @@ def prune(configure, monkeypatch):
     monkeypatch.setattr("selfprune.timing.machine.MATMUL_WIDTH", {"cpu": 32})
 
     def call(folder, output, **options):
-        return one_shot.prune_once(*configure({"model.path": str(folder), "output": str(output)} | options))
+        return prune_once.prune_once(*configure({"model.path": str(folder), "output": str(output)} | options))
 
     return call
 
@@ -233,7 +233,7 @@ def test_blocks_on_disk_are_in_memory_one_at_a_time(folder_of, prune, monkeypatc
             block.register_forward_pre_hook(count)
         return loaded
 
-    monkeypatch.setattr(one_shot, "load_model", watched)
+    monkeypatch.setattr(prune_once, "load_model", watched)
     prune(folder_of("mixtral"), tmp_path / "streamed", pruner="sparsegpt", **{"model.placement": "STREAM"})
     # while a model prepares the entry its blocks are asked for, but not run
     assert set(at_once) == {0, 1}
@@ -250,7 +250,7 @@ def test_fused_experts_are_copied_to_a_scratch_folder_which_is_removed(folder_of
         seen.update({path.name: path.stat().st_size for path in scratch.rglob("*")})
         return prune_in_place(loaded, *arguments, **named)
 
-    monkeypatch.setattr(one_shot, "prune_in_place", watched)
+    monkeypatch.setattr(prune_once, "prune_in_place", watched)
     streamed = prune(folder_of("mixtral"), tmp_path / "streamed", **{"model.placement": "STREAM"})
     kinds = ("gate_up_proj", "down_proj")
     names = {f"model.layers.{index}.mlp.experts.{kind}.safetensors" for index in range(N_BLOCKS) for kind in kinds}
@@ -347,17 +347,17 @@ def test_an_interrupted_walk_goes_on_at_its_block_with_the_same_command(
     family, folder_of, prune, prune_command, monkeypatch, tmp_path
 ):
     options = {"pruner": "sparsegpt", "model.placement": "STREAM"}
-    monkeypatch.setattr(one_shot, "prune_in_place", first := Interrupting(after=1))
+    monkeypatch.setattr(prune_once, "prune_in_place", first := Interrupting(after=1))
     interrupted = prune_command(*as_overrides(folder_of(family), tmp_path / "out", **options))
     check_paragraph(interrupted, 130, "interrupted; the blocks that were pruned are kept, the same command goes on after them")
-    monkeypatch.setattr(one_shot, "prune_in_place", second := Interrupting(after=3))
+    monkeypatch.setattr(prune_once, "prune_in_place", second := Interrupting(after=3))
     with pytest.raises(KeyboardInterrupt):
         prune(folder_of(family), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(one_shot, "prune_in_place", rest := Interrupting())
+    monkeypatch.setattr(prune_once, "prune_in_place", rest := Interrupting())
     prune(folder_of(family), tmp_path / "out", **options)
     assert (first.visited, second.visited, rest.visited) == ([0], [1, 2], [3])
-    monkeypatch.setattr(one_shot, "prune_in_place", prune_in_place)
+    monkeypatch.setattr(prune_once, "prune_in_place", prune_in_place)
     unbroken = prune(folder_of(family), tmp_path / "unbroken", **options)
     assert contents(tmp_path / "out") == contents(unbroken)
     for known in ("removed", "calibration", "warnings"):
@@ -370,7 +370,7 @@ def test_nothing_is_left_of_a_walk_that_ends_before_its_first_block(error, folde
     def end(*_, **__):
         raise error
 
-    monkeypatch.setattr(one_shot, "prune_in_place", end)
+    monkeypatch.setattr(prune_once, "prune_in_place", end)
     with pytest.raises(error):
         prune(folder_of("mixtral"), tmp_path / "new" / "out", **{"model.placement": "STREAM"})
     assert not (tmp_path / "new").exists()
@@ -379,9 +379,9 @@ def test_nothing_is_left_of_a_walk_that_ends_before_its_first_block(error, folde
 KILLED_ON_THE_WAY = """
 import os, signal, sys
 from selfprune.prune import main
-from selfprune.runs import one_shot
+from selfprune.runs import prune_once
 
-prune_in_place, n_blocks, command = one_shot.prune_in_place, int(sys.argv[1]), sys.argv[2:]
+prune_in_place, n_blocks, command = prune_once.prune_in_place, int(sys.argv[1]), sys.argv[2:]
 
 
 def prune_and_die(*arguments, **named):
@@ -398,7 +398,7 @@ def prune_and_die(*arguments, **named):
     return prune_in_place(*others, dying, **named)
 
 
-one_shot.prune_in_place = prune_and_die
+prune_once.prune_in_place = prune_and_die
 main(command)
 """
 """A process that is killed once it has pruned so many blocks."""
@@ -423,14 +423,14 @@ def n_blocks_done(partial):
 def test_a_pruning_that_is_interrupted_and_then_killed_can_still_be_ended(folder_of, prune, prune_command, monkeypatch, tmp_path):
     folder, partial = folder_of("llama", n_blocks=6), tmp_path / "out.partial"
     command = as_overrides(folder, tmp_path / "out", **{"model.placement": "STREAM"})
-    monkeypatch.setattr(one_shot, "prune_in_place", Interrupting(after=1, how=lambda: signal.raise_signal(signal.SIGINT)))
+    monkeypatch.setattr(prune_once, "prune_in_place", Interrupting(after=1, how=lambda: signal.raise_signal(signal.SIGINT)))
     check_paragraph(prune_command(*command), 130, "interrupted; the blocks that were pruned are kept")
     assert n_blocks_done(partial) == 1
     killed = in_a_process(tmp_path, KILLED_ON_THE_WAY, "2", *command)
     assert killed.returncode == -signal.SIGKILL, killed
     assert n_blocks_done(partial) == 3
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(one_shot, "prune_in_place", rest := Interrupting())
+    monkeypatch.setattr(prune_once, "prune_in_place", rest := Interrupting())
     assert prune_command(*command)[0] == 0
     assert rest.visited == [3, 4, 5]
     assert contents(tmp_path / "out") == contents(prune(folder, tmp_path / "unbroken", **{"model.placement": "STREAM"}))
@@ -450,7 +450,7 @@ def test_a_full_disk_is_told_in_one_paragraph_and_the_next_call_goes_on(
         patched.setattr("selfprune.storage.tensor_file.save_file", save)
         full = prune_command(*as_overrides(folder_of(family), tmp_path / "out", **options))
     check_paragraph(full, 2, "the disk is full. Everything before it is kept; free some space and give the same command again")
-    monkeypatch.setattr(one_shot, "prune_in_place", rest := Interrupting())
+    monkeypatch.setattr(prune_once, "prune_in_place", rest := Interrupting())
     prune(folder_of(family), tmp_path / "out", **options)
     assert rest.visited == [2, 3]
     assert contents(tmp_path / "out") == contents(prune(folder_of(family), tmp_path / "unbroken"))
@@ -468,10 +468,10 @@ def test_a_disk_that_is_too_small_is_refused_but_needs_no_room_for_what_is_writt
         prune(folder, tmp_path / "out", **{"model.placement": "STREAM"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unbroken"]
     with_free_bytes(10**9)
-    monkeypatch.setattr(one_shot, "prune_in_place", Interrupting(after=3))
+    monkeypatch.setattr(prune_once, "prune_in_place", Interrupting(after=3))
     with pytest.raises(KeyboardInterrupt):
         prune(folder, tmp_path / "out", **{"model.placement": "STREAM"})
-    monkeypatch.setattr(one_shot, "prune_in_place", prune_in_place)
+    monkeypatch.setattr(prune_once, "prune_in_place", prune_in_place)
     with_free_bytes(whole // 2)
     assert contents(prune(folder, tmp_path / "out", **{"model.placement": "STREAM"})) == contents(tmp_path / "unbroken")
 
@@ -483,14 +483,14 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_left_usable(folder_of, prun
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        monkeypatch.setattr(one_shot, "_check_disk", lambda *_: None)
+        monkeypatch.setattr(prune_once, "_check_disk", lambda *_: None)
         options = {"model.placement": "STREAM"}
         full = prune_command(*as_overrides(folder_of("llama"), disk / "out", **options))
         check_paragraph(full, 2, "the disk is full. Everything before it is kept")
         n_done = n_blocks_done(disk / "out.partial")
         assert 1 <= n_done < N_BLOCKS
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
-        monkeypatch.setattr(one_shot, "prune_in_place", rest := Interrupting())
+        monkeypatch.setattr(prune_once, "prune_in_place", rest := Interrupting())
         prune(folder_of("llama"), disk / "out", **options)
         assert rest.visited == list(range(n_done, N_BLOCKS))
         assert contents(disk / "out") == contents(prune(folder_of("llama"), tmp_path / "unbroken"))
@@ -562,10 +562,10 @@ def test_every_option_can_be_shown(prune_command):
 
 
 def test_a_folder_that_exists_and_one_begun_with_another_config_are_refused(folder_of, prune, monkeypatch, tmp_path):
-    monkeypatch.setattr(one_shot, "prune_in_place", Interrupting(after=2))
+    monkeypatch.setattr(prune_once, "prune_in_place", Interrupting(after=2))
     with pytest.raises(KeyboardInterrupt):
         prune(folder_of("llama"), tmp_path / "out")
-    monkeypatch.setattr(one_shot, "prune_in_place", prune_in_place)
+    monkeypatch.setattr(prune_once, "prune_in_place", prune_in_place)
     begun = contents(tmp_path / "out.partial")
     for options in (
         {"seed": 1},
@@ -610,7 +610,7 @@ def test_a_pattern_takes_a_share_of_the_items_whatever_they_weigh(configure):
     config, _ = configure({"pruner.pattern": "2:4", "output": "out"})
     units = (Unit("heads", 0, "heads", 8, weights_per_item=64), Unit("up", 0, "up", 100))
     loaded = SimpleNamespace(units=units, model=torch.nn.Linear(4, 4))
-    assert one_shot._allocation(config, loaded) == {"heads": 4, "up": 50}
+    assert prune_once._allocation(config, loaded) == {"heads": 4, "up": 50}
 
 
 def finished_run(folder, allocation):

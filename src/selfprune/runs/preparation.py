@@ -1,4 +1,4 @@
-"""Everything that the stages of a run share, made ready in order: model, splits, statistics, level store, scorer."""
+"""Makes ready, in order, what search, contest and report share: model, splits, statistics, level store, scorer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,14 +38,38 @@ from selfprune.runs.run_preflight import check_generation
 from selfprune.search.first_round import check_first_round
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
+from selfprune.search.sensitivities import measure_sensitivities
 from selfprune.statistics.coverage import Coverage
 from selfprune.storage.journal import Journal, NothingElse
 from selfprune.timing.unit_seconds import check_latency_table
 
 
-@dataclass
-class Workbench:
-    """What the stages of one run share."""
+@dataclass(frozen=True)
+class PreparedRun:
+    """What search, contest and report share.
+
+    The weights of `loaded` are changed through `store`, or in place by what brings the store back to dense before and after.
+    `journal`, `archive` and `language_model` grow with what is measured and asked, `scorer` adds up its seconds, and `display`
+    keeps its warnings; all else stays as it is.
+
+    Attributes:
+        config: of the run.
+        folder: of the run.
+        loaded: the model.
+        splits: its windows for calibration, search and report.
+        coverage: the calibration tokens that reached each unit of the dense model.
+        store: the levels of its units.
+        scorer: scores allocations on the search windows.
+        aspects: what else a candidate is judged by.
+        space: what proposers may know.
+        harness: the tasks of lm-eval.
+        journal: of everything measured but the candidates.
+        archive: of the candidates.
+        language_model: is opened when it is first asked.
+        display: where progress is shown.
+        expected_seconds: forecast of the whole run.
+        n_cache_bytes: what the tasks that let the model write add to the expected memory.
+    """
 
     config: RunConfig
     folder: Path
@@ -87,7 +111,7 @@ class _DenseModelAnswers:
         return self.inner.score(prompt, options)
 
 
-def prepare(config: RunConfig, folder: Path) -> Workbench:
+def prepare(config: RunConfig, folder: Path) -> PreparedRun:
     """Loads, splits, calibrates and ranks; what a resumed run had measured is read back.
 
     Args:
@@ -125,7 +149,7 @@ def prepare(config: RunConfig, folder: Path) -> Workbench:
         coverage.warn(display.warn, "calibration")
     scorer = Scorer(store, evaluator, journal)
     sensitivities = _sensitivities(config, scorer, display)
-    return Workbench(
+    return PreparedRun(
         config,
         folder,
         loaded,
@@ -209,20 +233,10 @@ def _seconds(config: RunConfig, grid: LevelGrid) -> Callable[[Allocation], float
 
 
 def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[str, float]:
-    """Unit name -> rise of the score when this unit alone is pruned at the target."""
-    n_windows, grid = config.search.n_sensitivity_windows, scorer.grid
-    sparsity = config.budget.uniform_sparsity(grid.units, n_parameters(scorer.store.loaded.model))
+    """The sensitivities at the sparsity that the budget takes of all units alike; none where they are not asked for."""
+    units, n_windows = scorer.grid.units, config.search.n_sensitivity_windows
     if not n_windows:
         return {}
-    dense = dict.fromkeys(scorer.store.allocation, 0)
-    dense_scores = scorer.evaluator.dense_scores[:n_windows]
-    rises = {}
-    with display.stage("measuring sensitivities", total=len(grid.units)) as update:
-        for i, unit in enumerate(grid.units):
-            steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
-            alone = {**dense, unit.name: steps * grid.step[unit.name]}
-            record = scorer.recall({"sensitivity": unit.name}, alone, range(n_windows))
-            scorer.seconds += record["seconds"]
-            rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
-            update(i + 1)
-    return rises
+    sparsity = config.budget.uniform_sparsity(units, n_parameters(scorer.store.loaded.model))
+    with display.stage("measuring sensitivities", total=len(units)) as update:
+        return measure_sensitivities(scorer, sparsity, n_windows, update)

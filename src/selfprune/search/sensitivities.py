@@ -1,0 +1,31 @@
+"""Measures what each unit costs when it is pruned alone."""
+
+import math
+from collections.abc import Callable
+
+from selfprune.search.scoring import Scorer
+
+
+def measure_sensitivities(
+    scorer: Scorer, sparsity: float, n_windows: int, on_unit: Callable[[int], None] = lambda n_done: None
+) -> dict[str, float]:
+    """Unit name -> rise of the score when this unit alone is pruned, at the first level that reaches a sparsity.
+
+    Args:
+        scorer: measures the units in their order, or reads back what a resumed run had measured.
+        sparsity: of the unit; where no level reaches it, the highest counts.
+        n_windows: the first search windows, on which the scores are compared with those of the dense model.
+        on_unit: called with the number of units that are done.
+    """
+    grid = scorer.grid
+    dense = dict.fromkeys(scorer.store.allocation, 0)
+    dense_scores = scorer.evaluator.dense_scores[:n_windows]
+    rises = {}
+    for i, unit in enumerate(grid.units):
+        steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
+        alone = {**dense, unit.name: steps * grid.step[unit.name]}
+        record = scorer.recall({"sensitivity": unit.name}, alone, range(n_windows))
+        scorer.seconds += record["seconds"]
+        rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
+        on_unit(i + 1)
+    return rises
