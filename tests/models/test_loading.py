@@ -9,9 +9,10 @@ from huggingface_hub import constants
 from transformers import AutoConfig, LlamaModel
 
 from selfprune.errors import ConfigError, ModelError
+from selfprune.models import loading
 from selfprune.models.loading import DType, ModelConfig, load_model, max_positions, preflight_memory
 from selfprune.models.placement import Placement
-from selfprune.models.units import list_units, weight_view
+from selfprune.models.units import find_blocks, list_units, weight_view
 
 TOKENS_NT = torch.arange(24).view(2, 12)
 
@@ -106,6 +107,14 @@ def test_a_model_larger_than_memory_is_refused_whole_and_passes_from_disk(tiny_m
         load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
     loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu", placement=Placement.STREAM))
     assert len(loaded.blocks) == 2
+
+
+def test_the_blocks_are_searched_once_however_many_prefixes_are_asked_for(tiny_model_folder, monkeypatch):
+    loaded = load_model(ModelConfig(str(tiny_model_folder("opt")), device="cpu"))
+    searched = []
+    monkeypatch.setattr(loading, "find_blocks", lambda model: searched.append(model) or find_blocks(model))
+    assert [loaded.block_prefix(i) for i in range(2)] == ["model.decoder.layers.0.", "model.decoder.layers.1."]
+    assert len(searched) == 1
 
 
 @pytest.mark.parametrize("placement", [Placement.STREAM, Placement.SPREAD])

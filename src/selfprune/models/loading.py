@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,14 @@ class LoadedModel:
     source: Path | None = None
     doubts: tuple[str, ...] = ()
 
+    @cached_property
+    def blocks_path(self) -> str:
+        """The path of the blocks' list, for which the whole tree of modules is searched once."""
+        return find_blocks(self.model)[0]
+
     def block_prefix(self, index: int) -> str:
         """What the names of a block's parameters begin with."""
-        return f"{find_blocks(self.model)[0]}.{index}."
+        return f"{self.blocks_path}.{index}."
 
 
 def max_positions(model: Any) -> int | None:

@@ -117,7 +117,7 @@ def token_share(model: Any, unit: Unit) -> Fraction:
     """
     n_experts = n_row_groups(model, unit)
     if n_experts == 1:
-        block, parts = find_blocks(model)[1][unit.block], unit.kind.split(".")
+        block, parts = model.get_submodule(unit.name.removesuffix(f".{unit.kind}")), unit.kind.split(".")
         owners = [block.get_submodule(".".join(parts[:n])) for n in range(1, len(parts))]
         n_experts = max((len(owner) for owner in owners if isinstance(owner, nn.ModuleList)), default=1)
     if n_experts == 1:
