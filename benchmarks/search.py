@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from selfprune.allocations.allocation import Allocation, LevelGrid
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import LoadedModel

@@ -15,7 +15,12 @@ SOURCE = ROOT / "src" / "selfprune"
 SOURCES = {path: path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 
-GROUP_OF_FAMILY = {"pruners": "pruner", "proposers": "proposer", "evaluators": "evaluator", "language_models": "language_model"}
+GROUP_OF_FAMILY = {
+    "pruners": "pruner",
+    "proposers": "proposer",
+    "evaluators/window_metrics": "evaluator",
+    "language_models": "language_model",
+}
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
     "pruners/weights/weight_pruner": "what pruners of single weights share",
@@ -30,16 +35,6 @@ NOT_A_METHOD = {
     "proposers/prompted/layer_rates": "how self_pruner_paper turns replies into sparsities",
     "proposers/prompted/paper_prompts": "what self_pruner_paper asks",
     "proposers/prompted/replies": "reads JSON out of replies",
-    "evaluators/windows": "what the evaluators on token windows share",
-    "evaluators/harness": "lm-eval, with a config group of its own: harness",
-    "evaluators/scored_tokens": "lm-eval's model class in bounded memory, for the harness",
-    "evaluators/task_documents": "the requests and documents of lm-eval tasks, for the harness",
-    "evaluators/task_index": "indexes the lm-eval tasks that are named, for the harness",
-    "evaluators/task_loading": "finds lm-eval tasks and loads their documents, for the harness",
-    "evaluators/task_memory": "what lm-eval's requests take of the memory, for the harness",
-    "evaluators/task_metrics": "what lm-eval tasks measure, for the harness",
-    "evaluators/task_mistakes": "what is wrong with an lm-eval task, for the harness",
-    "evaluators/task_runs": "runs lm-eval, for the harness",
     "language_models/sampler": "samples language_model=self and local under a grammar",
     "language_models/endpoint/endpoint": "asks the endpoint that language_model=openai_compatible describes",
     "language_models/endpoint/budget": "what such an endpoint may be asked",

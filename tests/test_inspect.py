@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from selfprune.inspect import main
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 
 EMBEDDED = Path(__file__).parents[1] / "src/selfprune/embedded/weights"

@@ -13,7 +13,8 @@ from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.latency_table import LatencyTable
 from selfprune.errors import ConfigError
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import list_units
 from selfprune.storage.lock import held_file
 from selfprune.timing.machine import machine_name

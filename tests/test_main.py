@@ -193,7 +193,7 @@ def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
         raise KeyboardInterrupt("runs/here")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfprune.runs.run.run_composed", interrupted)
+    monkeypatch.setattr("selfprune.runs.composed_run.run_composed", interrupted)
     monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=0,1,2"])
     assert main() == 130
     assert [folder.name for folder in begun] == ["0"]
@@ -203,7 +203,7 @@ def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
 def test_every_sweep_has_a_folder_of_its_own_with_its_record_and_its_jobs(monkeypatch, tmp_path):
     begun = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfprune.runs.run.run_composed", lambda composed, overrides, folder: begun.append(folder))
+    monkeypatch.setattr("selfprune.runs.composed_run.run_composed", lambda composed, overrides, folder: begun.append(folder))
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=${hydra:job.num},7"])
         assert main() == 0

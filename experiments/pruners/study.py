@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from selfprune.configs.methods import find_methods
 from selfprune.data.data_config import Bos, DataConfig, Source
 from selfprune.data.splits import draw_splits
-from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.models.loading import ModelConfig, load_model, max_positions
+from selfprune.models.loading import load_model, max_positions
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.pruning.sequential import prune_in_place

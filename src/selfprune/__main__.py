@@ -12,7 +12,7 @@ NAME = "python -m selfprune"
 def _load() -> Callable[[Sequence[str]], int]:
     from selfprune.configs.command_line import HydraCommand
     from selfprune.configs.config import RunConfig
-    from selfprune.runs.run import run_composed
+    from selfprune.runs.composed_run import run_composed
 
     return HydraCommand("config", RunConfig, run_composed, _stopped)
 

@@ -15,10 +15,13 @@ def _load() -> Callable[[Sequence[str]], int]:
 
     from selfprune.configs.command_line import HydraCommand
     from selfprune.configs.config import PruneConfig, to_config
-    from selfprune.runs.prune_once import prune_once
+    from selfprune.runs.display import importing
 
     def work(composed: DictConfig, *_: object) -> None:
-        prune_once(to_config(composed, PruneConfig), composed)
+        config = to_config(composed, PruneConfig)
+        with importing("nothing was begun"):
+            from selfprune.runs.prune_once import prune_once
+        prune_once(config, composed)
 
     return HydraCommand("prune", PruneConfig, work, _stopped)
 

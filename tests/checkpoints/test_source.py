@@ -10,8 +10,10 @@ from selfprune.checkpoints import source as checkpoint_source
 from selfprune.data.data_config import DataConfig, Source
 from selfprune.data.splits import check_texts
 from selfprune.errors import DataError, ModelError
-from selfprune.evaluators.harness import Harness, HarnessConfig
-from selfprune.models.loading import ModelConfig, load_model, preflight_memory
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
+from selfprune.models.loading import load_model, preflight_memory
+from selfprune.models.model_config import ModelConfig
 
 
 def test_the_hub_is_asked_once_in_a_process_however_much_of_a_sweep_lies_there(no_network, monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from selfprune.configs.config import PruneConfig, RunConfig, register_schemas, t
 from selfprune.configs.methods import METHODS, find_methods
 from selfprune.errors import ConfigError
 from selfprune.levels.levels_config import LevelKind
-from selfprune.models.placement import Placement
+from selfprune.models.model_config import Placement
 
 GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in conf_folder().iterdir() if group.is_dir()}
 # What a choice cannot know by itself.

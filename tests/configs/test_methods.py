@@ -83,7 +83,7 @@ def test_the_three_steps_of_the_readme_work_as_written(tmp_path):
 
 
 def test_proposers_and_evaluators_join_by_the_same_two_files(compose_with):
-    source = (ROOT / "src/selfprune/evaluators/perplexity.py").read_text()
+    source = (ROOT / "src/selfprune/evaluators/window_metrics/perplexity.py").read_text()
     config = compose_with(source.replace("class Perplexity", "class Mine"), "evaluator")
     assert type(config.evaluator).__name__ == "Mine"
     assert find_methods("evaluator").keys() == {"kl_divergence", "mine", "perplexity"}

@@ -11,9 +11,10 @@ from selfprune.data.splits import Splits, draw_calibration, draw_splits
 from selfprune.data.window_start import begin_windows, start_tokens
 from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError
-from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import find_blocks
 from selfprune.search.search_windows import mix_search_windows
 

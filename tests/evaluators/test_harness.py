@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfprune.embedded.tasks import build_documents
 from selfprune.errors import ConfigError, DataError
-from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.evaluators.task_runs import request_lengths
 
 LIMIT = 12

@@ -13,7 +13,8 @@ from lm_eval.tasks import TaskManager
 
 from selfprune.embedded.tasks import build_documents
 from selfprune.errors import DataError
-from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.evaluators.task_documents import answered_documents
 from selfprune.evaluators.task_loading import load_tasks
 

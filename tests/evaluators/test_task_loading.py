@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import constants
 
 from selfprune.errors import ConfigError, DataError, SelfpruneError
-from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
 
 TASK = """task: own
 dataset_path: json

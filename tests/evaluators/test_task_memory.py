@@ -1,6 +1,7 @@
 import pytest
 
-from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
 
 GENERATED = """
 dataset_path: json

@@ -8,7 +8,8 @@ import torch
 
 from selfprune.embedded.tasks import build_documents
 from selfprune.errors import ConfigError
-from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_metrics import DocumentScores, primary_metric
 

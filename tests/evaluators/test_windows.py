@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from selfprune.errors import ConfigError
-from selfprune.evaluators.kl_divergence import KLDivergence
-from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.units import find_blocks, list_units, weight_view
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.exports.block_writer import PROGRESS, Shards, growing
-from selfprune.models.loading import ModelConfig, load_model
-from selfprune.models.placement import Placement
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor

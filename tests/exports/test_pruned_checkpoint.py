@@ -15,7 +15,8 @@ from selfprune.errors import ModelError
 from selfprune.exports.block_writer import Shards
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
-from selfprune.models.loading import DType, ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import DType, ModelConfig
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruning.sequential import prune_in_place
 

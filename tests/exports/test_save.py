@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfprune.errors import SelfpruneError
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import list_units, weight_view
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruning.sequential import prune_in_place

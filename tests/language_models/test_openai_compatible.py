@@ -22,7 +22,7 @@ from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.openai_compatible import OpenAICompatible
-from selfprune.runs.run import run_composed
+from selfprune.runs.composed_run import run_composed
 from selfprune.runs.run_preflight import preflight
 
 EMBEDDED = Path(selfprune.embedded.__file__).parent / "weights"

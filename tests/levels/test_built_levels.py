@@ -18,7 +18,8 @@ from selfprune.allocations.allocation import LevelGrid
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
-from selfprune.models.loading import DType, ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS

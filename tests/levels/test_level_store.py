@@ -5,7 +5,8 @@ from calibrated import statistics_of
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.errors import AllocationError, PruningError
 from selfprune.levels.level_store import LevelStore
-from selfprune.models.loading import DType, ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda

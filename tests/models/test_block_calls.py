@@ -9,8 +9,8 @@ from torch import nn
 
 from selfprune.errors import ModelError
 from selfprune.models.block_calls import check_same_arguments, enter, handing_through, leave, resident
-from selfprune.models.loading import ModelConfig, load_model
-from selfprune.models.placement import Placement
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.preflight import check_entry
 from selfprune.models.units import find_blocks, list_units, stored_weight
 

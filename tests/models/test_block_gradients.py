@@ -11,7 +11,8 @@ from calibrated import statistics_of
 
 from selfprune.errors import PruningError
 from selfprune.models.block_gradients import backward_blocks
-from selfprune.models.loading import DType, ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import stored_weight, weight_matrix, weight_view
 from selfprune.pruners.weights.obd import OBD
 from selfprune.pruners.weights.taylor import Taylor

@@ -4,8 +4,8 @@ from torch.nn.functional import cross_entropy
 
 from selfprune.models import block_walk
 from selfprune.models.block_walk import nll_per_token
-from selfprune.models.loading import ModelConfig, load_model
-from selfprune.models.placement import Placement
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig, Placement
 
 WINDOWS_NT = torch.randint(5, 60, (5, 9), generator=torch.Generator().manual_seed(0))
 

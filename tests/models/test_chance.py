@@ -5,10 +5,11 @@ import torch
 
 from selfprune.data.data_config import DataConfig
 from selfprune.data.splits import draw_splits
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.chance import doubt_of_chance, unigram_nll
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 
 N_VOCABULARY = 1519
 SIZES = DataConfig(n_tokens_per_window=64, n_calibration=1, n_search=8, n_report=1)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from selfprune.checkpoints.source import open_source
 from selfprune.errors import ModelError
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
-from selfprune.models.loading import ModelConfig, load_model
-from selfprune.models.placement import Placement
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig, Placement
 
 INDEX = "model.safetensors.index.json"
 SECOND = "model-00002-of-00006.safetensors"

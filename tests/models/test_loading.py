@@ -10,8 +10,8 @@ from transformers import AutoConfig, LlamaModel
 
 from selfprune.errors import ConfigError, ModelError
 from selfprune.models import loading
-from selfprune.models.loading import DType, ModelConfig, load_model, max_positions, preflight_memory
-from selfprune.models.placement import Placement
+from selfprune.models.loading import load_model, max_positions, preflight_memory
+from selfprune.models.model_config import DType, ModelConfig, Placement
 from selfprune.models.units import find_blocks, list_units, weight_view
 
 TOKENS_NT = torch.arange(24).view(2, 12)

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from selfprune.errors import DataError, ModelError
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 
 

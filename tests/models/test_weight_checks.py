@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from selfprune.errors import ModelError
 from selfprune.models.load_failures import without_load_report
-from selfprune.models.loading import DType, ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import DType, ModelConfig
 
 LOADER = "transformers.modeling_utils"
 GATE = "model.layers.0.mlp.gate_proj.weight"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from selfprune.allocations.allocation import LevelGrid
-from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units, weight_view

@@ -9,7 +9,8 @@ from selfprune.allocations.allocation import LevelGrid, project
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.proposers.base import Measurement
 from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent

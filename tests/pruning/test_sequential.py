@@ -3,7 +3,8 @@ import torch
 from calibrated import statistics_of
 
 from selfprune.errors import PruningError
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda

@@ -13,8 +13,8 @@ from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import register_schemas
 from selfprune.errors import ConfigError
 from selfprune.models.units import list_units, weight_view
+from selfprune.runs.composed_run import run_composed
 from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
-from selfprune.runs.run import run_composed
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.journal import Journal
 

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.runs import forecast

@@ -29,7 +29,7 @@ from selfprune.configs.config import register_schemas
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError, DataError
 from selfprune.models.units import list_units, weight_view
-from selfprune.runs.run import run_composed
+from selfprune.runs.composed_run import run_composed
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["+experiment=smoke"]

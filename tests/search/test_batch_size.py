@@ -7,7 +7,7 @@ from calibrated import mask_levels
 from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.archive import Archive
 from selfprune.errors import ConfigError
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.models.loading import LoadedModel

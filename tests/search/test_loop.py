@@ -14,7 +14,7 @@ from selfprune.allocations.archive import Archive, read_archive
 from selfprune.allocations.candidate import Candidate, Proposal, State, best
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.language_models.base import Reply
 from selfprune.language_models.scripted import ScriptedLanguageModel

@@ -16,7 +16,7 @@ from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.archive import to_record
 from selfprune.allocations.candidate import Proposal, State, best
 from selfprune.allocations.paired import paired_z
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units

@@ -5,7 +5,8 @@ from selfprune.allocations.objective import Objective
 from selfprune.data.splits import Splits
 from selfprune.embedded.tasks import build_documents
 from selfprune.errors import DataError
-from selfprune.evaluators.harness import Harness, HarnessConfig
+from selfprune.evaluators.harness import Harness
+from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units
 from selfprune.search.search_windows import mix_search_windows, pack

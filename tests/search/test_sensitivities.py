@@ -3,7 +3,7 @@ import torch
 from calibrated import mask_levels
 
 from selfprune.allocations.allocation import LevelGrid
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units

@@ -10,7 +10,7 @@ import torch
 from calibrated import fill, mask_levels
 
 from selfprune.allocations.allocation import LevelGrid
-from selfprune.evaluators.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelsConfig

@@ -13,8 +13,8 @@ from selfprune.configs.config import PruneConfig
 from selfprune.data.data_config import DataConfig
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
-from selfprune.models.loading import ModelConfig, load_model
-from selfprune.models.placement import Placement
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS

@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from selfprune.allocations.allocation import Unit
 from selfprune.errors import ModelError
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from selfprune.configs.methods import find_methods
-from selfprune.models.loading import ModelConfig, load_model
+from selfprune.models.loading import load_model
+from selfprune.models.model_config import ModelConfig
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.timing import pruning_seconds

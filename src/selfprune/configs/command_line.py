@@ -16,7 +16,6 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils.logging import disable_progress_bar
 
 from selfprune.configs.choices import brought_along
 from selfprune.configs.conf_path import conf_folder
@@ -131,13 +130,12 @@ class _JobStoppedError(BaseException):
 
 
 def set_up() -> None:
-    """Quiet libraries, our own log level, and the schemas that Hydra composes."""
+    """Our own log level, a quiet accelerate, and the schemas that Hydra composes."""
     level = os.environ.get("SELFPRUNE_LOG", "WARNING").upper()
     if level not in LOG_LEVELS:
         sys.exit(complain(f"the environment variable SELFPRUNE_LOG must be one of {', '.join(LOG_LEVELS)}, got {level}"))
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
     # cached, so that all jobs of a sweep have the one folder that was made when it began
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     register_schemas()

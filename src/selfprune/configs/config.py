@@ -14,9 +14,9 @@ from selfprune.allocations.objective import Objective
 from selfprune.configs.methods import METHODS, find_methods, register_methods
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
-from selfprune.evaluators.harness import HarnessConfig
+from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.levels.levels_config import LevelKind
-from selfprune.models.loading import ModelConfig
+from selfprune.models.model_config import ModelConfig
 from selfprune.proposers.base import ClosedForm, ProposerConfig
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.path_fields import path_field

@@ -31,6 +31,7 @@ class Command:
             the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers, too
         os.environ["HYDRA_FULL_ERROR"] = "1"
         given = sys.argv[1:] if arguments is None else arguments
         for flags, text in ((("--help", "-h"), HELP), (("--version",), f"{VERSION}\n")):

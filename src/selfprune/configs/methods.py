@@ -17,9 +17,10 @@ from types import ModuleType
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from selfprune import evaluators, language_models, proposers, pruners
+from selfprune import language_models, proposers, pruners
 from selfprune.configs.conf_path import conf_folder
-from selfprune.evaluators.windows import WindowMetric
+from selfprune.evaluators import window_metrics
+from selfprune.evaluators.window_metrics.base import WindowMetric
 from selfprune.language_models.base import LanguageModelConfig
 from selfprune.proposers.base import ProposerConfig
 from selfprune.pruners.base import Pruner
@@ -27,7 +28,7 @@ from selfprune.pruners.base import Pruner
 METHODS: dict[str, tuple[ModuleType, type]] = {
     "pruner": (pruners, Pruner),
     "proposer": (proposers, ProposerConfig),
-    "evaluator": (evaluators, WindowMetric),
+    "evaluator": (window_metrics, WindowMetric),
     "language_model": (language_models, LanguageModelConfig),
 }
 """Config group -> the folder of its methods, and the class that they derive from."""

@@ -2,60 +2,24 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfprune.data.data_config import Bos
 from selfprune.data.window_start import start_tokens
-from selfprune.embedded.tasks import TASKS
 from selfprune.errors import ConfigError
+from selfprune.evaluators.harness_config import HarnessConfig, check_apart
 from selfprune.evaluators.task_documents import answered_documents, build_requests, set_num_fewshot
 from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_memory import cache_bytes
 from selfprune.evaluators.task_metrics import DocumentScores, check_right_or_wrong, named_metrics, primary_metric
 from selfprune.evaluators.task_runs import count_cut_prompts, is_broken, request_lengths, run_tasks, undisturbed
 from selfprune.models.loading import max_positions
-from selfprune.storage.path_fields import path_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_POSITIONS = 2048
 """What lm-eval takes for the positions of a model that does not say."""
-
-
-@dataclass
-class HarnessConfig:
-    """Which lm-eval tasks to run, and how.
-
-    Attributes:
-        tasks: tasks or groups of the report.
-        search_tasks: tasks or groups for the search's finalists; none may be among `tasks`.
-        limit: documents per task; None for all.
-        batch_size: requests per forward pass.
-        include_path: a folder of further task YAML files; the embedded tasks are always there.
-        num_fewshot: solved examples before each document; None for each task's own number. Tasks whose own number is 0 keep it,
-            as in lm-eval.
-    """
-
-    tasks: list[str] = field(default_factory=lambda: [f"{task}_report" for task in TASKS])
-    search_tasks: list[str] = field(default_factory=lambda: [f"{task}_search" for task in TASKS])
-    limit: int | None = None
-    batch_size: int = 32
-    include_path: str | None = path_field(None)
-    num_fewshot: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ConfigError(f"harness.{name} must be at least {lowest}, got {value}")
-        _check_apart(self.tasks, self.search_tasks)
-        if self.include_path is not None and not Path(self.include_path).is_dir():
-            raise ConfigError(
-                f"harness.include_path must be a folder of lm-eval YAML files, got {self.include_path!r}; correct it"
-            )
 
 
 class Harness:
@@ -88,7 +52,7 @@ class Harness:
             report, search = (
                 [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.tasks, config.search_tasks)
             )
-            _check_apart(report, search)
+            check_apart(report, search)
             for task in self.tasks.values():
                 set_num_fewshot(task, config.num_fewshot)
                 build_requests(task, config.limit)
@@ -236,11 +200,3 @@ class Harness:
         if name not in self._loaded:
             raise ConfigError(f"the harness was built without the task {name!r}; it has {', '.join(self._loaded)}")
         return self._loaded[name]
-
-
-def _check_apart(report: Sequence[str], search: Sequence[str]) -> None:
-    for name in sorted({*report} & {*search}):
-        raise ConfigError(
-            "harness.tasks and harness.search_tasks must not share a task, or the search would choose on what the report "
-            f"measures; both hold {name!r}, so leave it out of one of them"
-        )

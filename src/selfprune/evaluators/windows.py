@@ -7,40 +7,17 @@ Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from selfprune.evaluators.base import Evaluation
+from selfprune.evaluators.window_metrics.base import WindowMetric, mean_per_window, negative_log_likelihood
 from selfprune.models.prefix_forward import PrefixForward
 
 LOGIT_BYTES = 16
 """Memory for every logit of a batch besides the logits: the same in fp32, their exponentials, and both again for gradients."""
-
-
-class WindowMetric(ABC):
-    """A number per window from the logits of a model; a method is one subclass, which is its own config.
-
-    Attributes:
-        title: what is measured, with its unit, for pictures.
-    """
-
-    title: ClassVar[str] = "score (nats per token)"
-
-    def kept_bytes(self, vocab_size: int) -> int:
-        """Memory that `prepare` takes for every token."""
-        return 0
-
-    @abstractmethod
-    def prepare(self, logits_NTV: Tensor, batch_NT: Tensor) -> tuple[Tensor, ...]:
-        """What must be remembered of the dense model's answer to some windows."""
-
-    @abstractmethod
-    def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: Sequence[Tensor]) -> Tensor:
-        """Mean score per token of each window, in nats, lower is better [N]."""
 
 
 class WindowEvaluator:
@@ -132,13 +109,3 @@ class WindowEvaluator:
 
     def _tokens(self, window: int) -> Tensor:
         return self._windows_NT[window : window + 1]
-
-
-def negative_log_likelihood(logits_NTV: Tensor, batch_NT: Tensor) -> Tensor:
-    """Negative log-likelihood of every token but the first, in nats [N, T-1], computed in fp32."""
-    return nn.functional.cross_entropy(logits_NTV[:, :-1].float().transpose(1, 2), batch_NT[:, 1:], reduction="none")
-
-
-def mean_per_window(values_NT: Tensor) -> Tensor:
-    """Mean over tokens in fp64 [N]."""
-    return values_NT.double().mean(dim=1)

@@ -3,8 +3,12 @@
 Shapes: N replies, T tokens so far, W tokens fed at once, V vocabulary.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import DynamicCache, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CachedBatch:
@@ -19,7 +23,10 @@ class CachedBatch:
         n: how many replies.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix_ids: list[int], n: int) -> None:
+    def __init__(self, model: "PreTrainedModel", prefix_ids: list[int], n: int) -> None:
+        # Imported here because it takes seconds, and looking for the language models imports this module.
+        from transformers import DynamicCache
+
         self._model = model
         self._cache = DynamicCache(config=model.config)
         self._is_real_NT = torch.ones(n, len(prefix_ids), dtype=torch.long, device=model.device)

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.language_models.base import LanguageModel, SampledModelConfig
-from selfprune.models.loading import DType, ModelConfig, load_model, preflight_memory
+from selfprune.models.model_config import DType, ModelConfig
 from selfprune.storage.path_fields import path_field
 
 
@@ -40,6 +40,9 @@ class LocalLanguageModel(SampledModelConfig):
             ConfigError: when no path is given.
             ModelError: when the model is missing, out of reach or too large.
         """
+        # Imported here because it takes seconds, which a mistake in the config should not wait for.
+        from selfprune.models.loading import preflight_memory
+
         with _own_options():
             preflight_memory(self._model_config())
 
@@ -51,8 +54,9 @@ class LocalLanguageModel(SampledModelConfig):
             ModelError: when the model is missing, out of reach, broken or too large.
             LanguageModelError: when its tokenizer cannot serve constrained decoding.
         """
-        # Imported here because llguidance is needed only by runs that ask.
+        # Imported here for the same reason.
         from selfprune.language_models.sampler import Sampler
+        from selfprune.models.loading import load_model
 
         with _own_options():
             own = load_model(self._model_config())

@@ -7,18 +7,18 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llguidance.hf
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfprune.errors import LanguageModelError
 from selfprune.language_models.base import Reply
 from selfprune.language_models.cached_batch import CachedBatch
-from selfprune.models.loading import max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,13 @@ class Sampler:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float, max_reply_tokens: int
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", temperature: float, max_reply_tokens: int
     ) -> None:
+        # Imported here because they take seconds, and looking for the language models imports this module.
+        from llguidance.hf import from_tokenizer
+
+        from selfprune.models.loading import max_positions
+
         assert not model.training, "dropout would draw from the global generator"
         self.name: str = model.config.name_or_path or "self"
         self._model = model
@@ -54,7 +59,7 @@ class Sampler:
         self._max_reply_tokens = max_reply_tokens
         self._n_positions = max_positions(model)
         try:
-            self._vocabulary: LLTokenizer = llguidance.hf.from_tokenizer(tokenizer)  # type: ignore[arg-type]  # it checks
+            self._vocabulary: LLTokenizer = from_tokenizer(tokenizer)  # type: ignore[arg-type]  # it checks
         except ValueError as error:
             raise LanguageModelError(
                 f"constrained decoding needs a fast tokenizer, which llguidance can read, got {type(tokenizer).__name__} "

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -16,63 +15,17 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from selfprune.allocations.allocation import Unit
 from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
-from selfprune.errors import ConfigError, ModelError
+from selfprune.errors import ModelError
 from selfprune.models.load_failures import Result, Step, attempt, without_load_report
-from selfprune.models.placement import Placement, entry_device, loading_options, n_parameters_at_once
+from selfprune.models.model_config import DType, ModelConfig, Placement
+from selfprune.models.placement import entry_device, loading_options, n_parameters_at_once
 from selfprune.models.preflight import MoreBytes, Preflight, check_by_running, check_entry, check_memory, check_skeleton
 from selfprune.models.units import find_blocks, list_units
 from selfprune.models.vocabulary import check_vocabulary
 from selfprune.models.weight_checks import check_numbers, check_shapes, doubts_of_loading
-from selfprune.storage.path_fields import path_field
 
 logger = logging.getLogger(__name__)
 AUTO_MODEL: Any = AutoModelForCausalLM  # its annotations know neither `from_config` nor `output_loading_info`
-
-
-class DType(str, Enum):
-    """The number format that the weights are loaded in."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    AUTO = "auto"
-
-
-@dataclass
-class ModelConfig:
-    """Which model to load, and how.
-
-    Attributes:
-        path: `embedded` (the model inside this package), a local folder, or a hub id such as `meta-llama/Llama-2-7b-hf`.
-        dtype: number format of the weights; AUTO takes the checkpoint's.
-        device: `auto` (a GPU if there is one), or any torch device such as `cpu` or `cuda:1`.
-        placement: whether the weights lie on that device as a whole; a model larger than memory needs STREAM.
-        trust_remote_code: run the modelling code that a checkpoint brings along.
-        revision: branch, tag or commit on the hub.
-    """
-
-    path: str = path_field("embedded", names=("embedded",), or_hub=True)
-    dtype: DType = DType.FLOAT32
-    device: str = "auto"
-    placement: Placement = Placement.WHOLE
-    trust_remote_code: bool = False
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.path.strip():
-            raise ConfigError(
-                "model.path must be 'embedded', a folder or a hub id, got an empty text; leave it out for the embedded model"
-            )
-        try:
-            self.torch_device()
-        except RuntimeError as error:
-            raise ConfigError(f"model.device must be auto, cpu, cuda or cuda:<number>, got {self.device!r}") from error
-
-    def torch_device(self) -> torch.device:
-        """The device, with `auto` decided."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
 
 
 @dataclass

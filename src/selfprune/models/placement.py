@@ -1,24 +1,12 @@
 """Where the weights of a model lie while they are used."""
 
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from selfprune.models.model_config import Placement
 from selfprune.models.units import find_blocks
-
-
-class Placement(str, Enum):
-    """Where the weights lie while they are used.
-
-    WHOLE: all on `device`. SPREAD: dealt by accelerate over all GPUs, then main memory, then disk. STREAM: the blocks stay in the
-    checkpoint on disk, and each is on `device` only while it is its turn.
-    """
-
-    WHOLE = "WHOLE"
-    SPREAD = "SPREAD"
-    STREAM = "STREAM"
 
 
 def loading_options(placement: Placement, skeleton: Any, device: torch.device, scratch: Path | None) -> dict[str, Any]:

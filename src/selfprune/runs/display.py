@@ -11,6 +11,7 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfprune.configs.signals import leaving_at_once
 from selfprune.errors import complain
 
 
@@ -123,6 +124,19 @@ class Display:
             yield update
             if total is None:
                 progress.update(task, total=1, completed=1)
+
+
+@contextmanager
+def importing(left: str) -> Iterator[None]:
+    """Says that the libraries are imported, unless they were already; while open, a stop ends the process on the spot.
+
+    Args:
+        left: what to tell of what a stop left behind.
+    """
+    if "transformers" not in sys.modules:
+        Display().say("importing the libraries of models and tasks")
+    with leaving_at_once(left):
+        yield
 
 
 def _in_words(seconds: float) -> str:

@@ -13,7 +13,8 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 from selfprune.errors import ConfigError
-from selfprune.models.loading import DType, ModelConfig, find_source, load_skeleton
+from selfprune.models.loading import find_source, load_skeleton
+from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import list_units
 from selfprune.pruners.weights.selection import parse_pattern
 from selfprune.runs.display import Display

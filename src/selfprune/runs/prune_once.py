@@ -22,7 +22,7 @@ from selfprune.exports.block_writer import Shards, growing
 from selfprune.models.block_walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
-from selfprune.models.placement import Placement
+from selfprune.models.model_config import Placement
 from selfprune.models.units import n_parameters, weight_view
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.sequential import prune_in_place

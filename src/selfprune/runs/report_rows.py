@@ -10,8 +10,8 @@ from typing_extensions import NotRequired, TypedDict
 
 from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal
-from selfprune.evaluators.kl_divergence import KLDivergence
-from selfprune.evaluators.perplexity import Perplexity
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import holds_checkpoint, save_checkpoint

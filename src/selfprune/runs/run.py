@@ -1,6 +1,5 @@
 """One run as a story: folder, model, splits, statistics, level store, search, winner, report."""
 
-import datetime
 import logging
 import math
 import shutil
@@ -9,57 +8,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from selfprune.allocations.candidate import Candidate, Proposal, best
-from selfprune.configs.config import RunConfig, to_config
-from selfprune.configs.signals import naming_on_stop
-from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.configs.config import RunConfig
+from selfprune.errors import SelfpruneError
 from selfprune.reports.report import print_table, write_report
 from selfprune.reports.resources import Resources
 from selfprune.reports.results import Results
 from selfprune.runs.contest import hold_contest
-from selfprune.runs.extension import asked_limits, extending_overrides, open_stages
+from selfprune.runs.extension import extending_overrides
 from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
-from selfprune.runs.run_folder import hold_run_folder, opened
-from selfprune.runs.run_preflight import preflight
 from selfprune.runs.searches import Searches
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.disk import folder_bytes
 from selfprune.timing.machine import peak_memory_bytes
 
 logger = logging.getLogger(__name__)
-
-
-def run_composed(composed: DictConfig, overrides: list[str], named: Path | None = None) -> Path:
-    """Runs a composed config, or continues the run folder that its `resume` names.
-
-    Args:
-        composed: what Hydra composed.
-        overrides: the command line's config overrides, kept for `resume`.
-        named: the run folder where the config names none; `runs/<date and time>` when None. One that exists is not taken.
-
-    Returns:
-        the run folder.
-
-    Raises:
-        SelfpruneError: on a user's mistake.
-        KeyboardInterrupt: with the run folder, when the user interrupts.
-    """
-    asked = asked_limits(composed, overrides) if composed.resume else {}
-    if not composed.resume and any(override.startswith("resume=") for override in overrides):
-        raise ConfigError(
-            "resume must name the folder of a run that was begun, got nothing; give one, as in resume=runs/NAME, or leave "
-            "the option out for a new run"
-        )
-    if not composed.resume:
-        to_config(composed, RunConfig)  # a mistake in the config is told before a folder is made
-    held = hold_run_folder(composed, named or Path(f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"))
-    with opened(held, composed, overrides) as recorded, naming_on_stop(str(held.folder)):
-        config = to_config(recorded, RunConfig)
-        expected = preflight(config, held.folder)
-        return run(config, held.folder, expected, open_stages(held.folder, config.search, asked))
 
 
 def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[SearchConfig]) -> Path:

@@ -7,14 +7,14 @@ from typing import Any
 from selfprune.configs.config import RunConfig
 from selfprune.data.splits import check_texts
 from selfprune.errors import ConfigError, ModelError, SelfpruneError
-from selfprune.evaluators.kl_divergence import KLDivergence
 from selfprune.evaluators.task_memory import logit_bytes
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.levels.level_store import number_dtype
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.loading import LoadedModel, max_positions, preflight_memory
-from selfprune.models.placement import Placement
+from selfprune.models.model_config import Placement
 from selfprune.models.preflight import free_memory_bytes
 from selfprune.models.units import list_units, n_parameters, n_row_groups, weight_view
 from selfprune.reports.resources import LIBRARY_BYTES, Resources

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal
@@ -198,7 +198,7 @@ def damage_curves(grid: LevelGrid, looks: Sequence[Costs]) -> dict[str, Array]:
 def _rising(points: Sequence[tuple[float, float, float]]) -> tuple[Array, Array]:
     """Sparsities, and the logs of costs that rise over them; from sparsities, costs and the noise of these."""
     at_S, costs_S, noise_S = np.array(sorted(points)).T
-    return at_S, np.log(isotonic_regression(costs_S, weights=noise_S**-2.0).x)
+    return at_S, np.log(scipy.optimize.isotonic_regression(costs_S, weights=noise_S**-2.0).x)
 
 
 def least_damage(damages: Sequence[Array], steps: Sequence[NDArray[np.int64]], n_steps: int) -> list[int]:

@@ -10,8 +10,8 @@ Shape suffixes: O out, I in, G groups of rows with inputs of their own, K groups
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import scipy  # its parts are imported when they are used
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from selfprune.errors import ConfigError
@@ -131,7 +131,7 @@ def _assigned(scores_OI: Tensor, order_I: Tensor, n_kept: int, width: int) -> Te
         # (|c - t| + c - t) / 2. Every group gets one newcomer, so that only the |c - t| depend on who goes where.
         nth_OK = scores_OI[:, others_KM].topk(n_kept, dim=2).values[..., -1]
         distances_KK = torch.cdist(nth_OK.T.contiguous(), scores_OI[:, order_KM[:, place]].T.contiguous(), p=1)
-        _, newcomers = linear_sum_assignment(distances_KK.cpu().numpy(), maximize=True)
+        _, newcomers = scipy.optimize.linear_sum_assignment(distances_KK.cpu().numpy(), maximize=True)
         order_KM[:, place] = order_KM[torch.from_numpy(newcomers).to(order_KM.device), place]
     return order_KM.flatten()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.evaluators.windows import WindowMetric, mean_per_window
+from selfprune.evaluators.window_metrics.base import WindowMetric, mean_per_window
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from selfprune.evaluators.windows import WindowMetric, mean_per_window, negative_log_likelihood
+from selfprune.evaluators.window_metrics.base import WindowMetric, mean_per_window, negative_log_likelihood
 
 
 @dataclass

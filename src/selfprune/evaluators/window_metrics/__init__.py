@@ -1,0 +1,1 @@
+"""What a search may minimise on windows of tokens, one method per file."""
