@@ -1,11 +1,15 @@
 """Counts how many small mistakes in the source the tests notice, so that shorter tests can be held against longer ones.
 
     python benchmarks/mutants.py
-    python benchmarks/mutants.py --n 60 --seed 0 --tests ../before
+    python benchmarks/mutants.py --n 63 --seed 0 --before ../before
 
 Each mutant changes one comparison, sum or product, number, truth value, `and`, `or`, `not` or returned value of one line; the
 tests that belong to its module then run until the first failure, in a copy of the repository. A mutant is killed when a test
-fails or the time is over, and has survived when all pass. The same seed gives the same mutants, whatever the tests.
+fails or the time is over, and has survived when all pass. The same seed gives the same mutants, whatever the tests. Without a
+mutant all have to pass.
+
+With an earlier state of the repository the mutants are of lines that stand there too, once and between the same lines, in
+whatever module. Each state then judges the same change to its own source by its own tests.
 """
 
 import argparse
@@ -17,9 +21,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -35,9 +39,21 @@ ROOMS = {
     "language_models": (["language_models/**/*.py"], ["tests/language_models"]),
 }
 """Modules under src/selfprune, and the tests that belong to them."""
-SHARES = {"pruners": 5}
+SHARES = {"pruners": 2}
 """Mutants of a room for one of any other."""
-COPIED = ("src", "conf", "benchmarks", "experiments", "notebooks", "README.md", "pyproject.toml", "Makefile", "constraints.txt")
+COPIED = (
+    "src",
+    "tests",
+    "conf",
+    "benchmarks",
+    "experiments",
+    "notebooks",
+    "README.md",
+    "pyproject.toml",
+    "Makefile",
+    "constraints.txt",
+)
+NO_CACHE = shutil.ignore_patterns("__pycache__")
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
     ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div,
@@ -56,6 +72,8 @@ class Mutant:
     kind: str
     before: str
     after: str
+    place: tuple[str, ...]
+    """The line between its neighbours, without indents."""
 
 
 def changed(node: ast.AST) -> ast.AST | None:
@@ -102,17 +120,44 @@ def mutants_of(room: str, path: Path, source: Path) -> list[Mutant]:
         new = ast.unparse(ast.fix_missing_locations(other))
         new = new if isinstance(node, ast.Return) else f"({new})"
         kind, module = type(node).__name__, path.relative_to(source).as_posix()
-        found.append(Mutant(room, module, node.lineno, kind, line, line[:start] + new + line[end:]))
+        after = line[:start] + new + line[end:]
+        found.append(Mutant(room, module, node.lineno, kind, line, after, place(lines, node.lineno)))
     return found
 
 
-def drawn(source: Path, n: int, seed: int) -> list[Mutant]:
+def place(lines: list[str], number: int) -> tuple[str, ...]:
+    """A line between its neighbours, without indents."""
+    return tuple(line.strip() for line in lines[max(0, number - 2) : number + 1])
+
+
+class Earlier:
+    """An earlier state of the repository, in which lines of today are found."""
+
+    def __init__(self, source: Path) -> None:
+        """Reads all its modules."""
+        self._lines: dict[tuple[str, ...], list[tuple[str, int, str]]] = defaultdict(list)
+        for path in (source / "src/selfprune").rglob("*.py"):
+            lines = path.read_text().splitlines()
+            for number, line in enumerate(lines, 1):
+                self._lines[place(lines, number)].append((path.relative_to(source).as_posix(), number, line))
+
+    def same(self, mutant: Mutant) -> Mutant | None:
+        """The same change there; None where the line does not stand there once."""
+        if len(found := self._lines[mutant.place]) != 1:
+            return None
+        module, number, line = found[0]
+        after = line[: len(line) - len(line.lstrip())] + mutant.after.lstrip()
+        return replace(mutant, module=module, line=number, before=line, after=after)
+
+
+def drawn(source: Path, n: int, seed: int, before: Earlier | None = None) -> list[Mutant]:
     """So many mutants, each room with its share, and each module and kind of change with the like."""
     rng, weights = random.Random(seed), {room: SHARES.get(room, 1) for room in ROOMS}
     mutants = []
     for room, (patterns, _) in ROOMS.items():
         paths = sorted({path for pattern in patterns for path in (source / "src/selfprune").glob(pattern)})
-        by_module = [found for path in paths if (found := mutants_of(room, path, source))]
+        of_all = [[m for m in mutants_of(room, path, source) if not before or before.same(m)] for path in paths]
+        by_module = [found for found in of_all if found]
         rng.shuffle(by_module)
         for i in range(round(n * weights[room] / sum(weights.values()))):
             left = by_module[i % len(by_module)]
@@ -137,7 +182,7 @@ def outcome(tree: Path, tests: list[str], limit: float, log: Path) -> str:
 
         code = 3
         try:
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
         finally:
             os._exit(int(code))
     deadline = time.monotonic() + limit
@@ -151,14 +196,28 @@ def outcome(tree: Path, tests: list[str], limit: float, log: Path) -> str:
     return "too long"
 
 
-def copy_of(source: Path, tests: Path, folder: Path) -> Path:
-    """A tree with the source of one and the tests of another, beside the same `shared`, if any."""
+def judged(mutant: Mutant, tree: Path, limit: float, log: Path) -> str:
+    """What the tests say of a mutant in a tree; those of its module begin."""
+    path, (_, tests) = tree / mutant.module, ROOMS[mutant.room]
+    original = path.read_text()
+    lines = original.splitlines(keepends=True)
+    assert lines[mutant.line - 1].rstrip("\n") == mutant.before
+    lines[mutant.line - 1] = mutant.after + "\n"
+    first = [found.relative_to(tree).as_posix() for name in tests for found in (tree / name).glob(f"test_{path.stem}.py")]
+    path.write_text("".join(lines))
+    try:
+        return outcome(tree, [*first, *tests], limit, log)
+    finally:
+        path.write_text(original)
+
+
+def copy_of(source: Path, folder: Path) -> Path:
+    """A copy of a state of the repository, beside the same `shared`, if any."""
     tree = folder / "tree"
-    tree.mkdir()
+    tree.mkdir(parents=True)
     for name in COPIED:
         whole = source / name
-        shutil.copytree(whole, tree / name) if whole.is_dir() else shutil.copy2(whole, tree / name)
-    shutil.copytree(tests / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(whole, tree / name, ignore=NO_CACHE) if whole.is_dir() else shutil.copy2(whole, tree / name)
     if (source.parent / "shared").exists():
         (folder / "shared").symlink_to((source.parent / "shared").resolve())
     return tree
@@ -167,42 +226,43 @@ def copy_of(source: Path, tests: Path, folder: Path) -> Path:
 def main() -> None:
     """Draws, runs and counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=ROOT, help="repository whose modules are changed")
-    parser.add_argument("--tests", type=Path, default=ROOT, help="repository whose tests are run")
-    parser.add_argument("--n", type=int, default=60)
+    parser.add_argument("--before", type=Path, help="an earlier state of the repository, judged by its own tests")
+    parser.add_argument("--n", type=int, default=63)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=300, help="seconds for the tests of a mutant")
     options = parser.parse_args()
-    console, counts = Console(width=150), Counter[tuple[str, str]]()
+    console, counts = Console(width=170), Counter[tuple[str, str, str]]()
     sys.dont_write_bytecode = True
     import hypothesis  # noqa: F401
     import torch
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
+    before = Earlier(options.before) if options.before else None
     with tempfile.TemporaryDirectory() as folder:
-        tree, log = copy_of(options.source, options.tests, Path(folder)), Path(folder, "log")
-        for mutant in drawn(options.source, options.n, options.seed):
-            path, tests = tree / mutant.module, ROOMS[mutant.room][1]
-            original = path.read_text()
-            lines = original.splitlines(keepends=True)
-            assert lines[mutant.line - 1].rstrip("\n") == mutant.before
-            lines[mutant.line - 1] = mutant.after + "\n"
-            path.write_text("".join(lines))
-            try:
-                found = outcome(tree, tests, options.limit, log)
-            finally:
-                path.write_text(original)
-            counts[mutant.room, found] += 1
-            console.print(f"{found:8} {mutant.module}:{mutant.line}: {mutant.after.strip()}", markup=False, highlight=False)
+        trees = {"today": copy_of(ROOT, Path(folder, "today"))}
+        if before:
+            trees["before"] = copy_of(options.before, Path(folder, "before"))
+        for name, tree in trees.items():
+            tests = sorted({test for _, tests in ROOMS.values() for test in tests})
+            if outcome(tree, tests, options.limit * len(ROOMS), Path(folder, "log")) != "passed":
+                sys.exit(f"the tests do not pass without a mutant ({name}): {Path(folder, 'log').read_text()[-2000:]}")
+        for mutant in drawn(ROOT, options.n, options.seed, before):
+            found = {"today": judged(mutant, trees["today"], options.limit, Path(folder, "log"))}
+            if before and (same := before.same(mutant)):
+                found["before"] = judged(same, trees["before"], options.limit, Path(folder, "log"))
+            counts.update((mutant.room, state, word) for state, word in found.items())
+            said = " ".join(f"{word:8}" for word in found.values())
+            console.print(f"{said} {mutant.module}:{mutant.line}: {mutant.after.strip()}", markup=False, highlight=False)
             sys.stdout.flush()
-        table = Table("room", "killed", "of them too long", "survived")
+        table = Table("room", "tests", "killed", "of them too long", "survived")
         for room in [*ROOMS, "all"]:
-            failed, slow, passed = (
-                sum(n for (of, how), n in counts.items() if how == word and room in (of, "all"))
-                for word in ("failed", "too long", "passed")
-            )
-            table.add_row(room, str(failed + slow), str(slow), str(passed))
+            for state in trees:
+                failed, slow, passed = (
+                    sum(n for (of, when, how), n in counts.items() if (when, how) == (state, word) and room in (of, "all"))
+                    for word in ("failed", "too long", "passed")
+                )
+                table.add_row(room, state, str(failed + slow), str(slow), str(passed))
         console.print(table)
 
 

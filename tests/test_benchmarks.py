@@ -5,6 +5,7 @@ import importlib
 import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,33 @@ def test_lm_eval_requests_are_scored_alike_in_both_ways(kind, output_of):
 def test_mutants_are_those_of_their_seed_and_each_changes_one_line_that_can_still_be_read(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     mutants, root = importlib.import_module("mutants"), BENCHMARKS.parent
-    drawn = mutants.drawn(root, 60, seed=0)
-    assert len(drawn) == 60
-    assert drawn == mutants.drawn(root, 60, seed=0) != mutants.drawn(root, 60, seed=1)
+    drawn = mutants.drawn(root, 63, seed=0)
+    assert len(drawn) == 63
+    assert drawn == mutants.drawn(root, 63, seed=0) != mutants.drawn(root, 63, seed=1)
     assert {mutant.room for mutant in drawn} == set(mutants.ROOMS)
     for mutant in drawn:
         lines = (root / mutant.module).read_text().splitlines()
         assert lines[mutant.line - 1] == mutant.before != mutant.after
         lines[mutant.line - 1] = mutant.after
         ast.parse("\n".join(lines))
+
+
+def test_a_mutant_is_made_in_an_earlier_source_wherever_its_line_stood(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    mutants, module = importlib.import_module("mutants"), tmp_path / "src" / "selfprune" / "racing.py"
+    module.parent.mkdir(parents=True)
+    text = (BENCHMARKS.parent / "src" / "selfprune" / "search" / "racing.py").read_text()
+    module.write_text("if True:\n" + textwrap.indent(text.replace("n_rungs", "n_steps"), "    "))
+    before = mutants.Earlier(tmp_path)
+    found = mutants.mutants_of("racing", BENCHMARKS.parent / "src/selfprune/search/racing.py", BENCHMARKS.parent)
+    same = {mutant: before.same(mutant) for mutant in found}
+    assert {mutant for mutant in found if "n_rungs" in mutant.before} <= {mutant for mutant in found if not same[mutant]}
+    for mutant, earlier in same.items():
+        if earlier:
+            assert earlier.module == "src/selfprune/racing.py"
+            assert (earlier.line, earlier.before, earlier.after) == (
+                mutant.line + 1,
+                f"    {mutant.before}",
+                f"    {mutant.after}",
+            )
+    assert sum(earlier is not None for earlier in same.values()) > 30
