@@ -36,5 +36,5 @@ def test_a_sound_config_is_told_before_its_libraries_are_imported_and_a_mistake_
     assert mistake.startswith("selfprune: budget.sparsity must lie above 0 and below 1, got 1.5")
     assert imported[-1] == ""
     assert re.fullmatch(r"\d\d:\d\d:\d\d importing the libraries of models and tasks", begun)
-    assert (done.returncode, stopped) == (130, "selfprune: interrupted; the run had not begun, and nothing was written")
+    assert (done.returncode, stopped) == (130, "selfprune: interrupted; the run had not begun")
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ def run_composed(composed: DictConfig, overrides: list[str], named: Path | None 
         )
     if not composed.resume:
         to_config(composed, RunConfig)  # a mistake in the config is told before a folder is made
-    with importing("the run had not begun, and nothing was written"):
+    with importing("the run had not begun"):
         from selfprune.runs.run import run
         from selfprune.runs.run_preflight import preflight
     held = hold_run_folder(composed, named or Path(f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"))
