@@ -34,6 +34,7 @@ from selfprune.proposers.prompted.operators import Outlook
 from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.unit_view import UnitView, Worth
 from selfprune.runs.preparation import PreparedRun, prepare
+from selfprune.runs.run_preflight import preflight
 from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
 
@@ -187,7 +188,8 @@ def main() -> None:
             "~controls.random", "data.n_search=64", "search.batch_size=4",
         ]  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(conf_folder()), version_base=None):
-            prepared = prepare(to_config(compose("config", overrides=overrides), RunConfig), Path(folder))
+            config = to_config(compose("config", overrides=overrides), RunConfig)
+            prepared = prepare(config, Path(folder), preflight(config, Path(folder)))
             found = [{"setting": setting, **transcript} for transcript in Teacher(prepared, seed).transcripts()]
         with arguments.output.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(transcript) + "\n" for transcript in found)

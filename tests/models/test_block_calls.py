@@ -11,7 +11,7 @@ from selfprune.errors import ModelError
 from selfprune.models.block_calls import check_same_arguments, enter, handing_through, leave, resident
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
-from selfprune.models.preflight import check_entry
+from selfprune.models.run_check import check_entry
 from selfprune.models.units import find_blocks, list_units, stored_weight
 
 TOKENS_NT = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))

@@ -100,7 +100,7 @@ def preflight_of(family, tiny_model_folder, placement):
 
 def test_a_model_larger_than_memory_is_refused_whole_and_passes_from_disk(tiny_model_folder, monkeypatch):
     whole = preflight_of("llama", tiny_model_folder, Placement.WHOLE)
-    monkeypatch.setattr("selfprune.models.preflight._free_memory_bytes", lambda: whole.needed_bytes - 1)
+    monkeypatch.setattr("selfprune.models.memory_check._free_memory_bytes", lambda: whole.needed_bytes - 1)
     with pytest.raises(
         ModelError, match=r"does not fit: .*prune it from disk, .*`python -m selfprune\.prune model\.placement=STREAM`"
     ):

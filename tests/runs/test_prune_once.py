@@ -483,7 +483,7 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_left_usable(folder_of, prun
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        monkeypatch.setattr(prune_once, "_check_disk", lambda *_: None)
+        monkeypatch.setattr(prune_once, "check_disk", lambda *_: None)
         options = {"model.placement": "STREAM"}
         full = prune_command(*as_overrides(folder_of("llama"), disk / "out", **options))
         check_paragraph(full, 2, "the disk is full. Everything before it is kept")

@@ -94,6 +94,16 @@ class Harness:
         n_positions = max_positions(model) or DEFAULT_POSITIONS
         return cache_bytes(tasks, self.config.batch_size, model.config.get_text_config(), n_positions, model.dtype.itemsize)
 
+    def n_request_tokens(self, names: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> int:
+        """The tokens of all requests of some tasks, without what these let the model write.
+
+        Args:
+            names: of the configured tasks or groups.
+            tokenizer: as of `check`.
+        """
+        tasks = {name for each in names for name in self._configured(each)["tasks"]}
+        return sum(sum(self._lengths(name, tokenizer)) for name in tasks)
+
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
         """How the tasks are asked, for the report: lm-eval's version, what every prompt begins with, and each task's numbers.
 

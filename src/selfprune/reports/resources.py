@@ -2,9 +2,6 @@
 
 from dataclasses import asdict, dataclass
 
-LIBRARY_BYTES = 500_000_000
-"""Main memory of the interpreter with torch and transformers, before any model."""
-
 
 @dataclass(frozen=True)
 class Resources:

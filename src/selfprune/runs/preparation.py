@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +17,8 @@ from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import Splits, draw_splits
 from selfprune.evaluators.harness import Harness
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.language_models.base import LanguageModel, Reply
+from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
+from selfprune.language_models.base import LanguageModel
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.language_models.self import SelfLanguageModel
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
@@ -32,9 +32,10 @@ from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.proposers.base import ProposerConfig, SearchSpace
 from selfprune.pruning.calibration import calibrate
 from selfprune.pruning.measurements import Measurements, needed_measurements
+from selfprune.reports.resources import Resources
+from selfprune.runs.dense_model import DenseModelAnswers
 from selfprune.runs.display import Display
-from selfprune.runs.forecast import run_seconds
-from selfprune.runs.run_preflight import check_generation
+from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
 from selfprune.search.first_round import check_first_round
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
@@ -67,8 +68,8 @@ class PreparedRun:
         archive: of the candidates.
         language_model: is opened when it is first asked.
         display: where progress is shown.
-        expected_seconds: forecast of the whole run.
-        n_cache_bytes: what the tasks that let the model write add to the expected memory.
+        checkpoint: what is written of the winner.
+        expected: what the whole run takes of the machine.
     """
 
     config: RunConfig
@@ -85,8 +86,8 @@ class PreparedRun:
     archive: Archive
     language_model: RecordingLanguageModel
     display: Display
-    expected_seconds: float
-    n_cache_bytes: int
+    checkpoint: PrunedCheckpoint
+    expected: Resources
 
     @property
     def n_sensitivity_tokens(self) -> int:
@@ -94,29 +95,13 @@ class PreparedRun:
         return len(self.space.sensitivities) * self.config.search.n_sensitivity_windows * self.scorer.n_tokens_per_window
 
 
-class _DenseModelAnswers:
-    """The model under pruning as a language model: its dense weights are put back before it is asked."""
-
-    def __init__(self, inner: LanguageModel, store: LevelStore) -> None:
-        self.inner, self.store, self.name = inner, store, inner.name
-
-    def complete(self, prompt: str, schema: dict[str, Any], n: int, seed: int) -> list[Reply]:
-        """Replies of the dense model."""
-        self.store.restore()
-        return self.inner.complete(prompt, schema, n, seed)
-
-    def score(self, prompt: str, options: Sequence[str]) -> list[Reply]:
-        """The options as the dense model scores them."""
-        self.store.restore()
-        return self.inner.score(prompt, options)
-
-
-def prepare(config: RunConfig, folder: Path) -> PreparedRun:
+def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun:
     """Loads, splits, calibrates and ranks; what a resumed run had measured is read back.
 
     Args:
         config: the typed config.
         folder: the run folder, which holds the config already.
+        expected: what `preflight` came to.
     """
     display = Display()
     journal = Journal(folder / "evaluations.jsonl")
@@ -128,7 +113,8 @@ def prepare(config: RunConfig, folder: Path) -> PreparedRun:
         doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
         for doubt in doubts:
             display.warn(doubt)
-        n_cache_bytes = check_generation(config, loaded, harness.cache_bytes(loaded.model, loaded.tokenizer))
+        checkpoint = PrunedCheckpoint(loaded, folder / "model", by_block=False)
+        expected = forecast_loaded(expected, config, loaded, harness, checkpoint.n_bytes, folder)
         grid = config.grid(loaded.units)
         target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         _check_first_rounds(config, len(grid.units))
@@ -143,8 +129,9 @@ def prepare(config: RunConfig, folder: Path) -> PreparedRun:
         evaluator = _make_evaluator(config, loaded, splits)
     _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
     with display.stage("timing the pruner"):
-        seconds = run_seconds(config, loaded, grid, splits, evaluator.tokens_per_second)
-    display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: the run will take about {seconds / 60:.1f} minutes")
+        seconds = run_seconds(config, loaded, grid, splits, harness, evaluator.tokens_per_second)
+    takes = f"the run will take about {seconds / 60:.1f} minutes{not_counted(harness)}"
+    display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: {takes}")
     if not config.pruner.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
     scorer = Scorer(store, evaluator, journal)
@@ -164,8 +151,8 @@ def prepare(config: RunConfig, folder: Path) -> PreparedRun:
         Archive(folder / "archive.jsonl"),
         RecordingLanguageModel(partial(_open_language_model, config, loaded, store), folder / "language_model_calls.jsonl"),
         display,
-        seconds,
-        n_cache_bytes,
+        checkpoint,
+        replace(expected, seconds=seconds),
     )
 
 
@@ -180,7 +167,7 @@ def _check_first_rounds(config: RunConfig, n_units: int) -> None:
 
 def _open_language_model(config: RunConfig, loaded: LoadedModel, store: LevelStore) -> LanguageModel:
     inner: LanguageModel = config.language_model.build(loaded.model, loaded.tokenizer)
-    return _DenseModelAnswers(inner, store) if isinstance(config.language_model, SelfLanguageModel) else inner
+    return DenseModelAnswers(inner, store) if isinstance(config.language_model, SelfLanguageModel) else inner
 
 
 def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds: Sequence[str]) -> Splits:

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, Unit, sparsity_of
+from selfprune.allocations.allocation import Allocation, sparsity_of
 from selfprune.allocations.budget import Measure
 from selfprune.allocations.winners import fits, read_winner
 from selfprune.configs.config import PruneConfig
@@ -17,28 +17,26 @@ from selfprune.configs.recorded_config import to_record
 from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
-from selfprune.errors import ConfigError, SelfpruneError
+from selfprune.errors import ConfigError
 from selfprune.exports.block_writer import Shards, growing
 from selfprune.models.block_walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement
-from selfprune.models.units import n_parameters, weight_view
+from selfprune.models.units import n_parameters
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.sequential import prune_in_place
-from selfprune.reports.resources import LIBRARY_BYTES, Resources
+from selfprune.reports.resources import Resources
 from selfprune.runs.display import Display
+from selfprune.runs.forecasts.disk_check import check_disk
+from selfprune.runs.forecasts.pruning_forecast import forecast_pruning
 from selfprune.statistics.coverage import Coverage
-from selfprune.statistics.input_gram import InputGram
-from selfprune.storage.disk import folder_bytes, free_bytes
+from selfprune.storage.disk import folder_bytes
 from selfprune.storage.environment import describe_environment
 from selfprune.storage.whole_files import write_whole
 from selfprune.timing.machine import peak_memory_bytes
-from selfprune.timing.pruning_seconds import pruning_seconds
 from selfprune.timing.unit_seconds import check_latency_table
 
-WRITTEN_BYTES_PER_SECOND = 500e6
-"""What an ordinary disk takes."""
 N_CHECKED_TOKENS = 4096
 """Calibration tokens, in whole windows, on which the dense model is compared with chance."""
 
@@ -104,11 +102,11 @@ def _prune(
     for paragraph in checkpoint.left_out:
         display.warn(paragraph)
     n_stored_bytes = checkpoint.n_bytes + folder_bytes(shards.scratch)
-    seconds = time.monotonic() - began + n_stored_bytes / WRITTEN_BYTES_PER_SECOND
+    seconds = time.monotonic() - began
     with display.stage("timing the pruner"):
-        seconds += pruning_seconds(loaded, windows_NT, config.pruner)
-    expected = replace(_expected(config, loaded, windows_NT, n_stored_bytes), seconds=seconds)
-    _check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial)
+        expected = forecast_pruning(config, loaded, windows_NT, n_stored_bytes)
+    expected = replace(expected, seconds=seconds + expected.seconds)
+    check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial.parent, "the pruned model", "output")
     display.say(f"Expected: {expected}")
     coverage = Coverage(loaded)
     with display.stage("pruning", total=len(loaded.blocks)) as update:
@@ -168,37 +166,3 @@ def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
             f"budget.sparsity={fraction:g} or another pattern"
         )
     return {unit.name: round(fraction * unit.n_items) for unit in loaded.units}
-
-
-def _expected(config: PruneConfig, loaded: LoadedModel, windows_NT: Tensor, stored_bytes: int) -> Resources:
-    """Memory and disk, from sizes alone: weights, hidden states in and out of a block, statistics, copies of one unit."""
-    parameters = list(loaded.model.parameters())
-    item_bytes = parameters[0].element_size()
-    at_hand = sum(p.numel() * p.element_size() for p in parameters if not p.is_meta)
-    block_bytes = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in loaded.blocks)
-    hidden_bytes = windows_NT.numel() * loaded.model.config.get_text_config().hidden_size * item_bytes
-    shapes = {unit.kind: _shape(loaded, unit) for unit in loaded.units}
-    largest = max(math.prod(shape) for shape in shapes.values())
-    is_gram = isinstance(config.pruner.statistics(1, 1, 1), InputGram)
-    # units of one module and width are taken to share their input
-    inputs = {(kind.rpartition(".")[0], shape[-1]) for kind, shape in shapes.items()}
-    gram_bytes = 2 * sum(4 * width**2 for _, width in inputs) if is_gram else 0
-    gradient_bytes = 4 * sum(unit.n_weights for unit in loaded.units) if config.pruner.needs_gradients else 0
-    is_streamed = config.model.placement is Placement.STREAM
-    memory = at_hand + (2 * block_bytes if is_streamed else block_bytes) + 2 * hidden_bytes + gram_bytes + gradient_bytes
-    memory += largest * 9 + (LIBRARY_BYTES if loaded.device.type == "cpu" else 0)
-    return Resources(memory, stored_bytes + 2 * hidden_bytes, 0.0)
-
-
-def _shape(loaded: LoadedModel, unit: Unit) -> tuple[int, int]:
-    n_out, n_in = weight_view(loaded.model, unit).shape
-    return n_out, n_in
-
-
-def _check_disk(missing_bytes: int, folder: Path) -> None:
-    free = free_bytes(folder)
-    if missing_bytes > free:
-        raise SelfpruneError(
-            f"the pruned model takes about {missing_bytes / 1e9:.2f} GB more in {folder.parent}, but the disk has "
-            f"{free / 1e9:.2f} GB free; free some space or choose another output"
-        )

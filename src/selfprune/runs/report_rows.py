@@ -13,7 +13,6 @@ from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import holds_checkpoint, save_checkpoint
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.pruning.sequential import prune_in_place
@@ -67,8 +66,7 @@ def measure_rows(
     prepared.scorer.evaluator.forward.clear()
     loaded, config, folder = prepared.loaded, prepared.config, prepared.folder / "model"
     metrics = {"kl": KLDivergence(), "nll": Perplexity()}
-    checkpoint = PrunedCheckpoint(loaded, folder, by_block=False)
-    for paragraph in checkpoint.left_out:
+    for paragraph in prepared.checkpoint.left_out:
         prepared.display.warn(paragraph)
     rows, saved = dict(before) if is_repeated else {}, list[str]()
     with prepared.display.stage("measuring on the report split", total=len(allocations)) as update:
@@ -86,7 +84,7 @@ def measure_rows(
                     coverage.warn(doubts.append, "the final pruning of the winner", prepared.coverage)
                 # an older report would speak of another model
                 (prepared.folder / "report.json").unlink(missing_ok=True)
-                save_checkpoint(checkpoint, folder)
+                save_checkpoint(prepared.checkpoint, folder)
                 saved.append(name)
             return doubts
 

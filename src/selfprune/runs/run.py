@@ -39,7 +39,7 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         the folder, now with `report.md`, `report.json` and `model/`.
     """
     began = time.monotonic()
-    prepared = prepare(replace(config, search=stages[-1]), folder)
+    prepared = prepare(replace(config, search=stages[-1]), folder, expected)
     yardsticks = {
         name: form.build(prepared.space, config.seed, prepared.language_model).ask(1)[0]
         for name, form in config.yardsticks.items()
@@ -79,11 +79,7 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         prepared.language_model,
         prepared.splits.hashes,
         prepared.loaded.tokenizer.convert_ids_to_tokens(list(prepared.splits.start)),
-        expected=replace(
-            expected,
-            peak_memory_bytes=(expected.peak_memory_bytes or 0) + prepared.n_cache_bytes,
-            seconds=prepared.expected_seconds,
-        ),
+        expected=prepared.expected,
         measured=Resources(peak_memory_bytes(prepared.loaded.device), folder_bytes(folder), time.monotonic() - began),
         calibration=prepared.coverage.as_dict(),
         warnings=prepared.display.warnings,

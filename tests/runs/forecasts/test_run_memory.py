@@ -9,8 +9,9 @@ from selfprune.errors import ModelError
 from selfprune.models.block_walk import N_LOGITS_AT_ONCE
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
-from selfprune.runs import run_preflight
-from selfprune.runs.run_preflight import check_generation, preflight
+from selfprune.runs.forecasts import run_memory
+from selfprune.runs.forecasts.run_memory import check_generation
+from selfprune.runs.run_preflight import preflight
 
 
 def configured(*overrides):
@@ -72,10 +73,10 @@ def test_keys_and_values_count_where_they_take_more_than_logits_and_are_refused_
     of_logits = 2 * 64 * 300 * (4 + 8)
     assert check_generation(config, loaded, of_logits) == 0
     assert check_generation(config, loaded, of_logits + 1000) == 1000
-    monkeypatch.setattr(run_preflight, "free_memory_bytes", lambda _: 10**9)
+    monkeypatch.setattr(run_memory, "free_memory_bytes", lambda _: 10**9)
     assert check_generation(config, loaded, 10**8) == 10**8 - of_logits
     with pytest.raises(ModelError, match=r"take 1\.00 GB for the keys and values of 2 requests .*a lower harness\.batch_size"):
         check_generation(config, loaded, 10**9)
     # a run without such tasks was asked already whether it fits
-    monkeypatch.setattr(run_preflight, "free_memory_bytes", lambda _: 0)
+    monkeypatch.setattr(run_memory, "free_memory_bytes", lambda _: 0)
     assert check_generation(config, loaded, 0) == 0

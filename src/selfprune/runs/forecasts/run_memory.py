@@ -1,0 +1,104 @@
+"""What a run holds in memory besides the weights of its model."""
+
+from typing import Any
+
+from selfprune.configs.config import RunConfig
+from selfprune.errors import ModelError
+from selfprune.evaluators.task_memory import logit_bytes
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
+from selfprune.evaluators.windows import LOGIT_BYTES
+from selfprune.levels.level_store import number_dtype
+from selfprune.levels.levels_config import LevelKind
+from selfprune.models.block_walk import windows_per_pass
+from selfprune.models.loading import LoadedModel, max_positions
+from selfprune.models.memory_check import free_memory_bytes
+from selfprune.models.model_config import Placement
+from selfprune.models.units import list_units, n_parameters, n_row_groups, weight_view
+
+GRADIENT_BYTES = 4
+"""Memory per weight while a pruner gathers gradients."""
+
+
+def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int, cache_bytes: int = 0) -> int:
+    """Memory of a run besides the weights, built levels apart.
+
+    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of a batch, of
+    windows or of lm-eval's requests, or the keys and values of those that are written; the hidden states of the calibration
+    windows before and after a block; and those of the search windows before every block, as far as they may be kept.
+
+    Args:
+        config: of the run.
+        skeleton: its model, with its weights or without.
+        n_parameters: that are held at once.
+        bytes_per_weight: of one weight.
+        cache_bytes: of the keys and values of tasks that let the model write.
+    """
+    per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
+    text_config = skeleton.config.get_text_config()
+    data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
+    kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
+    per_position = sum(metric.kept_bytes(n_vocabulary) * n_windows for metric, n_windows in kept)
+    hidden_bytes = text_config.hidden_size * bytes_per_weight
+    per_position += 2 * data.n_calibration * hidden_bytes
+    prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
+    needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
+    # gradients are taken in passes of their own size
+    n_at_once = max(search.batch_size, windows_per_pass(data.n_tokens_per_window))
+    of_windows = data.n_tokens_per_window * n_at_once * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
+    of_requests = 0
+    if config.harness.tasks or config.harness.search_tasks:
+        of_requests = logit_bytes(config.harness.batch_size, n_vocabulary, max_positions(skeleton), bytes_per_weight)
+    needed += max(of_windows, of_requests, cache_bytes)
+    # under SPREAD they lie beside the weights, on devices that the loading chooses
+    if config.level_kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
+        units = list_units(skeleton)
+        n_levels = config.grid(units).n_levels
+        needed += sum(unit.n_weights * number_dtype(n_levels[unit.name]).itemsize for unit in units)
+    needed += min(prefix_bytes, search.prefix_cache_mb * 10**6)
+    return needed
+
+
+def level_bytes(config: RunConfig, skeleton: Any, bytes_per_weight: int) -> tuple[int, int]:
+    """Main memory and disk that built levels and their statistics may take: the bounds, or all of them where that is less.
+
+    Args:
+        config: of the run.
+        skeleton: its model, with its weights or without.
+        bytes_per_weight: of one weight.
+    """
+    if config.level_kind is LevelKind.MASKS:
+        return 0, 0
+    units, levels = list_units(skeleton), config.search.levels
+    n_levels = config.grid(units).n_levels
+    of_levels = sum(n_levels[unit.name] * unit.n_weights * bytes_per_weight for unit in units)
+    # no statistics are larger than the Gram matrices of the inputs, which several units may share
+    of_statistics = sum(4 * n_row_groups(skeleton, unit) * weight_view(skeleton, unit).shape[1] ** 2 for unit in units)
+    in_memory = min(int(levels.memory_gb * 1e9), of_levels) + min(int(levels.statistics_gb * 1e9), of_statistics)
+    return in_memory, min(int(levels.cache_gb * 1e9), of_levels + of_statistics)
+
+
+def check_generation(config: RunConfig, loaded: LoadedModel, cache_bytes: int) -> int:
+    """Refuses lm-eval tasks that let the model write where keys and values do not fit beside what the run holds.
+
+    Args:
+        config: of the run.
+        loaded: its model, with its weights in memory.
+        cache_bytes: of the keys and values.
+
+    Returns:
+        the bytes by which they raise the peak that `forecast_run` expects.
+
+    Raises:
+        ModelError: when they do not fit.
+    """
+    sizes = n_parameters(loaded.model), loaded.model.dtype.itemsize
+    without, needed = (held_bytes(config, loaded.model, *sizes, each) for each in (0, cache_bytes))
+    free = free_memory_bytes(loaded.device)
+    if needed > without and free is not None and needed > free:
+        raise ModelError(
+            f"the tasks of harness.tasks and harness.search_tasks that let the model write take {cache_bytes / 1e9:.2f} GB for "
+            f"the keys and values of {config.harness.batch_size} requests at once, and with all else that the run holds besides "
+            f"the weights {needed / 1e9:.2f} GB, but {loaded.device} has {free / 1e9:.2f} GB free; give a lower "
+            "harness.batch_size, or leave these tasks out"
+        )
+    return needed - without
