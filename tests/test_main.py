@@ -16,19 +16,12 @@ from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.errors import ModelError
 
 WRONG = {
-    "unknown option": (["budgt.sparsity=0.5"], "budgt"),
-    "unknown key of a method": (["pruner.exponent=2"], "exponent"),
-    "a value for a group": (["budget=0.5"], "budget takes the name of a choice, got 0.5"),
-    "nothing for a group": (["pruner=null"], "pruner takes the name of a choice, got null"),
     "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
     "added group": (["+experimnt=smoke"], "experimnt"),
-    "unknown choice": (["pruner=wnada"], "wanda"),
     "launcher that is not installed": (
         ["-m", "hydra/launcher=submitit_slurm"],
         "install it with pip install hydra-submitit-launcher",
     ),
-    "unknown experiment": (["+experiment=lama7b"], "llama7b"),
-    "wrong type": (["budget.sparsity=much"], "sparsity"),
     "sparsity of one": (["budget.sparsity=1.0"], "budget.sparsity must lie above 0 and below 1, got 1.0"),
     "negative sparsity": (["budget.sparsity=-0.1"], "budget.sparsity must lie above 0 and below 1, got -0.1"),
     "sparsity of zero": (["budget.sparsity=0"], "budget.sparsity=0 leaves nothing to prune, and so nothing to search"),
@@ -39,9 +32,7 @@ WRONG = {
     "model without path": (["model=local"], "path"),
     "hub id offline": (["model=hub", "model.path=someone/some-model"], "someone/some-model"),
     "model from disk": (["model.placement=STREAM"], "a search needs the whole model at hand, but model.placement=STREAM"),
-    "unknown placement": (["model.placement=SLOW"], "takes one of WHOLE, SPREAD, STREAM, got SLOW"),
     "calibration text alone": (["data=files", "data.calibration=a.txt"], "but data.report is empty"),
-    "option of a pruning": (["output=x"], "output"),
     "model of a name too long": (["model=local", f"model.path={'x' * 300}"], "xxx cannot be used: File name too long; correct"),
     "run of a name too long": (["proposer=stored", f"proposer.run_folder={'x' * 300}"], "cannot be used: File name too long"),
     "missing text": (["data=files", "data.calibration=no.txt", "data.search=no.txt", "data.report=no.txt"], "no.txt"),
@@ -104,14 +95,6 @@ def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, tmp_path, s
     overrides, expected = WRONG[name]
     check_paragraph(selfprune(*overrides), expected)
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_an_unknown_task_is_told_with_the_ten_nearest(tmp_path, selfprune):
-    result = selfprune("harness.tasks=[selfprune_sum_report]")
-    check_paragraph(result, "got 'selfprune_sum_report'")
-    nearest = " ".join(result[2].split()).partition("nearest first: ")[2].partition(";")[0].split(", ")
-    assert (len(nearest), nearest[0]) == (10, "selfprune_sums_report")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_another_config_is_refused_and_left_alone(tmp_path, selfprune):

@@ -117,20 +117,33 @@ def test_evopress_can_be_scaled_and_started_elsewhere(composed):
     assert type(other.proposer) is find_methods("proposer")["evolutionary"]
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() if g != "experiment" for n in names])
-def test_every_choice_of_every_group_composes_and_converts(group, name, composed, finished_run):
-    config = composed(f"{group}={name}", *(need.format(finished_run=finished_run) for need in NEEDS.get((group, name), [])))
-    if group in METHODS and name in find_methods(group):
-        assert type(getattr(config, group)) is find_methods(group)[name]
+def abreast(*groups):
+    """Choices of these groups, one of each, so that all are there with as few configs as the largest group has choices."""
+    rows = max(len(GROUPS[group]) for group in groups)
+    return [{group: GROUPS[group][i % len(GROUPS[group])] for group in groups} for i in range(rows)]
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [(group, name) for group in ("model", "data", "pruner", "budget") for name in GROUPS[group]]
-)
-def test_every_choice_of_a_pruning_composes_and_converts(group, name, composed_pruning):
-    config = composed_pruning(f"{group}={name}", *NEEDS.get((group, name), []))
-    if group == "pruner":
-        assert type(config.pruner) is find_methods("pruner")[name]
+def check_choices(config, chosen):
+    for group, name in chosen.items():
+        if group in METHODS and name in find_methods(group):
+            assert type(getattr(config, group)) is find_methods(group)[name]
+
+
+@pytest.mark.parametrize("chosen", abreast(*sorted(GROUPS.keys() - {"experiment", "objective", "search"})), ids=str)
+def test_every_choice_of_every_group_composes_and_converts(chosen, composed, finished_run):
+    needs = [need.format(finished_run=finished_run) for choice in chosen.items() for need in NEEDS.get(choice, [])]
+    check_choices(composed(*(f"{group}={name}" for group, name in chosen.items()), *needs), chosen)
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in ("objective", "search") for name in GROUPS[group]])
+def test_every_choice_that_depends_on_others_composes_and_converts(group, name, composed):
+    composed(f"{group}={name}")
+
+
+@pytest.mark.parametrize("chosen", abreast("model", "data", "pruner", "budget"), ids=str)
+def test_every_choice_of_a_pruning_composes_and_converts(chosen, composed_pruning):
+    needs = [need for choice in chosen.items() for need in NEEDS.get(choice, [])]
+    check_choices(composed_pruning(*(f"{group}={name}" for group, name in chosen.items()), *needs), chosen)
 
 
 def test_the_stored_proposer_needs_the_folder_of_a_finished_run(composed, tmp_path):

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from selfprune.configs.command_line import guarded
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
-from selfprune.configs.methods import METHODS, find_methods
+from selfprune.configs.methods import METHODS, find_methods, register_methods
 from selfprune.configs.mistakes.command_mistakes import mistake_of
 from selfprune.configs.mistakes.override_mistakes import CommandLine
 
@@ -28,6 +28,8 @@ STEPS = dict(BLOCKS[:3])
 @pytest.fixture
 def compose_with(tmp_path, monkeypatch):
     """Adds a method's two files, composes a run that takes it, and gives the typed config or what the command would say."""
+
+    register_schemas()
 
     def call(source, group="pruner", yaml="defaults:\n  - mine_schema\n", capsys=None):
         package, _ = METHODS[group]
@@ -46,7 +48,7 @@ def compose_with(tmp_path, monkeypatch):
         made = []
 
         def work():
-            register_schemas()
+            register_methods()
             with initialize_config_dir(str(tmp_path / "conf"), version_base=None):
                 made.append(to_config(compose("config", [f"{group}=mine"]), RunConfig))
 

@@ -1,9 +1,15 @@
 """What a user types wrong is told in plain words: one paragraph that names the option, says what it takes, and where to look."""
 
+import functools
+
 import pytest
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from selfprune.__main__ import run
+from selfprune.configs.command_line import _read
+from selfprune.configs.conf_path import conf_folder
+from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.latency import main as latency
 from selfprune.prune import main as prune
 
@@ -55,6 +61,22 @@ TYPED = {
     "budget.sparsity=${nope}": "what this stands for cannot be found;",
     "seed=${budget.measure}": "seed takes a whole number, and what this stands for is none;",
 }  # fmt: skip
+# One of every kind goes through the command; what is said of the others is asked of the command line alone.
+BY_THE_COMMAND = (
+    "serch=default", "budget.sparsity=abc", "budget.sparsity=0.5,0.6", "budget.sparsity=${nope}", "seed=${budget.measure}",
+    "harness.tasks=[a", "a b=3", "budget", "=default", "search=nope", "proposer=[1,2]", "budget=null", "experiment=smoke",
+    "+budget.sparsity=0.5", "~search", "~controls.nope",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """What a run would say of its overrides, with Hydra set up and the config without overrides composed once for all of them."""
+    line_of, composed = run.load()._line, CommandLine._composed
+    once = functools.cache(lambda name, overrides: composed(CommandLine(name), list(overrides)))
+    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        patch.setattr(CommandLine, "_composed", lambda self, overrides: once(self.config_name, tuple(overrides)))
+        yield lambda *overrides: line_of(_read(overrides)).mistake()
 
 
 @pytest.fixture
@@ -83,8 +105,13 @@ def check(paragraph, typed, expected):
     assert "`selfprune options " in paragraph
 
 
-@pytest.mark.parametrize("typed", TYPED)
-def test_a_mistake_is_told_as_it_was_typed_with_what_was_expected(typed, said):
+@pytest.mark.parametrize("typed", [typed for typed in TYPED if typed not in BY_THE_COMMAND])
+def test_a_mistake_is_told_as_it_was_typed_with_what_was_expected(typed, asked):
+    check(f"selfprune: {asked(typed)}", typed, TYPED[typed])
+
+
+@pytest.mark.parametrize("typed", BY_THE_COMMAND)
+def test_a_command_tells_a_mistake_in_one_paragraph_and_leaves_nothing(typed, said):
     check(said(run, typed), typed, TYPED[typed])
 
 

@@ -1,6 +1,7 @@
 """The typed configs of a run and of a pruning; `methods` finds what they choose from."""
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -171,8 +172,9 @@ def _check_chosen(config: Any, group: str) -> None:
     raise ConfigError(said)
 
 
+@functools.cache
 def register_schemas() -> None:
-    """Offers the schema of the run, of a pruning and of every method to Hydra."""
+    """Offers the schema of the run, of a pruning and of every method to Hydra, once a process."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="prune_schema", node=PruneConfig)
