@@ -3,6 +3,7 @@
 Shape suffixes: N sequences, T tokens, O out, I in, E experts.
 """
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -172,6 +173,15 @@ def test_the_statistics_come_block_by_block(method, load_tiny):
     names = [[unit.name for unit in units] for units, _ in calibrate_blocks(loaded, WINDOWS_NT, method(), batch_size=2)]
     gathered = [list(statistics) for _, statistics in calibrate_blocks(loaded, WINDOWS_NT, method(), batch_size=2)]
     assert names == gathered == [[unit.name for unit in loaded.units if unit.block == block] for block in range(2)]
+
+
+@METHODS
+def test_the_gradients_of_a_block_that_was_handed_on_are_not_kept(method, load_tiny):
+    loaded, handed_on = load_tiny("llama"), []
+    for _, statistics in calibrate_blocks(loaded, WINDOWS_NT, method(), batch_size=2):
+        assert all(gathered() is None for gathered in handed_on)
+        handed_on = [weakref.ref(gathered) for gathered in statistics.values()]
+    assert handed_on
 
 
 @METHODS
