@@ -347,6 +347,38 @@ def test_a_damaged_file_is_noticed_and_built_again(how, build, folder, caplog):
     assert path.stat().st_size > 32 * 4
 
 
+@pytest.mark.parametrize(
+    "change", [lambda weight_OI: weight_OI.bfloat16(), lambda weight_OI: weight_OI[:-1]], ids=["dtype", "shape"]
+)
+def test_a_sound_file_whose_tensor_has_not_the_shape_and_dtype_of_the_weight_is_built_again(change, build, folder):
+    store = build(memory_gb=0)
+    allocation = at_fraction(store, 0.6)
+    store.load(allocation)
+    before = weights(store)
+    store.restore()
+    path = folder / levels_on_disk(folder)[0]
+    with tensor_file.safe_open(path, "pt") as file:
+        metadata, weight_OI = file.metadata(), file.get_tensor("0")
+    tensor_file.save_file({"0": change(weight_OI).contiguous()}, path, metadata)
+    store.load(allocation)
+    assert_same_bits(weights(store), before)
+    assert store.n_built == len(before) + 1
+
+
+def test_a_change_along_a_gradient_counts_the_weights_that_stay_too(build):
+    store = build()
+    allocation, denser = at_fraction(store, 0.6), at_fraction(store, 0.4)
+    store.load(denser)
+    after = weights(store)
+    store.load(allocation)
+    before = weights(store)
+    generator = torch.Generator().manual_seed(0)
+    for unit in store.grid.units:
+        gradient_OI = torch.randn(before[unit.name].shape, generator=generator)
+        expected = float((gradient_OI * after[unit.name]).sum() - (gradient_OI * before[unit.name]).sum())
+        assert store.change_along(gradient_OI, unit, denser[unit.name]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
 def test_what_a_killed_process_left_unfinished_goes(build, folder):
     build()
     (folder / ".level-a-3.safetensors.unfinished").mkdir()
