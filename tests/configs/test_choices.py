@@ -71,11 +71,16 @@ def test_every_choice_of_the_command_line_wins_over_every_experiment(experiment)
             assert both[group] == OmegaConf.merge(alone[group], values.get(group, {})), (given, group)
 
 
+@pytest.fixture(scope="module")
+def proposers_alone():
+    """Every proposer as its file has it, composed as so many controls of one run."""
+    return compose("config", overrides=[f"+proposer@controls.{name}={name}" for name in PROPOSERS if name != "random"]).controls
+
+
 @pytest.mark.parametrize("proposer", PROPOSERS)
-def test_a_proposer_of_the_command_line_wins_over_experiment_and_search(proposer):
-    overrides = ["+experiment=self_pruner_quick", "search=tpe", f"proposer={proposer}"]
-    alone = compose("config", overrides=overrides[2:])
-    assert compose("config", overrides=overrides).proposer == alone.proposer
+def test_a_proposer_of_the_command_line_wins_over_experiment_and_search(proposer, proposers_alone):
+    both = compose("config", overrides=["+experiment=self_pruner_quick", "search=tpe", f"proposer={proposer}"])
+    assert both.proposer == proposers_alone[proposer]
 
 
 def test_nothing_is_brought_along_for_a_group_that_is_given():

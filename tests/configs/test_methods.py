@@ -63,7 +63,7 @@ def compose_with(tmp_path, monkeypatch):
 
 def test_the_three_steps_of_the_readme_work_as_written(tmp_path):
     for name in ("src", "conf", "tests/pruners"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "src/selfprune/pruners/weights/mine.py").write_text(STEPS["python"])
     (tmp_path / "conf/pruner/mine.yaml").write_text(STEPS["yaml"])
     conformance, pruning = STEPS["bash"].splitlines()

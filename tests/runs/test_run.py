@@ -174,7 +174,7 @@ def test_the_report_compares_dense_yardsticks_control_and_winner_at_one_sparsity
 
 @pytest.mark.parametrize("pruner", find_methods("pruner"))
 def test_every_pruner_goes_through_the_main_job(pruner, tiny_model_folder, tmp_path):
-    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), f"pruner={pruner}", "proposer=evolutionary")
+    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), f"pruner={pruner}", *ONE_SEARCH, "~yardsticks")
     rows = {row["name"]: row for row in report_of(folder)["rows"]}
     assert rows["dense"]["kl"] == pytest.approx(0, abs=1e-5)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
