@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from selfprune.__main__ import run
 from selfprune.configs.command_line import _read
 from selfprune.configs.conf_path import conf_folder
+from selfprune.configs.config import register_schemas
 from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.latency import main as latency
 from selfprune.prune import main as prune
@@ -72,6 +73,7 @@ BY_THE_COMMAND = (
 @pytest.fixture(scope="module")
 def asked():
     """What a run would say of its overrides, with Hydra set up and the config without overrides composed once for all of them."""
+    register_schemas()
     line_of, composed = run.load()._line, CommandLine._composed
     once = functools.cache(lambda name, overrides: composed(CommandLine(name), list(overrides)))
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -154,3 +156,11 @@ def test_a_mistake_that_all_jobs_share_is_told_once(typed, monkeypatch, capsys, 
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("selfprune: ") == 1
     assert said.removeprefix("selfprune: ").startswith("budget.sparsity")
+
+
+def test_the_first_of_many_mistakes_is_found_by_halves(asked, monkeypatch):
+    composed, counted = CommandLine._composed, []
+    monkeypatch.setattr(CommandLine, "_composed", lambda self, overrides: counted.append(overrides) or composed(self, overrides))
+    right = [f"data.n_report={n}" for n in range(1, 31)]
+    assert asked(*right[:20], "seed=x", *right[20:], "search.nope=3").startswith("seed=x: seed takes a whole number, got x;")
+    assert len(counted) < 10

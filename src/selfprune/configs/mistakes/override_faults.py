@@ -39,6 +39,8 @@ def choices_of(override: Override, more: Sequence[str] = ()) -> list[str]:
         override: the override; Hydra must be initialised.
         more: overrides of Hydra's own options that the choices need to be found.
     """
+    if "." in override.key_or_group:  # an option, of which Hydra would search every folder for choices
+        return []
     found = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group, overrides=list(more))
     return [name for name in found if not name.endswith("_schema")]
 

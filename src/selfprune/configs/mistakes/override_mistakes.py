@@ -114,16 +114,23 @@ class CommandLine:
 
     def _first_wrong(self, parsed: list[Override], error: Exception) -> tuple[Override, str]:
         """The first override that cannot be composed with those before it, where choices come first, and what is wrong."""
-        accepted, before = list(self.more), self._composed(list(self.more))
-        for override in sorted(parsed, key=lambda o: not choices_of(o, self.more)):
-            accepted.append(str(override.input_line))
+        ordered = sorted(parsed, key=lambda o: not choices_of(o, self.more))
+        lines = [str(override.input_line) for override in ordered]
+        n_right, n_wrong, before, fault = 0, len(lines) + 1, self._composed(list(self.more)), error
+        # by halves, since composing takes a while; the last try is all of them in this order, which might be right
+        while n_wrong - n_right > 1:
+            n = (n_right + n_wrong) // 2
             try:
-                before = self._composed(accepted)
-            except WRONG as fault:
-                choices = choices_of(override, self.more)
-                of = fault_of_choice(override, choices, before, fault) if choices else fault_of_option(override, before, fault)
-                return override, of
-        return parsed[-1], of_exception(error)
+                before, n_right = self._composed([*self.more, *lines[:n]]), n
+            except WRONG as found:
+                fault, n_wrong = found, n
+        if n_right == len(lines):
+            return parsed[-1], of_exception(error)
+        override = ordered[n_right]
+        choices = choices_of(override, self.more)
+        return override, (
+            fault_of_choice(override, choices, before, fault) if choices else fault_of_option(override, before, fault)
+        )
 
     def _composed(self, overrides: list[str]) -> DictConfig:
         return hydra.compose(self.config_name, overrides=overrides, return_hydra_config=True)
