@@ -19,7 +19,8 @@ from random_llama import random_llama, synchronise
 from rich.console import Console
 from rich.table import Table
 
-from selfprune.allocations.allocation import Allocation, LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation
 from selfprune.configs.methods import find_methods
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore, number_dtype
@@ -68,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> None:
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
     fractions = [0.4 + 0.4 * i / arguments.n_levels for i in range(arguments.n_levels)]
     levels = [
-        {unit.name: round(fraction * grid.n_levels[unit.name]) * grid.step[unit.name] for unit in grid.units}
+        {unit.name: round(fraction * grid.levels[unit.name].n_steps) * grid.levels[unit.name].items[1] for unit in grid.units}
         for fraction in fractions
     ]
 
@@ -92,7 +93,7 @@ def measure(arguments: argparse.Namespace) -> None:
         remembering, _ = open_built(Path(name), memory_bytes=int(UNBOUNDED_GB * 1e9))
         seconds_of_loads(remembering, levels)
         rows |= {"memory": seconds_of_loads(remembering, levels)}
-    n_mask_bytes = sum(unit.n_weights * number_dtype(grid.n_levels[unit.name]).itemsize for unit in grid.units)
+    n_mask_bytes = sum(unit.n_weights * number_dtype(grid.levels[unit.name].n_steps).itemsize for unit in grid.units)
     print_table(arguments, rows, n_level_bytes, grid.n_weights(), n_mask_bytes, statistics.n_memory_bytes)
 
 

@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Allocation
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.level_store import LevelStore
@@ -98,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> None:
     store = LevelStore(loaded, grid, Magnitude())
     store.take(grid.units, {unit.name: NoStatistics() for unit in grid.units})
     windows_NT = torch.randint(arguments.vocabulary, (arguments.n_windows, arguments.n_tokens))
-    space = SearchSpace(grid, round(SPARSITY * grid.n_weights()))
+    space = SearchSpace(grid, Target.in_weights(grid, round(SPARSITY * grid.n_weights())))
     proposals = EvoPress().build(space, 0, None).ask(arguments.n_children)
     children = [proposal.allocation for proposal in proposals]
     parent = children[0]

@@ -9,9 +9,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import selfprune.latency
-from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.latency_table import LatencyTable
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
 from selfprune.errors import ConfigError
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
@@ -64,8 +65,8 @@ def test_the_measured_table_is_one_that_a_budget_reads(family, latency, make_tin
         name: [shape.n_out, shape.n_in] for name, shape in unit_shapes(make_tiny_model(family), units, 8).items()
     }
     grid = LevelGrid.with_constant_step(units, 0.05)
-    target = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json")).target(grid, 0, lambda unit: 1 / 0)
-    assert target.is_met(dict.fromkeys(target.costs, 0))
+    target = Target.of(Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json")), grid, 0, lambda unit: 1 / 0)
+    assert target.is_met(dict.fromkeys(target.levels, 0))
     header, *rows = out.rstrip().splitlines()[:-2]
     assert header.split() == ["ms", "at", "sparsity", "0", "0.5", "0.9"]
     assert [row.split()[0] for row in rows] == kinds

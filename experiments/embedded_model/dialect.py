@@ -20,9 +20,9 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.configs.command_line import set_up
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, to_config

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import LevelGrid, Unit, project
 from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.projection import project
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 
@@ -26,12 +29,12 @@ def test_a_sparsity_outside_its_range_is_refused(sparsity):
     ("sparsity", "n_weights", "n_target"), [(0.0, 7, 0), (0.5, 7, 4), (0.7, 1000, 700), (0.29, 100, 29), (0.1, 30, 3)]
 )
 def test_the_target_is_the_sparsity_rounded_up_to_a_weight(sparsity, n_weights, n_target):
-    assert Budget(sparsity).n_target_weights(grid_of(n_weights)) == n_target
+    assert Target.of(Budget(sparsity), grid_of(n_weights), 0, all_tokens).n_saved == n_target
 
 
 @given(st.integers(1, 10**9), st.floats(0, 0.99))
 def test_the_target_is_the_least_number_that_reaches_the_sparsity(n_weights, sparsity):
-    n_target = Budget(sparsity).n_target_weights(grid_of(n_weights))
+    n_target = Target.of(Budget(sparsity), grid_of(n_weights), 0, all_tokens).n_saved
     assert sparsity * n_weights - 1e-5 <= n_target < sparsity * n_weights + 1
 
 
@@ -84,17 +87,17 @@ def share_saved(budget, allocation):
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.337, 0.5])
 def test_a_projected_allocation_saves_the_share_of_its_measure_and_no_level_more(budget, sparsity):
     budget = budget(sparsity)
-    target = budget.target(GRID, N_PARAMETERS, a_quarter_of_up)
-    allocation = project(WISHES, GRID, target.n_saved, target.costs)
+    target = Target.of(budget, GRID, N_PARAMETERS, a_quarter_of_up)
+    allocation = project(WISHES, target.levels, target.n_saved)
     GRID.check(allocation)
     assert target.is_met(allocation)
     assert share_saved(budget, allocation) >= sparsity - 1e-9
     for name, level in allocation.items():
         if level:
-            fewer = allocation | {name: level - GRID.step[name]}
+            fewer = allocation | {name: GRID.levels[name].previous(level)}
             assert not target.is_met(fewer)
             assert share_saved(budget, fewer) < sparsity
-    assert project(GRID.sparsities(allocation), GRID, target.n_saved, target.costs) == allocation
+    assert project(GRID.sparsities(allocation), target.levels, target.n_saved) == allocation
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.45])
@@ -106,40 +109,42 @@ def test_the_uniform_allocation_gives_all_units_the_sparsity_that_meets_the_budg
     if budget.measure is Measure.FLOPS:
         assert common == sparsity
     assert share_saved(budget, allocation) == pytest.approx(sparsity, abs=1e-3)
-    target = budget.target(GRID, N_PARAMETERS, a_quarter_of_up)
-    assert target.is_met({unit.name: GRID.step[unit.name] * math.ceil(common * 20 * unit.n_items / 1000) for unit in UNITS})
+    target = Target.of(budget, GRID, N_PARAMETERS, a_quarter_of_up)
+    assert target.is_met(
+        {unit.name: GRID.levels[unit.name].items[1] * math.ceil(common * 20 * unit.n_items / 1000) for unit in UNITS}
+    )
     # what proposers are told, where weights are counted, is the target itself
     assert target.n_weights == pytest.approx(sum(allocation.values()), abs=len(UNITS))
 
 
 def test_weights_are_the_default_and_parameters_ask_for_a_share_of_the_whole_model():
     assert Budget().measure is Measure.WEIGHTS
-    weights, parameters = (Budget(0.5, measure).target(GRID, N_PARAMETERS, all_tokens) for measure in list(Measure)[:2])
-    assert (weights.n_saved, weights.n_weights) == (4000, 4000) == (Budget(0.5).n_target_weights(GRID),) * 2
+    weights, parameters = (Target.of(Budget(0.5, measure), GRID, N_PARAMETERS, all_tokens) for measure in list(Measure)[:2])
+    assert (weights.n_saved, weights.n_weights) == (4000, 4000)
     assert (parameters.n_saved, parameters.n_weights) == (5000, 5000)
-    assert weights.costs == parameters.costs == GRID.weight_costs
+    assert weights.levels == parameters.levels == GRID.levels
 
 
 @given(st.fractions(Fraction(1, 100), 1, max_denominator=200), st.floats(0, 0.99))
 def test_flops_are_counted_exactly_for_any_share_of_tokens(share, sparsity):
-    target = Budget(sparsity, Measure.FLOPS).target(GRID, 0, lambda unit: share if unit.kind == "up" else Fraction(1))
+    target = Target.of(Budget(sparsity, Measure.FLOPS), GRID, 0, lambda unit: share if unit.kind == "up" else Fraction(1))
     dense = sum(2 * unit.n_items * (share if unit.kind == "up" else 1) for unit in UNITS) * share.denominator
     assert dense.denominator == 1
-    assert sum(target.costs[unit.name].saved(unit.n_items) for unit in UNITS) == dense
+    assert sum(target.levels[unit.name].saved_at(unit.n_items) for unit in UNITS) == dense
     assert target.n_saved == math.ceil(sparsity * int(dense) - 1e-6)
 
 
 def test_the_weights_of_a_dense_model_are_its_flops():
-    target = Budget(0.4, Measure.FLOPS).target(GRID, 0, all_tokens)
-    assert project(WISHES, GRID, target.n_saved, target.costs) == project(WISHES, GRID, 3200)
+    target = Target.of(Budget(0.4, Measure.FLOPS), GRID, 0, all_tokens)
+    assert project(WISHES, target.levels, target.n_saved) == project(WISHES, GRID.levels, 3200)
 
 
 def test_a_pattern_saves_what_the_table_says_of_it(latency_table):
     grid = LevelGrid.with_single_level(UNITS, 0.5)
     table = latency_table({"q": [[0, 1.0], [0.5, 1.2]], "up": [[0, 4.0], [0.5, 2.0]]})
-    target = Budget(0.3, Measure.LATENCY, table).target(grid, 0, all_tokens)
+    target = Target.of(Budget(0.3, Measure.LATENCY, table), grid, 0, all_tokens)
     # the kernel of the pattern makes q no faster, so q stays dense whatever was wished
-    assert project(WISHES, grid, target.n_saved, target.costs) == {"0.q": 0, "0.up": 1500, "1.q": 0, "1.up": 1500}
+    assert project(WISHES, target.levels, target.n_saved) == {"0.q": 0, "0.up": 1500, "1.q": 0, "1.up": 1500}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_a_share_out_of_reach_is_refused_with_what_can_be_reached(measure, spars
     budget = Budget(sparsity, measure, latency_table() if measure is Measure.LATENCY else "")
     grid = LevelGrid.with_constant_step(UNITS, 0.05, max_sparsity)
     with pytest.raises(ConfigError, match=message):
-        budget.target(grid, N_PARAMETERS, all_tokens)
+        Target.of(budget, grid, N_PARAMETERS, all_tokens)
     if max_sparsity == 1.0:
         with pytest.raises(ConfigError, match=message.partition(";")[0]):
             budget.uniform(UNITS, N_PARAMETERS)
@@ -174,16 +179,16 @@ def test_a_latency_table_and_the_measure_go_together(latency_table):
     with pytest.raises(ConfigError, match=r"nowhere\.json cannot be read"):
         Budget(0.5, Measure.LATENCY, "nowhere.json").check()
     with pytest.raises(ConfigError, match="but up has none"):
-        Budget(0.5, Measure.LATENCY, latency_table({"q": [[0, 1]]})).target(GRID, 0, all_tokens)
+        Target.of(Budget(0.5, Measure.LATENCY, latency_table({"q": [[0, 1]]})), GRID, 0, all_tokens)
 
 
 def test_a_search_space_projects_onto_its_own_budget(budget):
-    target = budget(0.3).target(GRID, N_PARAMETERS, a_quarter_of_up)
-    space = SearchSpace(GRID, target.n_weights, target=target)
-    assert space.project(WISHES) == project(WISHES, GRID, target.n_saved, target.costs)
-    assert space.meets_budget(space.project(WISHES))
-    assert not space.meets_budget(dict.fromkeys(WISHES, 0))
+    target = Target.of(budget(0.3), GRID, N_PARAMETERS, a_quarter_of_up)
+    space = SearchSpace(GRID, target)
+    assert space.project(WISHES) == project(WISHES, target.levels, target.n_saved)
+    assert space.target.is_met(space.project(WISHES))
+    assert not space.target.is_met(dict.fromkeys(WISHES, 0))
     assert space.target_sparsity == target.n_weights / 8000
-    by_weights = SearchSpace(GRID, 2400)
-    assert by_weights.project(WISHES) == project(WISHES, GRID, 2400)
-    assert [by_weights.meets_budget({**dict.fromkeys(WISHES, 0), "0.up": n}) for n in (2350, 2400)] == [False, True]
+    by_weights = SearchSpace(GRID, Target.in_weights(GRID, 2400))
+    assert by_weights.project(WISHES) == project(WISHES, GRID.levels, 2400)
+    assert [by_weights.target.is_met({**dict.fromkeys(WISHES, 0), "0.up": n}) for n in (2350, 2400)] == [False, True]

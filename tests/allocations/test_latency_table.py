@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import Unit
 from selfprune.allocations.latency_table import LatencyTable
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 
 UP, DOWN = Unit("layers.0.up", 0, "up", 100), Unit("layers.1.down", 1, "down", 100)

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Proposal
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import LATENCY, Aspects, Objective, interleave
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.search.ladder import Ladder
 from selfprune.search.racing import Racer
@@ -106,7 +107,7 @@ class Numbers:
 
     def __init__(self, scores):
         unit = Unit("q", 0, "q", n_items=len(scores))
-        self.grid, self.last = LevelGrid([unit], {"q": 1}, {"q": len(scores)}), {"q": 0}
+        self.grid, self.last = LevelGrid.with_constant_step([unit], 1e-9), {"q": 0}
         self.scores, self.n_windows, self.n_tokens_per_window = scores, 4, 1
 
     def score(self, search, candidate, allocation, windows):

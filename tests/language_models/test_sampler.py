@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import selfprune.embedded
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
 from selfprune.errors import ConfigError, LanguageModelError, SelfpruneError
 from selfprune.language_models.local import LocalLanguageModel
 from selfprune.language_models.sampler import Sampler
@@ -273,7 +274,7 @@ def test_a_model_that_is_not_there_is_told(path, message):
 def test_a_model_of_32_blocks_never_gives_an_invalid_reply(tiny_model, tokenizer):
     model = tiny_model(num_hidden_layers=32)
     grid = LevelGrid.with_constant_step(list_units(model), 0.05)
-    space = SearchSpace(grid, math.ceil(0.6 * grid.n_weights()))
+    space = SearchSpace(grid, Target.in_weights(grid, math.ceil(0.6 * grid.n_weights())))
     language_model = SelfLanguageModel().build(model, tokenizer)
     for operator in OPERATORS:
         settings = SelfPruner([operator], n_coefficient_calls=0)
@@ -283,4 +284,4 @@ def test_a_model_of_32_blocks_never_gives_an_invalid_reply(tiny_model, tokenizer
             assert proposal.operator == operator
             assert not proposal.repair
             assert not proposal.failure
-            assert space.meets_budget(proposal.allocation)
+            assert space.target.is_met(proposal.allocation)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from calibrated import fill, mask_levels, statistics_of
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
@@ -66,8 +66,7 @@ def weights(store):
 
 
 def at_fraction(store, fraction):
-    step = store.grid.step
-    return {unit.name: int(fraction * unit.n_items) // step[unit.name] * step[unit.name] for unit in store.grid.units}
+    return {name: levels.items[levels.index(int(fraction * levels.n_items))] for name, levels in store.grid.levels.items()}
 
 
 def bits(weight_OI):
@@ -234,7 +233,7 @@ def test_the_bound_holds_while_a_file_is_written(build, folder, monkeypatch):
 def test_the_least_recently_used_level_goes_first_even_if_it_was_used_from_memory(build, folder):
     store = build("llama", SparseGPT(), cache_gb=1)
     unit = store.grid.units[0]
-    step = store.grid.step[unit.name]
+    step = store.grid.levels[unit.name].items[1]
     for n in (1, 2, 3):
         store.weight_at(unit, n * step)
     store.weight_at(unit, step)
@@ -250,7 +249,7 @@ def test_memory_keeps_no_more_than_its_bound_and_serves_what_it_keeps(build, fol
     n_unit_bytes = 32 * 32 * 4
     store = build("llama", SparseGPT(), memory_gb=2 * n_unit_bytes / 1e9)
     unit = next(unit for unit in store.grid.units if unit.n_items == 32 * 32)
-    step = store.grid.step[unit.name]
+    step = store.grid.levels[unit.name].items[1]
     for n in (1, 2, 3):
         store.weight_at(unit, n * step)
     assert store._recent.n_bytes == 2 * n_unit_bytes
@@ -283,7 +282,7 @@ def test_a_later_process_uses_the_levels_again(build, folder):
         {"pruner": ADMM()},
         {"fraction": 0.1},
     ],
-    ids=["model", "calibration", "setting", "pruner", "grid step"],
+    ids=["model", "calibration", "setting", "pruner", "levels"],
 )
 def test_another_origin_empties_the_folder(change, build, folder, caplog):
     store = build()
@@ -395,9 +394,9 @@ def test_a_full_disk_ends_in_one_paragraph_and_loses_nothing(build, folder):
     store = build(memory_gb=0)
     dense = weights(store)
     small, *_, large = sorted(store.grid.units, key=lambda unit: unit.n_items)
-    store.load(at_fraction(store, 0) | {small.name: store.grid.step[small.name]})
+    store.load(at_fraction(store, 0) | {small.name: store.grid.levels[small.name].items[1]})
     kept = levels_on_disk(folder)
-    wanted = store.allocation | {large.name: store.grid.step[large.name]}
+    wanted = store.allocation | {large.name: store.grid.levels[large.name].items[1]}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (large.n_items * 4 // 2, limits[1]))
     try:

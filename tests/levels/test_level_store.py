@@ -2,7 +2,7 @@ import pytest
 import torch
 from calibrated import statistics_of
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.errors import AllocationError, PruningError
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import load_model
@@ -30,8 +30,7 @@ def weights(store):
 
 
 def at_fraction(store, fraction):
-    step = store.grid.step
-    return {unit.name: int(fraction * unit.n_items) // step[unit.name] * step[unit.name] for unit in store.grid.units}
+    return {name: levels.items[levels.index(int(fraction * levels.n_items))] for name, levels in store.grid.levels.items()}
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), Wanda(scope=Scope.MATRIX), Wanda(pattern="2:4"), Magnitude()], ids=str)
@@ -79,7 +78,7 @@ def test_only_units_whose_level_changed_are_touched(family, tiny_model_folder):
     marks = {unit.name: weight_view(store.loaded.model, unit) for unit in store.grid.units}
     for mark_OI in marks.values():
         mark_OI.fill_(1234.0)
-    others = allocation | {name: 3 * store.grid.step[name] for name in changed}
+    others = allocation | {name: 3 * store.grid.levels[name].items[1] for name in changed}
     assert store.load(others) == changed
     assert store.allocation == others
     for name, weight_OI in marks.items():
@@ -113,7 +112,7 @@ def test_a_weight_keeps_the_number_of_its_level_in_as_few_bytes_as_the_levels_ne
     store, statistics = build(tiny_model_folder("llama"), Wanda(), fraction=fraction, max_sparsity=0.8)
     unit = next(unit for unit in store.grid.units if unit.kind == "mlp.up_proj")
     number_OI = store._first_levels[unit.name]
-    n_levels, step = store.grid.n_levels[unit.name], store.grid.step[unit.name]
+    n_levels, step = store.grid.levels[unit.name].n_steps, store.grid.levels[unit.name].items[1]
     assert number_OI.dtype is dtype
     assert number_OI.min() == 1
     assert number_OI.max() == n_levels + 1
@@ -121,9 +120,7 @@ def test_a_weight_keeps_the_number_of_its_level_in_as_few_bytes_as_the_levels_ne
     for level in range(0, n_levels * step + 1, step):
         assert torch.equal(store.weight_at(unit, level) != 0, ranks_OI >= level)
     for level in {-step, 1, step + 1, (n_levels + 1) * step} - {step, 2 * step}:
-        with pytest.raises(
-            AllocationError, match=rf"^{unit.name} has a level every {step} weights up to .*, and none at {level};"
-        ):
+        with pytest.raises(AllocationError, match=rf"^{unit.name} has {n_levels + 1} levels .*, and none at {level:,},"):
             store.weight_at(unit, level)
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.proposers.move_values import MoveValues
 
 
@@ -43,9 +43,12 @@ class AnalyticOracle:
         self.asked.append((dict(allocation), bracket, start, n_windows))
         restoring, removing = {}, {}
         for unit in self.grid.units:
-            step, here = self.grid.step[unit.name], allocation[unit.name]
+            step, here = self.grid.levels[unit.name].items[1], allocation[unit.name]
             moved = max(1, round(bracket * unit.n_items / step)) * step
-            for costs, end in ((restoring, max(0, here - moved)), (removing, min(self.grid.max_level(unit), here + moved))):
+            for costs, end in (
+                (restoring, max(0, here - moved)),
+                (removing, min(self.grid.levels[unit.name].highest, here + moved)),
+            ):
                 if end != here:
                     costs[unit.name] = (self.damage(unit, here) - self.damage(unit, end)) / (here - end) * step
         return MoveValues(restoring, removing, 6 * n_windows)

@@ -2,8 +2,10 @@
 
 import math
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.language_models.base import Reply
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.proposers.base import SearchSpace
@@ -24,7 +26,7 @@ def make_space(n_blocks=4, sparsity=0.6, with_sensitivities=True):
     units = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(n_blocks) for kind, n in SIZES.items()]
     grid = LevelGrid.with_constant_step(units, fraction_of_smallest=0.05, max_sparsity=0.95)
     rises = {unit.name: 1.0 + unit.block + 0.1 * i for i, unit in enumerate(units)}
-    return SearchSpace(grid, math.ceil(sparsity * grid.n_weights()), rises if with_sensitivities else {})
+    return SearchSpace(grid, Target.in_weights(grid, math.ceil(sparsity * grid.n_weights())), rises if with_sensitivities else {})
 
 
 SPACE = make_space()
@@ -59,5 +61,5 @@ def candidate(id_, score, allocation=ALLOCATION, proposer="random", state=State.
 
 def assert_on_budget(allocation, space=SPACE):
     space.grid.check(allocation)
-    surplus = space.grid.n_removed_weights(allocation) - space.n_target_weights
+    surplus = space.grid.n_removed_weights(allocation) - space.target.n_weights
     assert 0 <= surplus < min(space.grid.step_weights(unit) for unit in space.grid.units)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
@@ -21,7 +23,11 @@ GRID = LevelGrid.with_constant_step(UNITS, 0.05)
 
 
 def make_space(exponents, sparsity=0.5, grid=GRID, start=TailStart.PEAK):
-    return SearchSpace(grid, math.ceil(sparsity * grid.n_weights()), measured={TailExponent(start): dict(enumerate(exponents))})
+    return SearchSpace(
+        grid,
+        Target.in_weights(grid, math.ceil(sparsity * grid.n_weights())),
+        measured={TailExponent(start): dict(enumerate(exponents))},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def test_the_allocation_is_put_on_the_budget_where_the_reference_exceeds_1():
     assert max(AlphaPruning().sparsities(space).values()) > 1
     (proposal,) = AlphaPruning().build(space, 0, None).ask(1)
     GRID.check(proposal.allocation)
-    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.n_target_weights < 10
+    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.target.n_weights < 10
     assert proposal.allocation["layers.1.up"] == 600
     assert (proposal.proposer, proposal.parents) == ("alphapruning", ())
 

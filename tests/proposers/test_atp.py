@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.atp import ATP
@@ -12,7 +14,7 @@ def make_space(n_blocks=3, sparsity=0.5, first_block=0):
     sizes = {"q": 2000, "up": 6000}
     units = [Unit(f"layers.{b}.{k}", b, k, n) for b in range(first_block, first_block + n_blocks) for k, n in sizes.items()]
     grid = LevelGrid.with_constant_step(units, 0.001)
-    return SearchSpace(grid, math.ceil(sparsity * grid.n_weights()))
+    return SearchSpace(grid, Target.in_weights(grid, math.ceil(sparsity * grid.n_weights())))
 
 
 def ask(atp, space):
@@ -52,7 +54,7 @@ def test_one_proposal_per_slope_says_which_and_meets_the_budget():
     assert len(proposals) == 9
     for proposal, slope in zip(proposals, ATP().slopes(space), strict=True):
         assert (proposal.proposer, proposal.operator) == ("atp", f"slope={slope:g}")
-        assert space.grid.n_removed_weights(proposal.allocation) == space.n_target_weights
+        assert space.grid.n_removed_weights(proposal.allocation) == space.target.n_weights
         sparsities = space.grid.sparsities(proposal.allocation)
         assert sparsities["layers.11.up"] - sparsities["layers.0.up"] == pytest.approx(11 * slope, abs=2e-3)
 
@@ -84,7 +86,7 @@ def test_where_nothing_is_left_to_choose_it_proposes_once(sparsity):
 def test_slopes_that_come_to_one_allocation_are_proposed_once():
     units = [Unit(f"layers.{b}.q", b, "q", 10) for b in range(2)]
     grid = LevelGrid.with_single_level(units, 0.5)
-    assert len(ask(ATP(), SearchSpace(grid, 5))) == 1
+    assert len(ask(ATP(), SearchSpace(grid, Target.in_weights(grid, 5)))) == 1
 
 
 def test_a_slope_that_leads_out_of_0_to_1_is_refused():

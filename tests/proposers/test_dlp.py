@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.dlp import DLP, MedianMetric
@@ -13,7 +15,9 @@ GRID = LevelGrid.with_constant_step(UNITS, 0.05)
 
 
 def make_space(medians, sparsity=0.5):
-    return SearchSpace(GRID, math.ceil(sparsity * GRID.n_weights()), measured={MedianMetric(): dict(enumerate(medians))})
+    return SearchSpace(
+        GRID, Target.in_weights(GRID, math.ceil(sparsity * GRID.n_weights())), measured={MedianMetric(): dict(enumerate(medians))}
+    )
 
 
 def test_blocks_get_the_sparsities_of_the_formula():
@@ -32,7 +36,7 @@ def test_the_allocation_is_put_on_the_budget():
     space = make_space([2.0, 2.0, 1.0], sparsity=0.9)
     (proposal,) = DLP(max_deviation=0.5).build(space, 0, None).ask(1)
     GRID.check(proposal.allocation)
-    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.n_target_weights < 10
+    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.target.n_weights < 10
     # d = (0, 0, 1), s = (1.23, 1.23, 0.23): two blocks are clipped to 1, and the third takes what is left.
     expected = {unit.name: {0: 1.0, 1: 1.0, 2: 0.7}[unit.block] for unit in UNITS}
     assert GRID.sparsities(proposal.allocation) == pytest.approx(expected, abs=0.05)
@@ -46,13 +50,13 @@ def test_blocks_that_are_alike_are_pruned_alike(medians):
 
 def test_a_single_block_is_at_the_target():
     grid = LevelGrid.with_constant_step([Unit("q", 0, "q", 100), Unit("up", 0, "up", 300)], 0.01)
-    wished = DLP().sparsities(SearchSpace(grid, 200, measured={MedianMetric(): {0: 0.3}}))
+    wished = DLP().sparsities(SearchSpace(grid, Target.in_weights(grid, 200), measured={MedianMetric(): {0: 0.3}}))
     assert wished == pytest.approx({"q": 0.5, "up": 0.5})
 
 
 def test_without_medians_it_says_how_to_get_them():
     with pytest.raises(ConfigError, match=r"dlp needs MedianMetric.* got none.*yardsticks.dlp=dlp"):
-        DLP().sparsities(SearchSpace(GRID, 100))
+        DLP().sparsities(SearchSpace(GRID, Target.in_weights(GRID, 100)))
 
 
 def test_the_median_is_taken_over_all_units_together_and_is_the_lower_of_two():

@@ -10,9 +10,9 @@ from analytic_oracle import AnalyticOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import LevelGrid, Unit
-from selfprune.allocations.budget import Target
-from selfprune.allocations.cost import TableCost
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import AllocationError, ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.move_values import MoveValues
@@ -24,8 +24,9 @@ GRID = LevelGrid.with_constant_step(UNITS, 0.025)
 UNBOUNDED = {"radii": [1.0]}
 
 
-def make_space(oracle, sparsity=0.5, **changes):
-    return SearchSpace(oracle.grid, math.ceil(sparsity * oracle.grid.n_weights()), move_values=oracle, **changes)
+def make_space(oracle, sparsity=0.5, target=None, **changes):
+    target = target or Target.in_weights(oracle.grid, math.ceil(sparsity * oracle.grid.n_weights()))
+    return SearchSpace(oracle.grid, target, move_values=oracle, **changes)
 
 
 def ask(space, n=99, **settings_):
@@ -100,9 +101,9 @@ def test_units_of_all_sizes_trade_at_one_price():
     (proposal,) = ask(make_space(oracle), **UNBOUNDED)
     for restored, pruned in itertools.permutations(UNITS, 2):
         moved = dict(proposal.allocation)
-        moved[restored.name] -= 2 * GRID.step[restored.name]
-        moved[pruned.name] += 2 * GRID.step[pruned.name]
-        if moved[restored.name] >= 0 and moved[pruned.name] <= GRID.max_level(pruned):
+        moved[restored.name] -= 2 * GRID.levels[restored.name].items[1]
+        moved[pruned.name] += 2 * GRID.levels[pruned.name].items[1]
+        if moved[restored.name] >= 0 and moved[pruned.name] <= GRID.levels[pruned.name].highest:
             assert oracle.score(moved) > oracle.score(proposal.allocation)
 
 
@@ -115,9 +116,12 @@ def test_every_radius_is_kept_and_wider_ones_do_better():
     assert scores == sorted(scores, reverse=True)
     assert scores[0] < oracle.score(space.project({unit.name: 0.5 for unit in UNITS}))
     for proposal, radius in zip(proposals, [0.05, 0.1, 0.2, 1.0], strict=True):
-        assert GRID.n_removed_weights(proposal.allocation) == space.n_target_weights + -space.n_target_weights % 10
+        assert GRID.n_removed_weights(proposal.allocation) == space.target.n_weights + -space.target.n_weights % 10
         for unit in UNITS:
-            assert abs(proposal.allocation[unit.name] / unit.n_items - 0.5) <= radius + GRID.step[unit.name] / unit.n_items
+            assert (
+                abs(proposal.allocation[unit.name] / unit.n_items - 0.5)
+                <= radius + GRID.levels[unit.name].items[1] / unit.n_items
+            )
 
 
 def test_all_proposals_come_of_the_same_looks_at_the_same_windows_and_the_first_carries_their_tokens():
@@ -160,7 +164,7 @@ def test_noise_where_the_model_is_broken_leaves_the_order_of_the_units():
         for sparsity, scale, noise in [(0.4, 1.0, 0.0), (0.5, 4.0, 0.0), (0.6, 16.0, 0.0), (0.8, 1000.0, 1.0)]
     ]
     damages = damage_curves(GRID, looks)
-    half = [float(np.diff(damages[unit.name])[GRID.n_levels[unit.name] // 2]) for unit in UNITS]
+    half = [float(np.diff(damages[unit.name])[GRID.levels[unit.name].n_steps // 2]) for unit in UNITS]
     assert half == sorted(half)
 
 
@@ -175,7 +179,7 @@ def test_damages_are_finite_and_convex_whatever_the_costs(looks):
     damages = damage_curves(grid, looks)
     for unit in grid.units:
         costs = np.diff(damages[unit.name])
-        assert len(costs) == grid.n_levels[unit.name]
+        assert len(costs) == grid.levels[unit.name].n_steps
         assert np.isfinite(costs).all()
         assert (costs > 0).all()
         assert (np.diff(costs) >= -1e-9 * costs.max()).all()
@@ -202,7 +206,7 @@ def test_a_unit_without_a_usable_cost_counts_as_a_typical_or_a_cheap_one(value):
 
     space = make_space(Broken.of(GRID))
     (proposal,) = ask(space, **UNBOUNDED)
-    assert space.meets_budget(proposal.allocation)
+    assert space.target.is_met(proposal.allocation)
     sparsities = GRID.sparsities(proposal.allocation)
     others = [sparsities[unit.name] for unit in UNITS if unit.name != "layers.1.q"]
     if value == -1.0:
@@ -224,7 +228,7 @@ def test_steps_that_differ_in_weights_are_served(finer):
     space = make_space(oracle)
     (proposal,) = ask(space, **UNBOUNDED)
     grid.check(proposal.allocation)
-    surplus = grid.n_removed_weights(proposal.allocation) - space.n_target_weights
+    surplus = grid.n_removed_weights(proposal.allocation) - space.target.n_weights
     assert 0 <= surplus < min(grid.step_weights(unit) for unit in UNITS)
     assert oracle.score(proposal.allocation) < oracle.score(space.project({unit.name: 0.5 for unit in UNITS}))
 
@@ -234,13 +238,12 @@ def test_another_budget_than_weights_is_met_and_its_prices_count():
     oracle = AnalyticOracle(GRID, dict.fromkeys([unit.name for unit in UNITS], 1.0))
     costs = {}
     for unit in UNITS:
-        levels = range(0, GRID.max_level(unit) + 1, GRID.step[unit.name])
         bound = unit.n_items // 2 if unit.block == 2 else unit.n_items
-        savings = [(3 if unit.block == 0 else 1) * min(level, bound) for level in levels]
-        costs[unit.name] = TableCost.of_useful(unit.n_items, GRID.step[unit.name], savings)
+        savings = [(3 if unit.block == 0 else 1) * min(level, bound) for level in GRID.levels[unit.name].items]
+        costs[unit.name] = GRID.levels[unit.name].useful(savings)
     space = make_space(oracle, target=Target(5000, costs, 3000, 9000))
     (proposal,) = ask(space, **UNBOUNDED)
-    assert space.meets_budget(proposal.allocation)
+    assert space.target.is_met(proposal.allocation)
     sparsities = GRID.sparsities(proposal.allocation)
     assert sparsities["layers.0.up"] > sparsities["layers.1.up"] + 0.1
     uniform = space.project({unit.name: 0.5 for unit in UNITS})
@@ -253,7 +256,7 @@ def test_counting_coarsely_costs_little():
     space = make_space(oracle)
     uniform = oracle.score(space.project({unit.name: 0.5 for unit in UNITS}))
     (fine,), (coarse,) = (ask(space, max_steps=max_steps, **UNBOUNDED) for max_steps in (10**6, 100))
-    assert space.meets_budget(coarse.allocation)
+    assert space.target.is_met(coarse.allocation)
     gains = [uniform - oracle.score(proposal.allocation) for proposal in (fine, coarse)]
     assert 0.95 * gains[0] < gains[1] <= gains[0] + 1e-9
 
@@ -262,11 +265,11 @@ def test_a_model_of_seven_billion_weights_takes_seconds():
     kinds = {**dict.fromkeys("qkvo", 4096**2), **dict.fromkeys(["gate", "up", "down"], 4096 * 11008)}
     units = [Unit(f"{b}.{kind}", b, kind, n) for b in range(32) for kind, n in kinds.items()]
     grid = LevelGrid.with_constant_step(units, 0.005)
-    assert (len(units), max(grid.n_levels.values())) == (224, 537)
+    assert (len(units), max(levels.n_steps for levels in grid.levels.values())) == (224, 537)
     space = make_space(AnalyticOracle.of(grid))
     began = time.process_time()
     (proposal,) = ask(space, **UNBOUNDED)
-    assert space.meets_budget(proposal.allocation)
+    assert space.target.is_met(proposal.allocation)
     assert time.process_time() - began < 20
 
 
@@ -292,7 +295,7 @@ def test_what_the_oracle_leaves_out_at_the_ends_of_the_grid_is_done_without():
     for sparsity in (0.0, 0.02, 0.98, 0.995):
         for oracle in (AnalyticOracle.of(GRID), Silent.of(GRID)):
             space = make_space(oracle, sparsity)
-            assert all(space.meets_budget(proposal.allocation) for proposal in ask(space))
+            assert all(space.target.is_met(proposal.allocation) for proposal in ask(space))
 
 
 def test_looks_that_are_not_paid_leave_it_silent():

@@ -6,6 +6,7 @@ import pytest
 from small_space import GRID, SIZES, SPACE, STEP, UNIFORM, UNITS
 
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.target import Target
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.searches.evolutionary import Evolutionary, Group
@@ -49,8 +50,8 @@ def test_the_published_mutation_swaps_single_levels_between_units():
 
 
 def test_at_the_ends_of_the_grid_a_swap_still_moves_one_level_each_way():
-    full = {unit.name: GRID.max_level(unit) if unit.block < 2 else 0 for unit in UNITS}
-    space = SearchSpace(GRID, GRID.n_removed_weights(full))
+    full = {unit.name: GRID.levels[unit.name].highest if unit.block < 2 else 0 for unit in UNITS}
+    space = SearchSpace(GRID, Target.in_weights(GRID, GRID.n_removed_weights(full)))
     for seed in range(60):
         for child in build(evopress(max_swaps=1), candidate(0, 1.0, full), space=space, seed=seed).ask(5):
             gained = moved(full, child.allocation)
@@ -77,7 +78,7 @@ def test_a_swap_of_groups_moves_whole_groups(group):
         }
         n_changed += len(changed)
         assert sorted(changed.values()) in ([], [-1], [1], [-1, 1])
-        assert 0 <= GRID.n_removed_weights(child.allocation) - SPACE.n_target_weights < STEP
+        assert 0 <= GRID.n_removed_weights(child.allocation) - SPACE.target.n_weights < STEP
     assert n_changed >= 20
 
 
@@ -148,7 +149,7 @@ def test_no_child_is_proposed_twice_and_none_that_was_told():
 
 
 def test_a_grid_with_one_choice_leaves_nothing_to_propose():
-    assert build(Evolutionary(), space=SearchSpace(GRID, 0)).ask(3)[1:] == []
+    assert build(Evolutionary(), space=SearchSpace(GRID, Target.in_weights(GRID, 0))).ask(3)[1:] == []
 
 
 @pytest.mark.parametrize(

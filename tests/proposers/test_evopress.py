@@ -4,8 +4,10 @@ from collections import Counter
 import pytest
 from small_space import GRID, SPACE, STEP, UNIFORM, UNITS
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.searches.evopress import EvoPress
@@ -33,7 +35,12 @@ def with_spread(spread):
 def test_children_make_the_published_number_of_swaps():
     # so many units that swaps hardly ever meet in one and cancel
     units = [Unit(f"layers.{b}.q", b, "q", 100) for b in range(60)]
-    space, n_swaps = SearchSpace(LevelGrid.with_constant_step(units, 0.05), 3_600), Counter()
+    space, n_swaps = (
+        SearchSpace(
+            LevelGrid.with_constant_step(units, 0.05), Target.in_weights(LevelGrid.with_constant_step(units, 0.05), 3_600)
+        ),
+        Counter(),
+    )
     parent = {unit.name: 60 for unit in units}
     for child in build(candidate(0, parent, gain=0.0), space=space).ask(270):
         gained = moved(parent, child.allocation)
@@ -58,26 +65,26 @@ def test_all_units_are_restored_and_pruned_alike():
 
 
 def test_at_the_ends_of_the_grid_a_swap_still_moves_one_level_each_way():
-    full = {unit.name: GRID.max_level(unit) if unit.block < 2 else 0 for unit in UNITS}
-    space = SearchSpace(GRID, GRID.n_removed_weights(full))
+    full = {unit.name: GRID.levels[unit.name].highest if unit.block < 2 else 0 for unit in UNITS}
+    space = SearchSpace(GRID, Target.in_weights(GRID, GRID.n_removed_weights(full)))
     for child in build(candidate(0, full, gain=0.0), space=space, max_swaps=1).ask(200):
         gained = moved(full, child.allocation)
         assert sorted(gained.values()) == [-1, 1]
         assert all(levels < 0 if ".0." in name or ".1." in name else levels > 0 for name, levels in gained.items())
 
 
-@pytest.mark.parametrize("n_target", [0, GRID.n_removed_weights({unit.name: GRID.max_level(unit) for unit in UNITS})])
+@pytest.mark.parametrize("n_target", [0, GRID.n_removed_weights({unit.name: GRID.levels[unit.name].highest for unit in UNITS})])
 def test_where_there_is_no_swap_children_equal_the_parent(n_target):
-    for proposal in build(space=SearchSpace(GRID, n_target)).ask(3):
+    for proposal in build(space=SearchSpace(GRID, Target.in_weights(GRID, n_target))).ask(3):
         assert GRID.n_removed_weights(proposal.allocation) == n_target
 
 
 def test_units_of_finer_steps_stay_on_the_budget():
     grid = LevelGrid.with_constant_step(UNITS, 0.2, finer={"k": 4})
-    space = SearchSpace(grid, math.ceil(0.6 * grid.n_weights()))
+    space = SearchSpace(grid, Target.in_weights(grid, math.ceil(0.6 * grid.n_weights())))
     for proposal in build(space=space).ask(100):
         grid.check(proposal.allocation)
-        assert 0 <= grid.n_removed_weights(proposal.allocation) - space.n_target_weights < 20
+        assert 0 <= grid.n_removed_weights(proposal.allocation) - space.target.n_weights < 20
 
 
 def test_before_the_first_heat_the_uniform_parent_runs_beside_its_children():

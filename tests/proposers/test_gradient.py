@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.move_values import MoveValues
@@ -48,7 +50,7 @@ class ExactOracle:
         for i, unit in enumerate(UNITS):
             n_levels = max(1, round(bracket * unit.n_items / STEP))
             low = max(0, allocation[unit.name] - n_levels * STEP)
-            high = min(GRID.max_level(unit), allocation[unit.name] + n_levels * STEP)
+            high = min(GRID.levels[unit.name].highest, allocation[unit.name] + n_levels * STEP)
             noise = offset * (-1) ** i * unit.n_weights / GRID.n_weights()
             for level, values in ((low, restoring), (high, removing)):
                 if level != allocation[unit.name]:
@@ -61,7 +63,7 @@ class ExactOracle:
 
 
 def build(oracle, n_target=N_TARGET, **settings):
-    space = SearchSpace(GRID, n_target, move_values=oracle)
+    space = SearchSpace(GRID, Target.in_weights(GRID, n_target), move_values=oracle)
     return Gradient(**settings).build(space, 0, None), space
 
 
@@ -123,7 +125,7 @@ def test_one_long_step_from_exact_values_is_the_minimum_on_the_budget():
     distances = [
         proposal.allocation[unit.name] / unit.n_items - BEST[unit.name]
         for unit in UNITS
-        if 0 < proposal.allocation[unit.name] < GRID.max_level(unit)
+        if 0 < proposal.allocation[unit.name] < GRID.levels[unit.name].highest
     ]
     assert len(distances) >= 12
     # marginal costs below a tenth of the median count as that much
@@ -258,8 +260,11 @@ def test_at_the_ends_of_the_grid_no_level_is_illegal_and_the_score_still_falls(s
             if not proposal.allocation:
                 continue
             space.grid.check(proposal.allocation)
-            assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.n_target_weights < STEP
-    ends = [level in (0, GRID.max_level(unit)) for unit, level in zip(UNITS, race.incumbent.allocation.values(), strict=True)]
+            assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.target.n_weights < STEP
+    ends = [
+        level in (0, GRID.levels[unit.name].highest)
+        for unit, level in zip(UNITS, race.incumbent.allocation.values(), strict=True)
+    ]
     assert sum(ends) >= 3
     assert race.incumbent.score < score(uniform(space))
 
@@ -275,7 +280,7 @@ def test_gradients_that_lead_to_no_new_step_are_paid_for():
 
 def test_it_needs_gradients():
     with pytest.raises(ConfigError, match="needs gradients of the score, which this search does not offer"):
-        Gradient().build(SearchSpace(GRID, N_TARGET), 0, None)
+        Gradient().build(SearchSpace(GRID, Target.in_weights(GRID, N_TARGET)), 0, None)
 
 
 @pytest.mark.parametrize(

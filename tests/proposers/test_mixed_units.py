@@ -13,8 +13,10 @@ import pytest
 from analytic_oracle import AnalyticOracle
 from test_proposers import MEASURED, PROPOSERS, SIZES, converse
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.proposers.base import SearchSpace
 
 WEIGHTS_PER_ITEM = {"attn.q": 64, "attn.k": 160, "mlp.up": 3, "mlp.down": 1}
@@ -39,7 +41,7 @@ def target_of(request, tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"seconds": SECONDS}))
     table = str(path) if request.param is Measure.LATENCY else ""
-    return lambda sparsity: Budget(sparsity, request.param, table).target(GRID, N_PARAMETERS, token_share)
+    return lambda sparsity: Target.of(Budget(sparsity, request.param, table), GRID, N_PARAMETERS, token_share)
 
 
 def test_the_steps_differ_by_more_than_a_factor_of_two():
@@ -51,12 +53,12 @@ def test_every_proposal_meets_the_budget_and_no_unit_that_it_prunes_could_give_a
     for sparsity in (0.2, 0.55):
         target = target_of(sparsity)
         rises = {unit.name: 0.1 + unit.block + i / 10 for i, unit in enumerate(UNITS)}
-        space = SearchSpace(GRID, target.n_weights, rises, MEASURED, AnalyticOracle.of(GRID), target)
+        space = SearchSpace(GRID, target, rises, MEASURED, AnalyticOracle.of(GRID))
         proposals = converse(PROPOSERS[proposer], space, seed=1, n_rounds=4)
         assert proposals or proposer == "evolutionary_swaps"
         for allocation in [proposal.allocation for proposal in proposals if not proposal.failure]:
             GRID.check(allocation)
             assert target.is_met(allocation)
-            surplus = sum(target.costs[name].saved(level) for name, level in allocation.items()) - target.n_saved
-            for cost, level in [(target.costs[name], level) for name, level in allocation.items() if level]:
-                assert surplus < cost.saved(level) - cost.saved(cost.previous(level)) or proposer == "evopress"
+            surplus = target.saved(allocation) - target.n_saved
+            for levels, level in [(target.levels[name], level) for name, level in allocation.items() if level]:
+                assert surplus < levels.saved_at(level) - levels.saved_at(levels.previous(level)) or proposer == "evopress"

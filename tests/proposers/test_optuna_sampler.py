@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.searches import optuna_sampler
@@ -19,7 +21,7 @@ SIZES = {"q": 1000, "up": 3000}
 def make_space(n_blocks=5, sparsity=0.6, step=0.001):
     units = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(n_blocks) for kind, n in SIZES.items()]
     grid = LevelGrid.with_constant_step(units, step)
-    return SearchSpace(grid, math.ceil(sparsity * grid.n_weights()))
+    return SearchSpace(grid, Target.in_weights(grid, math.ceil(sparsity * grid.n_weights())))
 
 
 SPACE = make_space()
@@ -102,7 +104,7 @@ def test_a_single_block_has_offsets_of_kinds_alone():
     proposer = OptunaSampler().build(space, 0, None)
     assert proposer._coefficients() == ["offset.q", "offset.up"]
     for proposal in proposer.ask(5):
-        assert space.grid.n_removed_weights(proposal.allocation) == space.n_target_weights
+        assert space.grid.n_removed_weights(proposal.allocation) == space.target.n_weights
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.owl import OWL, OutlierRatio, outlier_ratio
@@ -13,7 +15,11 @@ GRID = LevelGrid.with_constant_step(UNITS, 0.05)
 
 
 def make_space(ratios, sparsity=0.5):
-    return SearchSpace(GRID, math.ceil(sparsity * GRID.n_weights()), measured={OutlierRatio(5.0): dict(enumerate(ratios))})
+    return SearchSpace(
+        GRID,
+        Target.in_weights(GRID, math.ceil(sparsity * GRID.n_weights())),
+        measured={OutlierRatio(5.0): dict(enumerate(ratios))},
+    )
 
 
 def test_blocks_get_the_sparsities_of_the_formula():
@@ -27,7 +33,7 @@ def test_the_allocation_is_put_on_the_budget():
     space = make_space([0.01, 0.01, 0.04], sparsity=0.9)
     (proposal,) = OWL(max_deviation=0.5).build(space, 0, None).ask(1)
     GRID.check(proposal.allocation)
-    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.n_target_weights < 10
+    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.target.n_weights < 10
     # d = (0, 0, 1), s = (1.23, 1.23, 0.23): two blocks are clipped to 1, and the third takes what is left.
     assert GRID.sparsities(proposal.allocation) == pytest.approx(
         {unit.name: {0: 1.0, 1: 1.0, 2: 0.7}[unit.block] for unit in UNITS}, abs=0.05
@@ -43,7 +49,7 @@ def test_blocks_that_are_alike_are_pruned_alike(ratios):
 
 def test_without_outlier_ratios_it_says_how_to_get_them():
     with pytest.raises(ConfigError, match=r"got none.*yardsticks.owl=owl"):
-        OWL().sparsities(SearchSpace(GRID, 100))
+        OWL().sparsities(SearchSpace(GRID, Target.in_weights(GRID, 100)))
     with pytest.raises(ConfigError, match=r"needs OutlierRatio\(threshold=4.0\) of every block"):
         OWL(outlier_threshold=4.0).sparsities(make_space([0.01, 0.03, 0.02]))
 

@@ -3,8 +3,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import ProposerConfig, SearchSpace
 from selfprune.proposers.prompted.self_pruner import SelfPruner
@@ -13,7 +15,7 @@ from selfprune.proposers.searches.portfolio import Portfolio, PortfolioProposer
 from selfprune.proposers.searches.random import Random
 
 GRID = LevelGrid.with_constant_step([Unit("a", 0, "w", 100), Unit("b", 1, "w", 100)], 0.05)
-SPACE = SearchSpace(GRID, 100)
+SPACE = SearchSpace(GRID, Target.in_weights(GRID, 100))
 
 
 @dataclass

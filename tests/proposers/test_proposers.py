@@ -13,9 +13,11 @@ from analytic_oracle import AnalyticOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import Reply
@@ -107,12 +109,12 @@ def make_space(sparsity=0.6, pattern=False, rises=None):
     grid = LevelGrid.with_single_level(units, 0.5) if pattern else LevelGrid.with_constant_step(units, 0.05)
     rises = {unit.name: 0.1 + unit.block + i / 10 for i, unit in enumerate(units)} if rises is None else rises
     n_target = math.ceil(sparsity * grid.n_weights())
-    return SearchSpace(grid, n_target, rises, MEASURED, AnalyticOracle.of(grid))
+    return SearchSpace(grid, Target.in_weights(grid, n_target), rises, MEASURED, AnalyticOracle.of(grid))
 
 
 def assert_on_budget(proposal, space):
     space.grid.check(proposal.allocation)
-    surplus = space.grid.n_removed_weights(proposal.allocation) - space.n_target_weights
+    surplus = space.grid.n_removed_weights(proposal.allocation) - space.target.n_weights
     steps = [space.grid.step_weights(u) for u in space.grid.units if proposal.allocation[u.name] > 0]
     assert 0 <= surplus < min(steps, default=1)
 
@@ -243,7 +245,7 @@ def test_uniform_gives_every_unit_the_target_to_within_a_step():
     space = make_space(0.6)
     (proposal,) = Uniform().build(space, 0, Draws()).ask(1)
     for unit in space.grid.units:
-        assert abs(proposal.allocation[unit.name] - 0.6 * unit.n_items) < space.grid.step[unit.name]
+        assert abs(proposal.allocation[unit.name] - 0.6 * unit.n_items) < space.grid.levels[unit.name].items[1]
 
 
 @settings(max_examples=20)

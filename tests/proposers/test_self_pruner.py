@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from language_space import ALLOCATION, SHORT, SPACE, Script, assert_on_budget, candidate, make_space
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.base import Reply
 from selfprune.proposers.base import SearchSpace
@@ -207,7 +209,7 @@ def test_a_model_that_tells_no_probabilities_is_asked_under_a_grammar():
 
 def test_gradients_are_taken_once_per_incumbent_and_paid_for_by_the_first_proposal():
     oracle = AnalyticOracle.of(SPACE.grid)
-    space = SearchSpace(SPACE.grid, SPACE.n_target_weights, move_values=oracle)
+    space = SearchSpace(SPACE.grid, SPACE.target, move_values=oracle)
     proposer, script = in_edits([edits(), edits({**MOVE, "percent": 5}), "?"], space=space, n_windows=3, bracket=0.1)
     tokens = [proposal.proposal_tokens for proposal in proposer.ask(2)]
     assert tokens == [18, 0]
@@ -224,7 +226,7 @@ def test_gradients_that_another_arm_has_taken_cost_nothing():
             return AnalyticOracle.of(SPACE.grid)(allocation, 0.1, 0, 1)
 
     oracle = Known.of(SPACE.grid)
-    space = SearchSpace(SPACE.grid, SPACE.n_target_weights, move_values=oracle)
+    space = SearchSpace(SPACE.grid, SPACE.target, move_values=oracle)
     proposer, script = in_edits(["?"], space=space)
     assert proposer.ask(1)[0].proposal_tokens == 0
     assert not oracle.asked
@@ -282,7 +284,9 @@ def test_prompts_stay_compact(n_blocks, n_characters, with_sensitivities):
 
 def test_blocks_without_a_kind_and_blocks_that_do_not_start_at_zero_are_served():
     units = [Unit("5.a", 5, "a", 100), Unit("5.b", 5, "b", 100), Unit("9.a", 9, "a", 100)]
-    space = SearchSpace(LevelGrid.with_constant_step(units, 0.1), 150)
+    space = SearchSpace(
+        LevelGrid.with_constant_step(units, 0.1), Target.in_weights(LevelGrid.with_constant_step(units, 0.1), 150)
+    )
     texts = [edits({"from": "1 b", "to": "0 a"}), edits({"from": "1 a", "to": "0 b"})]
     proposer, _ = in_edits(texts, space.uniform(), space)
     missing, found = proposer.ask(2)

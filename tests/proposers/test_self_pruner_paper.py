@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from jsonschema import Draft202012Validator
 from language_space import Script
-from small_space import GRID, SPACE, UNITS
+from small_space import GRID, SPACE, STEP, UNITS
 
 from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.errors import ConfigError, LanguageModelError
@@ -97,7 +97,7 @@ def converse(language_model, config, n=20, seed=0):
 
 def assert_on_budget(allocation):
     GRID.check(allocation)
-    assert 0 <= GRID.n_removed_weights(allocation) - SPACE.n_target_weights < min(GRID.step.values())
+    assert 0 <= GRID.n_removed_weights(allocation) - SPACE.target.n_weights < STEP
 
 
 def test_a_reply_becomes_the_allocation_on_the_budget_in_which_all_units_of_a_block_share_its_rate():

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.sensitivity import Sensitivity
@@ -12,11 +14,11 @@ GRID = LevelGrid.with_constant_step(UNITS, 0.001)
 
 
 def ask(rises, exponents=(4.0,), sparsity=0.3):
-    space = SearchSpace(GRID, math.ceil(sparsity * GRID.n_weights()), rises)
+    space = SearchSpace(GRID, Target.in_weights(GRID, math.ceil(sparsity * GRID.n_weights())), rises)
     proposals = Sensitivity(list(exponents)).build(space, 0, None).ask(99)
     for proposal in proposals:
         GRID.check(proposal.allocation)
-        assert GRID.n_removed_weights(proposal.allocation) == space.n_target_weights
+        assert GRID.n_removed_weights(proposal.allocation) == space.target.n_weights
     return [GRID.sparsities(proposal.allocation) for proposal in proposals]
 
 
@@ -58,7 +60,7 @@ def test_a_higher_exponent_stays_nearer_to_uniform():
 
 
 def test_one_proposal_per_exponent():
-    space = SearchSpace(GRID, 1000, {unit.name: 1.0 for unit in UNITS})
+    space = SearchSpace(GRID, Target.in_weights(GRID, 1000), {unit.name: 1.0 for unit in UNITS})
     assert [p.operator for p in Sensitivity([8.0, 2.5]).build(space, 0, None).ask(9)] == ["p=8", "p=2.5"]
 
 

@@ -3,9 +3,11 @@ import math
 
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.stored import Stored
@@ -14,7 +16,7 @@ SIZES = {"q": 1000, "up": 3000}
 UNITS = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in SIZES.items()]
 GRID = LevelGrid.with_constant_step(UNITS, 0.01)
 WISHES = {unit.name: 0.4 + 0.1 * unit.block for unit in UNITS}
-AT_HALF = SearchSpace(GRID, 6000).project(WISHES)
+AT_HALF = SearchSpace(GRID, Target.in_weights(GRID, 6000)).project(WISHES)
 
 
 def finished_run(folder, allocation=AT_HALF, winner=1):
@@ -32,15 +34,15 @@ def ask(folder, space):
 
 
 def test_at_its_own_budget_the_winner_comes_back(tmp_path):
-    proposal = ask(finished_run(tmp_path / "run"), SearchSpace(GRID, 6000))
+    proposal = ask(finished_run(tmp_path / "run"), SearchSpace(GRID, Target.in_weights(GRID, 6000)))
     assert (proposal.allocation, proposal.proposer) == (AT_HALF, "stored")
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.65])
 def test_at_another_budget_all_sparsities_are_shifted_alike(sparsity, tmp_path):
-    space = SearchSpace(GRID, math.ceil(sparsity * GRID.n_weights()))
+    space = SearchSpace(GRID, Target.in_weights(GRID, math.ceil(sparsity * GRID.n_weights())))
     proposal = ask(finished_run(tmp_path / "run"), space)
-    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.n_target_weights < 10
+    assert 0 <= GRID.n_removed_weights(proposal.allocation) - space.target.n_weights < 10
     assert GRID.sparsities(proposal.allocation) == pytest.approx(
         {name: wish + sparsity - 0.5 for name, wish in WISHES.items()}, abs=0.01
     )
@@ -48,15 +50,15 @@ def test_at_another_budget_all_sparsities_are_shifted_alike(sparsity, tmp_path):
 
 def test_the_grid_of_the_earlier_run_may_be_another(tmp_path):
     fine = LevelGrid.with_constant_step(UNITS, 0.003)
-    allocation = SearchSpace(fine, 6000).project(WISHES)
-    proposal = ask(finished_run(tmp_path / "run", allocation), SearchSpace(GRID, 6000))
+    allocation = SearchSpace(fine, Target.in_weights(fine, 6000)).project(WISHES)
+    proposal = ask(finished_run(tmp_path / "run", allocation), SearchSpace(GRID, Target.in_weights(GRID, 6000)))
     assert GRID.sparsities(proposal.allocation) == pytest.approx(fine.sparsities(allocation), abs=0.011)
 
 
 def test_the_folder_is_read_when_the_config_is_made(tmp_path):
     stored = Stored(finished_run(tmp_path / "run"))
     (tmp_path / "run" / "archive.jsonl").unlink()
-    assert stored.sparsities(SearchSpace(GRID, 6000)) == GRID.sparsities(AT_HALF)
+    assert stored.sparsities(SearchSpace(GRID, Target.in_weights(GRID, 6000))) == GRID.sparsities(AT_HALF)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_the_folder_is_read_when_the_config_is_made(tmp_path):
 def test_a_run_with_other_units_is_refused(allocation, tmp_path):
     stored = Stored(finished_run(tmp_path / "run", allocation))
     with pytest.raises(ConfigError, match=r"run belongs to another model: it must name the 6 units of this one, got \d units"):
-        stored.build(SearchSpace(GRID, 6000), 0, None)
+        stored.build(SearchSpace(GRID, Target.in_weights(GRID, 6000)), 0, None)
 
 
 @pytest.mark.parametrize("missing", ["run", "report.json", "archive.jsonl"])

@@ -7,8 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.searches.evolutionary import Evolutionary
@@ -20,7 +22,7 @@ SIZES = {"q": 400, "k": 100, "up": 1000, "down": 1003}
 def make_space(n_blocks=4):
     units = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(n_blocks) for kind, n in SIZES.items()]
     grid = LevelGrid.with_constant_step(units, 0.05)
-    return SearchSpace(grid, math.ceil(0.6 * grid.n_weights()))
+    return SearchSpace(grid, Target.in_weights(grid, math.ceil(0.6 * grid.n_weights())))
 
 
 SPACE = make_space()
@@ -142,7 +144,7 @@ def test_scores_that_break_do_not_spoil_the_others():
 def test_nothing_that_was_proposed_or_told_is_proposed_again():
     # Two units of 20 levels leave 21 allocations on the budget.
     grid = LevelGrid.with_constant_step([Unit("a", 0, "w", 100), Unit("b", 1, "w", 100)], 0.05)
-    space = SearchSpace(grid, 100)
+    space = SearchSpace(grid, Target.in_weights(grid, 100))
     proposer = Surrogate().build(space, 0, None)
     known = [Candidate(i, "main", Proposal({"a": 5 * i, "b": 100 - 5 * i}, "x"), State.COMPLETE, 9.0 - i, 8) for i in range(10)]
     proposer.tell(known)

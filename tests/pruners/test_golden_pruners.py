@@ -13,7 +13,8 @@ from calibrated import statistics_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import LoadedModel
@@ -258,14 +259,16 @@ def test_owl_gives_the_blocks_the_sparsities_of_the_reference(case_id, loaded, t
     for block, percent in enumerate(case["outlier_percent"]):
         assert 100 * ratios[block] == pytest.approx(percent, abs=tolerance["outlier_percent_atol"])
     grid = LevelGrid.with_constant_step(loaded.units, 0.01)
-    space = SearchSpace(grid, round(ratio * grid.n_weights()), measured={OutlierRatio(threshold): ratios})
+    space = SearchSpace(
+        grid, Target.in_weights(grid, round(ratio * grid.n_weights())), measured={OutlierRatio(threshold): ratios}
+    )
     form = OWL(outlier_threshold=threshold, max_deviation=case["arguments"]["Lamda"])
     wished = form.sparsities(space)
     for unit in loaded.units:
         assert wished[unit.name] == pytest.approx(case["block_sparsity"][unit.block], abs=tolerance["block_sparsity_atol"])
     # The reference misses its own target here, because its blocks' mean is not weighted by size; ours is put on the budget.
     allocation = space.project(wished)
-    assert grid.n_removed_weights(allocation) == pytest.approx(space.n_target_weights, abs=20)
+    assert grid.n_removed_weights(allocation) == pytest.approx(space.target.n_weights, abs=20)
     shifts = [grid.sparsities(allocation)[unit.name] - wished[unit.name] for unit in loaded.units]
     assert max(shifts) - min(shifts) < 0.02
 

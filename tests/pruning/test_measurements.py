@@ -5,7 +5,8 @@ import pytest
 import torch
 from calibrated import statistics_of
 
-from selfprune.allocations.allocation import LevelGrid, project
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.projection import project
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
@@ -116,7 +117,7 @@ def test_levels_taken_on_the_walk_are_those_of_the_pruners_own_order(pruner, loa
     measured, store = measure(loaded, method, [])
     assert measured == {}
     statistics = statistics_of(loaded, WINDOWS_NT, method, 2)
-    halves = project(dict.fromkeys(dense, 0.5), store.grid, store.grid.n_weights() // 2)
+    halves = project(dict.fromkeys(dense, 0.5), store.grid.levels, store.grid.n_weights() // 2)
     store.load(halves)
     for unit in loaded.units:
         ranks_OI = method.ranks(dense[unit.name], statistics[unit.name])

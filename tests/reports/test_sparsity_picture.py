@@ -3,7 +3,8 @@ import itertools
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Unit
 from selfprune.reports.sparsity_picture import MAX_WIDTH, sparsity_figure
 
 KINDS = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]

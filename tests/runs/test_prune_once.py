@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import selfprune.__main__
 import selfprune.prune
-from selfprune.allocations.allocation import Unit
 from selfprune.allocations.archive import Archive, read_archive
 from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.unit import Unit
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import PruneConfig, register_schemas, to_config
 from selfprune.data.splits import draw_calibration

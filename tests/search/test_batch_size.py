@@ -4,8 +4,9 @@ import pytest
 import torch
 from calibrated import mask_levels
 
-from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.archive import Archive
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
 from selfprune.errors import ConfigError
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
@@ -55,7 +56,7 @@ def archive_of(store, tmp_path):
         evaluator = WindowEvaluator({"score": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, batch_size, 10**6)
         scorer = Scorer(store, evaluator, Journal(folder / "evaluations.jsonl"))
         gradients = SwapGradients(scorer)
-        space = SearchSpace(store.grid, store.grid.n_weights() // 2, move_values=gradients)
+        space = SearchSpace(store.grid, Target.in_weights(store.grid, store.grid.n_weights() // 2), move_values=gradients)
         yardsticks = Uniform().build(space, 0, ScriptedLanguageModel.from_texts([])).ask(1)
         working = proposer.build(space, 3, ScriptedLanguageModel.from_texts([]))
         (folder / "archive.jsonl").unlink(missing_ok=True)

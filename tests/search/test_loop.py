@@ -9,9 +9,10 @@ import pytest
 import torch
 from calibrated import mask_levels
 
-from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.archive import Archive, read_archive
 from selfprune.allocations.candidate import Candidate, Proposal, State, best
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
@@ -72,7 +73,7 @@ def bench(make_tiny_model):
 @pytest.fixture
 def space(bench):
     grid = bench[0].grid
-    return SearchSpace(grid, grid.n_weights() // 2, {unit.name: 1.0 + unit.block for unit in grid.units})
+    return SearchSpace(grid, Target.in_weights(grid, grid.n_weights() // 2), {unit.name: 1.0 + unit.block for unit in grid.units})
 
 
 def config(max_tokens=10**9, **changes):

@@ -12,10 +12,11 @@ from calibrated import mask_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.archive import to_record
 from selfprune.allocations.candidate import Proposal, State, best
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.paired import paired_z
+from selfprune.allocations.unit import Unit
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import LoadedModel
@@ -495,7 +496,7 @@ def proposals(bench):
 
 
 def grid_allocation(grid, sparsity):
-    return {unit.name: grid.step[unit.name] * round(sparsity * grid.n_levels[unit.name]) for unit in grid.units}
+    return {unit.name: grid.levels[unit.name].items[1] * round(sparsity * grid.levels[unit.name].n_steps) for unit in grid.units}
 
 
 def records(racer):
@@ -640,7 +641,10 @@ def test_every_node_of_the_prefix_tree_is_computed_once_and_every_score_is_that_
     racer, path, n_saved = Racer("main", scorer, Ladder([4], [], grows=False), 0), None, 0
     for race in range(3):
         levels = [[rng.choice([0.1, 0.3, 0.5]) for _ in range(N_BLOCKS)] for _ in range(12)]
-        wishes = [{u.name: grid.step[u.name] * round(row[u.block] * grid.n_levels[u.name]) for u in grid.units} for row in levels]
+        wishes = [
+            {u.name: grid.levels[u.name].items[1] * round(row[u.block] * grid.levels[u.name].n_steps) for u in grid.units}
+            for row in levels
+        ]
         n_run = evaluator.forward.n_blocks_run
         raced = racer.race(20 * race, [Proposal(wish, "test") for wish in wishes])
         fresh = [c.allocation for c in raced if c.n_tokens]

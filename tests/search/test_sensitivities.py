@@ -2,7 +2,7 @@ import pytest
 import torch
 from calibrated import mask_levels
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.models.loading import LoadedModel

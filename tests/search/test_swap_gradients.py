@@ -9,7 +9,7 @@ import pytest
 import torch
 from calibrated import fill, mask_levels
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
@@ -57,7 +57,8 @@ def make_oracle(bench, tmp_path):
 def at(grid, share):
     """A mixed allocation around a share of the levels."""
     return {
-        unit.name: grid.step[unit.name] * min(grid.n_levels[unit.name], round(share * grid.n_levels[unit.name]) + i % 3)
+        unit.name: grid.levels[unit.name].items[1]
+        * min(grid.levels[unit.name].n_steps, round(share * grid.levels[unit.name].n_steps) + i % 3)
         for i, unit in enumerate(grid.units)
     }
 
@@ -86,7 +87,7 @@ def slopes(store, allocation, denser, windows_NT):
                 weight_OI.copy_(pruned_OI + sign * width * change_OI)
                 scores.append(plain_score(model, dense_NTV, windows_NT))
             weight_OI.copy_(pruned_OI)
-            n_levels = (allocation[unit.name] - denser[unit.name]) // store.grid.step[unit.name]
+            n_levels = (allocation[unit.name] - denser[unit.name]) // store.grid.levels[unit.name].items[1]
             found[unit.name] = (scores[0] - scores[1]) / (2 * width) / n_levels
         store.restore()
     return found
@@ -95,7 +96,7 @@ def slopes(store, allocation, denser, windows_NT):
 def moved(grid, allocation, n_levels):
     """Every unit so many levels up, as far as there are any."""
     return {
-        unit.name: min(max(allocation[unit.name] + n_levels * grid.step[unit.name], 0), grid.max_level(unit))
+        unit.name: min(max(allocation[unit.name] + n_levels * grid.levels[unit.name].items[1], 0), grid.levels[unit.name].highest)
         for unit in grid.units
     }
 
@@ -137,19 +138,27 @@ def test_values_of_built_levels_count_the_weights_that_stay(make_tiny_model, tmp
 def test_a_bracket_of_several_levels_is_cut_at_the_ends_of_the_grid_and_counted_per_level(bench, make_oracle):
     store, grid = bench[0], bench[0].grid
     # the step is a twentieth of the smallest units and a fortieth or sixtieth of the others
-    units = {unit.name: round(0.1 * unit.n_items / grid.step[unit.name]) for unit in grid.units}
+    units = {unit.name: round(0.1 * unit.n_items / grid.levels[unit.name].items[1]) for unit in grid.units}
     assert {2, 4} <= set(units.values())
     allocation = dict.fromkeys(units, 0)
     for i, unit in enumerate(grid.units):
-        allocation[unit.name] = (0, grid.step[unit.name], grid.max_level(unit), grid.max_level(unit) // 2)[i % 4]
-        allocation[unit.name] -= allocation[unit.name] % grid.step[unit.name]
-    denser = {name: max(0, level - units[name] * grid.step[name]) for name, level in allocation.items()}
-    sparser = {u.name: min(grid.max_level(u), allocation[u.name] + units[u.name] * grid.step[u.name]) for u in grid.units}
+        allocation[unit.name] = (
+            0,
+            grid.levels[unit.name].items[1],
+            grid.levels[unit.name].highest,
+            grid.levels[unit.name].highest // 2,
+        )[i % 4]
+        allocation[unit.name] -= allocation[unit.name] % grid.levels[unit.name].items[1]
+    denser = {name: max(0, level - units[name] * grid.levels[name].items[1]) for name, level in allocation.items()}
+    sparser = {
+        u.name: min(grid.levels[u.name].highest, allocation[u.name] + units[u.name] * grid.levels[u.name].items[1])
+        for u in grid.units
+    }
     values = make_oracle()(allocation, bracket=0.1, start=0, n_windows=2)
     assert_are_falls(values.restoring, slopes(store, allocation, denser, WINDOWS_NT[:2]))
     assert_are_falls(values.removing, slopes(store, sparser, allocation, WINDOWS_NT[:2]))
     empty = {name for name, level in allocation.items() if level == 0}
-    full = {unit.name for unit in grid.units if allocation[unit.name] == grid.max_level(unit)}
+    full = {unit.name for unit in grid.units if allocation[unit.name] == grid.levels[unit.name].highest}
     assert len(empty) >= 3
     assert len(full) >= 3
     assert set(values.restoring) == set(allocation) - empty

@@ -7,8 +7,8 @@ import torch
 from calibrated import fill, mask_levels
 from omegaconf import OmegaConf
 
-from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.budget import Budget
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.configs.config import PruneConfig
 from selfprune.data.data_config import DataConfig
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
@@ -116,7 +116,7 @@ def test_a_search_compares_such_experts_by_their_smallest_weights_too(pruner, de
     grid = LevelGrid.with_constant_step(loaded.units, 0.05, 1.0, {})
     unit = next(unit for unit in loaded.units if unit.name == GATE_UP)
     dense_OI = weight_view(loaded.model, unit)[:48].clone()
-    level = grid.n_levels[GATE_UP] // 2 * grid.step[GATE_UP]
+    level = grid.levels[GATE_UP].n_steps // 2 * grid.levels[GATE_UP].items[1]
     masks = mask_levels(loaded, grid, WINDOWS_NT, pruner, 4)
     kept = open_statistics(loaded, grid, pruner, WINDOWS_NT, 4, LevelsConfig(LevelKind.BUILT), tmp_path)
     for store in (masks, fill(BuiltLevels(loaded, grid, pruner, kept, memory_bytes=10**8), WINDOWS_NT, pruner, 4)):

@@ -9,7 +9,7 @@ from calibrated import statistics_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ModelError
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig

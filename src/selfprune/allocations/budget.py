@@ -1,22 +1,17 @@
 """What a pruned model must save: weights, parameters, FLOPs or measured seconds."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from fractions import Fraction
 from pathlib import Path
 
-from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
-from selfprune.allocations.cost import TableCost, UnitCost
 from selfprune.allocations.latency_table import HOW_TO_MEASURE, Circumstances, LatencyTable
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import ConfigError
 from selfprune.storage.path_fields import path_field
 
-PER_SECOND = 10**12
-"""Latencies are counted in whole picoseconds."""
 TOLERANCE = 1e-6
-HIGHER = "raise search.max_sparsity"
 IN_WEIGHTS = "choose budget.measure=WEIGHTS, whose target is a share of the units' weights alone"
 MEASURE_ANEW = "give a table of the kernels and the number of tokens that count"
 
@@ -34,34 +29,6 @@ class Measure(str, Enum):
     PARAMETERS = "PARAMETERS"
     FLOPS = "FLOPS"
     LATENCY = "LATENCY"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A budget on one level grid, in whole numbers of what it measures.
-
-    Attributes:
-        n_saved: what an allocation must save at least.
-        costs: unit name -> what its levels save.
-        n_weights: weights that the uniform allocation removes to save that much, whatever the grid.
-        n_all: what there is to save in the dense model, of which `budget.sparsity` is a share.
-    """
-
-    n_saved: int
-    costs: Mapping[str, UnitCost]
-    n_weights: int
-    n_all: int
-
-    def is_met(self, allocation: Allocation) -> bool:
-        """Whether an allocation saves enough."""
-        return self._saved(allocation) >= self.n_saved
-
-    def share(self, allocation: Allocation) -> float:
-        """The share of what is measured that an allocation saves."""
-        return self._saved(allocation) / self.n_all
-
-    def _saved(self, allocation: Allocation) -> int:
-        return sum(self.costs[name].saved(level) for name, level in allocation.items())
 
 
 @dataclass
@@ -98,10 +65,6 @@ class Budget:
                 "leave it out or choose budget=latency"
             )
 
-    def n_target_weights(self, grid: LevelGrid) -> int:
-        """Weights that an allocation must remove at least, where weights are what is measured."""
-        return _whole_target(self.sparsity, grid.n_weights())
-
     def check(self) -> None:
         """Checks, before a model is loaded, that there is something to prune, and what is written in other files.
 
@@ -137,37 +100,6 @@ class Budget:
         """
         return LatencyTable.read(Path(self.latency_table).expanduser())
 
-    def target(self, grid: LevelGrid, n_parameters: int, token_share: Callable[[Unit], Fraction]) -> Target:
-        """The budget on a level grid.
-
-        Args:
-            grid: the allowed levels.
-            n_parameters: of the whole model, tied ones once.
-            token_share: the share of tokens that reaches a unit; asked for FLOPS only.
-
-        Raises:
-            ConfigError: when the grid does not reach it, or the latency table does not fit the units.
-        """
-        if self.measure in (Measure.WEIGHTS, Measure.PARAMETERS):
-            n_all = grid.n_weights() if self.measure is Measure.WEIGHTS else n_parameters
-            costs, n_target = grid.weight_costs, _whole_target(self.sparsity, n_all)
-            self._check_reachable(costs, n_target, n_all)
-            return Target(n_target, costs, n_target, n_all)
-        if self.measure is Measure.FLOPS:
-            shares = {unit.name: token_share(unit) for unit in grid.units}
-            # so many tokens are counted that every share of them is a whole number
-            n_tokens = math.lcm(*(share.denominator for share in shares.values()))
-            costs = grid.costs({u.name: 2 * u.weights_per_item * int(n_tokens * shares[u.name]) for u in grid.units})
-            n_all = sum(costs[unit.name].saved(unit.n_items) for unit in grid.units)
-        else:
-            table = self.table()
-            table.check(grid.units)
-            costs = {unit.name: _latency_cost(unit, grid, table) for unit in grid.units}
-            n_all = sum(round(PER_SECOND * table.seconds(unit, 0.0)) for unit in grid.units)
-        n_target = _whole_target(self.sparsity, n_all)
-        self._check_reachable(costs, n_target, n_all)
-        return Target(n_target, costs, grid.n_removed_weights(self.uniform(grid.units, n_parameters)), n_all)
-
     def uniform_sparsity(self, units: Sequence[Unit], n_parameters: int) -> float:
         """The one sparsity of all units that meets the budget, apart from any grid.
 
@@ -183,7 +115,7 @@ class Budget:
         if self.measure is Measure.PARAMETERS:
             n_weights = sum(unit.n_weights for unit in units)
             if self.sparsity * n_parameters > n_weights:
-                raise self._refusal(n_weights / n_parameters, IN_WEIGHTS)
+                raise self.refusal(n_weights / n_parameters, IN_WEIGHTS)
             return self.sparsity * n_parameters / n_weights
         table = self.table()
         table.check(units)
@@ -193,7 +125,7 @@ class Budget:
             return 1 - math.fsum(table.seconds(unit, sparsity) for unit in units) / dense
 
         if self.sparsity > saved(1.0):
-            raise self._refusal(saved(1.0), MEASURE_ANEW)
+            raise self.refusal(saved(1.0), MEASURE_ANEW)
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
@@ -213,15 +145,9 @@ class Budget:
         sparsity = self.uniform_sparsity(units, n_parameters)
         if self.measure is Measure.WEIGHTS:
             return {unit.name: round(sparsity * unit.n_items) for unit in units}
-        return {unit.name: min(unit.n_items, _whole_target(sparsity, unit.n_items)) for unit in units}
+        return {unit.name: min(unit.n_items, whole_target(sparsity, unit.n_items)) for unit in units}
 
-    def _check_reachable(self, costs: Mapping[str, UnitCost], n_target: int, n_all: int) -> None:
-        reachable = sum(cost.saved(cost.highest) for cost in costs.values())
-        if n_target > reachable:
-            remedies = {Measure.PARAMETERS: f"{HIGHER}, or {IN_WEIGHTS}", Measure.LATENCY: f"{HIGHER}, or {MEASURE_ANEW}"}
-            raise self._refusal(reachable / n_all, remedies.get(self.measure, HIGHER))
-
-    def _refusal(self, reachable: float, remedy: str) -> ConfigError:
+    def refusal(self, reachable: float, remedy: str) -> ConfigError:
         """What to say when no more than a share can be saved."""
         what = {
             Measure.WEIGHTS: "weights of the units",
@@ -236,14 +162,6 @@ class Budget:
         )
 
 
-def _whole_target(share: float, n_all: int) -> int:
+def whole_target(share: float, n_all: int) -> int:
     """The least whole number that is the share of all, but for rounding."""
     return math.ceil(share * n_all - TOLERANCE)
-
-
-def _latency_cost(unit: Unit, grid: LevelGrid, table: LatencyTable) -> TableCost:
-    """The picoseconds that a unit's levels save."""
-    dense = round(PER_SECOND * table.seconds(unit, 0.0))
-    levels = range(0, grid.max_level(unit) + 1, grid.step[unit.name])
-    savings = [dense - round(PER_SECOND * table.seconds(unit, level / unit.n_items)) for level in levels]
-    return TableCost.of_useful(unit.n_items, grid.step[unit.name], savings)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from selfprune.allocations.allocation import Allocation
+from selfprune.allocations.unit import Allocation
 
 RE_ENTRY = "re-entry"
 """Operator of the incumbent that is scored on the windows of a new heat."""

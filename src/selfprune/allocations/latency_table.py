@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.storage.recorded_files import Count, Score, Text, read_json
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
-from selfprune.allocations.allocation import Allocation
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 
 LATENCY = "latency_seconds"

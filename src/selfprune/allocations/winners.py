@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.allocations.archive import read_archive
 from selfprune.allocations.candidate import State
 from selfprune.allocations.report_file import read_outcome
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import ConfigError
 
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from selfprune.allocations.allocation import LevelGrid, Unit
 from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Objective
+from selfprune.allocations.unit import Unit
 from selfprune.configs.methods import METHODS, find_methods, register_methods
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean

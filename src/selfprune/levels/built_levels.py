@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from selfprune import __version__
-from selfprune.allocations.allocation import LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError, naming
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelsConfig
@@ -196,7 +197,7 @@ def _origin(loaded: LoadedModel, grid: LevelGrid, pruner: Pruner, windows_NT: Te
         "model": _hash([("config", _text(loaded.model.config.to_json_string(use_diff=False))), *named]),
         "calibration": _hash([("windows", windows_NT)]),
         "pruner": {"name": type(pruner).__name__, **asdict(pruner)},
-        "grid_step": _hash([("step", _text(json.dumps(dict(grid.step))))]),
+        "levels": _hash([("levels", _text(json.dumps({name: list(levels.items) for name, levels in grid.levels.items()})))]),
         "batch_size": batch_size,
         "versions": {"selfprune": __version__, "torch": torch.__version__},
         "device": str(loaded.device),

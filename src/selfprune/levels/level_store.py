@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
-from selfprune.errors import AllocationError, naming
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation, Unit
+from selfprune.errors import naming
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
@@ -118,13 +119,10 @@ class LevelStore:
 
     def _number(self, unit: Unit, level: int) -> int:
         """Steps from dense to a level."""
-        number, rest = divmod(level, self.grid.step[unit.name])
-        if rest or not 0 <= number <= self.grid.n_levels[unit.name]:
-            raise AllocationError(
-                f"{unit.name} has a level every {self.grid.step[unit.name]} weights up to {self.grid.max_level(unit)}, and none "
-                f"at {level}; take an allocation on the grid of this search"
-            )
-        return number
+        levels = self.grid.levels[unit.name]
+        if level not in levels:
+            raise levels.missing(unit.name, level)
+        return levels.index(level)
 
 
 @torch.no_grad()
@@ -147,8 +145,9 @@ def first_levels(
     for unit in units:
         with naming(unit.name):
             ranks_OI = pruner.ranks(weight_view(loaded.model, unit), statistics[unit.name])
-        n_levels = grid.n_levels[unit.name]
-        numbers[unit.name] = (ranks_OI // grid.step[unit.name] + 1).clamp_(max=n_levels + 1).to(number_dtype(n_levels))
+        levels = grid.levels[unit.name]
+        boundaries = torch.tensor(levels.items, device=ranks_OI.device)
+        numbers[unit.name] = torch.bucketize(ranks_OI, boundaries, right=True).to(number_dtype(levels.n_steps))
     return numbers
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.models.block_calls import enter, leave, resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import stored_weight, weight_matrix

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.models.block_calls import Entry, enter, leave, resident
 from selfprune.models.loading import LoadedModel
 

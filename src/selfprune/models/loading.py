@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ModelError
 from selfprune.models.load_failures import Result, Step, attempt, without_load_report

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ModelError
 
 PRUNABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

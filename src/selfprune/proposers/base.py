@@ -10,9 +10,10 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, LevelGrid, project
-from selfprune.allocations.budget import Target
 from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.move_values import MoveOracle
@@ -46,31 +47,27 @@ class SearchSpace:
 
     Attributes:
         grid: units and allowed levels.
-        n_target_weights: weights to remove; where the budget measures something else, those that the uniform allocation removes.
+        target: what an allocation must save.
         sensitivities: unit name -> rise of the score when this unit alone is pruned to the target; below zero by noise, not
             finite where that breaks the model; empty if unmeasured.
         measured: measurement -> block -> its number; holds what the closed forms of the run need.
         move_values: gradients of the score; None where there are none to be had.
-        target: the budget, where it may measure something else than weights; None for weights.
     """
 
     grid: LevelGrid
-    n_target_weights: int
+    target: Target
     sensitivities: dict[str, float] = field(default_factory=dict)
     measured: Mapping[Measurement, Mapping[int, float]] = field(default_factory=dict)
     move_values: MoveOracle | None = None
-    target: Target | None = None
 
     @property
     def target_sparsity(self) -> float:
-        """Target over all weights of the units."""
-        return self.n_target_weights / self.grid.n_weights()
+        """What the uniform allocation removes to meet the target, over all weights of the units."""
+        return self.target.n_weights / self.grid.n_weights()
 
     def project(self, sparsities: dict[str, float]) -> Allocation:
         """The allocation on the budget nearest to these sparsities."""
-        if self.target is None:
-            return project(sparsities, self.grid, self.n_target_weights)
-        return project(sparsities, self.grid, self.target.n_saved, self.target.costs)
+        return self.target.project(sparsities)
 
     def uniform(self) -> Allocation:
         """The allocation on the budget nearest to one sparsity of all units."""
@@ -79,12 +76,6 @@ class SearchSpace:
     def stand(self, champions: Sequence[Candidate]) -> Allocation:
         """Where a search stands: at its incumbent, the last champion; before the first, at the uniform allocation."""
         return champions[-1].allocation if champions else self.uniform()
-
-    def meets_budget(self, allocation: Allocation) -> bool:
-        """Whether an allocation saves what the budget asks for."""
-        if self.target is None:
-            return self.grid.n_removed_weights(allocation) >= self.n_target_weights
-        return self.target.is_met(allocation)
 
 
 class Proposer(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selfprune.allocations.allocation import Allocation
+from selfprune.allocations.unit import Allocation
 from selfprune.proposers.prompted.replies import ReplyError, compact, object_schema, parse_json_object, parse_kind, parse_percent
 from selfprune.proposers.unit_view import UnitView
 

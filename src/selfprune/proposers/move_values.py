@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfprune.allocations.allocation import Allocation
+from selfprune.allocations.unit import Allocation
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_kind
@@ -111,7 +112,7 @@ class UnitView:
         gains, costs = (worth.gains, worth.costs) if worth else (sparsities, sparsities)
         mean = sum(worth.mean(unit) * unit.n_weights for unit in grid.units) / grid.n_weights() if worth else 0.0
         spared = [unit for unit in grid.units if allocation[unit.name] > 0]
-        pruned = [unit for unit in grid.units if allocation[unit.name] < grid.max_level(unit)]
+        pruned = [unit for unit in grid.units if allocation[unit.name] < grid.levels[unit.name].highest]
 
         def excess(by_name: Mapping[str, float], unit: Unit, unknown: float) -> float:
             return (by_name.get(unit.name, unknown) - mean) * (math.sqrt(unit.n_weights) if worth else 1.0)
@@ -144,7 +145,7 @@ class UnitView:
         return [_scaled(mean, max(means)) for mean in means]
 
 
-def _per_weight(by_name: Mapping[str, float], n_weights: Callable[[Unit], int], grid: LevelGrid) -> dict[str, float]:
+def _per_weight(by_name: Mapping[str, float], n_weights: Callable[[Unit], float], grid: LevelGrid) -> dict[str, float]:
     values = {unit: by_name.get(unit.name, math.nan) for unit in grid.units}
     return {unit.name: value / n_weights(unit) for unit, value in values.items() if math.isfinite(value)}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.block_gradients import backward_blocks
 from selfprune.models.block_walk import walk_blocks

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import naming
 from selfprune.exports.block_writer import Shards
 from selfprune.models.block_walk import walk_blocks

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import FINAL, Candidate
 from selfprune.allocations.objective import LATENCY
+from selfprune.allocations.unit import Allocation
 from selfprune.storage.whole_files import write_whole
 
 LINE_STYLES = ("-", "--", ":", "-.")

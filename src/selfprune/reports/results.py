@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.allocations.budget import Measure
 from selfprune.allocations.candidate import Candidate
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation
 from selfprune.language_models.recorded import RecordingLanguageModel
 from selfprune.reports.resources import Resources
 from selfprune.search.finalists import Verdict

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from selfprune.allocations.allocation import Allocation, LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation
 
 MAX_WIDTH = 13.0
 """Inches; panels that do not fit beside each other stand below each other."""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, LevelGrid
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.budget import Measure
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Aspects
+from selfprune.allocations.target import Target
+from selfprune.allocations.unit import Allocation
 from selfprune.configs.config import RunConfig
 from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import Splits, draw_splits
@@ -116,7 +118,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         checkpoint = PrunedCheckpoint(loaded, folder / "model", by_block=False)
         expected = forecast_loaded(expected, config, loaded, harness, checkpoint.n_bytes, folder)
         grid = config.grid(loaded.units)
-        target = config.budget.target(grid, n_parameters(loaded.model), partial(token_share, loaded.model))
+        target = Target.of(config.budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         _check_first_rounds(config, len(grid.units))
         splits = _draw_splits(config, loaded, harness, kinds)
         store = _open_store(config, loaded, grid, splits.calibration_NT, folder)
@@ -145,7 +147,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         store,
         scorer,
         Aspects(kinds, _seconds(config, store.grid)),
-        SearchSpace(store.grid, target.n_weights, sensitivities, measurements.of_blocks, target=target),
+        SearchSpace(store.grid, target, sensitivities, measurements.of_blocks),
         harness,
         journal,
         Archive(folder / "archive.jsonl"),

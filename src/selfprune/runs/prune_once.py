@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import Tensor
 
-from selfprune.allocations.allocation import Allocation, sparsity_of
 from selfprune.allocations.budget import Measure
+from selfprune.allocations.unit import Allocation, sparsity_of
 from selfprune.allocations.winners import fits, read_winner
 from selfprune.configs.config import PruneConfig
 from selfprune.configs.recorded_config import to_record

@@ -8,8 +8,8 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.allocations.unit import Allocation
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
@@ -119,6 +119,6 @@ def tell_rows(prepared: PreparedRun, measured: dict[str, Row]) -> list[dict[str,
             prepared.display.warn(doubt)
         record = {key: value for key, value in row.record.items() if key != "warnings"}
         sparsity = prepared.space.grid.sparsity(row.allocation)
-        saved = prepared.space.target.share(row.allocation) if prepared.space.target else sparsity
+        saved = prepared.space.target.share(row.allocation)
         rows.append({"name": name, "sparsity": sparsity, "saved": saved, **record})
     return rows

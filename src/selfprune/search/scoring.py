@@ -7,7 +7,8 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from selfprune.allocations.allocation import Allocation, LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.level_store import LevelStore
 from selfprune.storage.journal import Journal

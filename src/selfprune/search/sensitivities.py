@@ -22,8 +22,7 @@ def measure_sensitivities(
     dense_scores = scorer.evaluator.dense_scores[:n_windows]
     rises = {}
     for i, unit in enumerate(grid.units):
-        steps = min(math.ceil(sparsity * unit.n_items / grid.step[unit.name]), grid.n_levels[unit.name])
-        alone = {**dense, unit.name: steps * grid.step[unit.name]}
+        alone = {**dense, unit.name: grid.levels[unit.name].at_least(sparsity)}
         record = scorer.recall({"sensitivity": unit.name}, alone, range(n_windows))
         scorer.seconds += record["seconds"]
         rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows

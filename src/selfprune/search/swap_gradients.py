@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.models.block_gradients import backward_blocks
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.proposers.move_values import MoveValues
@@ -107,7 +107,7 @@ class SwapGradients:
                 return
             low, high = denser[unit.name], allocation[unit.name]
             change = store.change_along(gradient_OI, unit, low)
-            falls[unit.name] -= change / len(windows) * grid.step[unit.name] / (high - low)
+            falls[unit.name] -= change / len(windows) * grid.levels[unit.name].step / (high - low)
 
         # in passes of a size of their own, so that no sum depends on how many windows search.batch_size lets share one
         n_at_once = windows_per_pass(self.scorer.n_tokens_per_window)

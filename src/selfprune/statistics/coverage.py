@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ModelError
 from selfprune.statistics.base import Statistics
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from selfprune.allocations.allocation import Unit
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.latency_table import Circumstances
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, token_share, weight_view

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
 from selfprune.errors import SelfpruneError
@@ -51,7 +51,7 @@ def test_a_run_counts_its_levels_and_the_pruning_of_every_row(pruner, n_solves, 
     grid = LevelGrid.with_constant_step(loaded.units, 0.05, 1.0, {})
     seconds = run_seconds(config, loaded, grid, splits, harness, tokens_per_second=100.0)
     n_searches, n_pruned = 1 + len(config.controls), 1 + len(config.yardsticks) + len(config.controls)
-    n_levels = sum(grid.n_levels.values()) / len(grid.units)
+    n_levels = sum(levels.n_steps for levels in grid.levels.values()) / len(grid.units)
     assert n_searches * 6400 / 128 > 0.75 * n_levels
     of_report, of_finalist = (
         harness.evaluate(loaded.model, loaded.tokenizer, [name])[name]["n_tokens"] for name in harness.tasks

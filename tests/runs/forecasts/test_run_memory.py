@@ -2,7 +2,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ModelError
@@ -46,7 +46,7 @@ def test_built_levels_are_expected_to_take_their_bounds_or_all_of_them_where_tha
 
     units = load_model(ModelConfig(str(folder), device="cpu")).units
     grid = LevelGrid.with_constant_step(units, 0.05)
-    of_levels = sum(4 * unit.n_weights * grid.n_levels[unit.name] for unit in units)
+    of_levels = sum(4 * unit.n_weights * grid.levels[unit.name].n_steps for unit in units)
     # per block six units of width 32 and one of 48
     of_statistics = 2 * 4 * (6 * 32**2 + 48**2)
     masks = expected("pruner=sparsegpt", "search.levels.kind=MASKS")

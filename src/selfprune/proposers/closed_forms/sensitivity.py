@@ -49,5 +49,5 @@ class Sensitivity(ProposerConfig):
         # Over the largest, lest an exponent near 1 overflows.
         largest = max(ratios.values())
         wished = {name: (ratio / largest) ** (1 / (exponent - 1)) for name, ratio in ratios.items()}
-        scale = space.n_target_weights / sum(wished[unit.name] * unit.n_weights for unit in space.grid.units)
+        scale = space.target.n_weights / sum(wished[unit.name] * unit.n_weights for unit in space.grid.units)
         return Proposal(space.project({name: scale * wish for name, wish in wished.items()}), "sensitivity", f"p={exponent:g}")

@@ -8,7 +8,7 @@ from enum import Enum
 from itertools import combinations
 from typing import Any
 
-from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.prompted.replies import (
     MAX_CHARACTERS,

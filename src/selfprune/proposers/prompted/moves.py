@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfprune.allocations.allocation import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.proposers.prompted.replies import ReplyError, compact, object_schema, parse_json_object, parse_kind, parse_percent
 from selfprune.proposers.unit_view import UnitView
 
@@ -42,7 +42,7 @@ def apply(view: UnitView, moves: Sequence[Move], allocation: Allocation) -> dict
         source, destination = view.find(*move.source), view.find(*move.destination)
         n_weights = move.percent / 100 * min(source.n_weights, destination.n_weights)
         n_weights = max(n_weights, grid.step_weights(source), grid.step_weights(destination))
-        room = grid.max_level(destination) / destination.n_items - sparsities[destination.name]
+        room = grid.highest_sparsity(destination) - sparsities[destination.name]
         n_weights = min(n_weights, sparsities[source.name] * source.n_weights, room * destination.n_weights)
         sparsities[source.name] -= n_weights / source.n_weights
         sparsities[destination.name] += n_weights / destination.n_weights

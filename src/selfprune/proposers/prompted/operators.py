@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.allocations.candidate import Candidate
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.proposers.coefficients import Coefficients, coefficients_schema, fit, parse_coefficients
 from selfprune.proposers.prompted import moves
 from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate
+from selfprune.allocations.unit import Allocation
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.prompted.layer_rates import LayerRates
 from selfprune.proposers.prompted.prompts import fill

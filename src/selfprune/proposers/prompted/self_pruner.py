@@ -10,8 +10,8 @@ that. A choice by log-probabilities ranks words that the model may not understan
 import random
 from dataclasses import dataclass, field, replace
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal, best, standing
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -144,7 +144,7 @@ class SelfPrunerProposer:
     def tell(self, candidates: list[Candidate]) -> None:
         """Moves to the incumbent, and remembers the best that meet the budget, whoever proposed them."""
         # Yardsticks such as the dense model score well by missing the budget; they are no example to follow.
-        on_budget = [c for c in candidates if c.proposal.allocation is not None and self.space.meets_budget(c.allocation)]
+        on_budget = [c for c in candidates if c.proposal.allocation is not None and self.space.target.is_met(c.allocation)]
         self._best = best(self._best + on_budget, self.config.n_shown)
         for candidate in on_budget:
             genome = self.space.grid.genome(candidate.allocation)

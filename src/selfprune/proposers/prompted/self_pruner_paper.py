@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal, best
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace

@@ -23,8 +23,9 @@ import numpy as np
 import scipy  # its parts are imported when they are used
 from numpy.typing import NDArray
 
-from selfprune.allocations.allocation import Allocation, LevelGrid, Unit
 from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import AllocationError, ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -127,7 +128,7 @@ class DynamicProgrammeProposer:
         looks: list[Costs] = []
         n_tokens = 0
         for offset in self.settings.offsets:
-            here = {unit.name: _level(grid, unit, self.space.target_sparsity + offset) for unit in grid.units}
+            here = {name: levels.nearest(self.space.target_sparsity + offset) for name, levels in grid.levels.items()}
             values = oracle(here, bracket, 0, self.settings.n_windows)
             n_tokens += values.n_tokens
             for costs, ends in zip((values.restoring, values.removing), grid.bracket(here, bracket), strict=True):
@@ -141,27 +142,27 @@ class DynamicProgrammeProposer:
     def _optimum(self, damages: dict[str, Array], radius: float) -> Allocation:
         """The allocation of least damage within the radius, on the budget; `project` mends what coarse steps have rounded."""
         grid, target = self.space.grid, self.space.target
-        costs = target.costs if target else grid.weight_costs
-        levels, gains = {}, {}
-        for unit in grid.units:
-            low, high = (_level(grid, unit, self.space.target_sparsity + change) for change in (-radius, radius))
-            levels[unit.name] = np.arange(low, high + 1, grid.step[unit.name])
-            saved_L = np.array([costs[unit.name].saved(int(level)) for level in levels[unit.name]], dtype=np.int64)
-            gains[unit.name] = saved_L - saved_L[0]
-        # What every choice saves needs no counting, which leaves finer steps to a small radius.
-        n_missing = max(0, target.n_saved if target else self.space.n_target_weights)
-        n_missing = max(0, n_missing - sum(costs[name].saved(int(levels_L[0])) for name, levels_L in levels.items()))
+        indices, gains = {}, {}
+        n_missing = target.n_saved
+        for name, levels in grid.levels.items():
+            low, high = (levels.index(levels.nearest(self.space.target_sparsity + change)) for change in (-radius, radius))
+            indices[name] = np.arange(low, high + 1)
+            saved = [target.levels[name].saved_at(level) for level in levels.items[low : high + 1]]
+            saved_L = np.array(saved, dtype=np.int64)
+            gains[name] = saved_L - saved_L[0]
+            # What every choice saves needs no counting, which leaves finer steps to a small radius.
+            n_missing -= int(saved_L[0])
+        n_missing = max(0, n_missing)
         exact = math.gcd(*(int(np.gcd.reduce(gains_L)) for gains_L in gains.values())) or 1
         quantum = exact * max(1, math.ceil(n_missing / exact / self.settings.max_steps))
         # Rounded down, so that the true savings are no less.
         kept = {name: _least_levels(gains_L // quantum) for name, gains_L in gains.items()}
         steps = [gains[name][kept_L] // quantum for name, kept_L in kept.items()]
-        levels = {name: levels[name][kept_L] for name, kept_L in kept.items()}
+        indices = {name: indices[name][kept_L] for name, kept_L in kept.items()}
         n_steps = min(math.ceil(n_missing / quantum), sum(int(steps_L[-1]) for steps_L in steps))
-        chosen = least_damage([damages[name][levels[name] // grid.step[name]] for name in levels], steps, n_steps)
-        return self.space.project(
-            {unit.name: int(levels[unit.name][i]) / unit.n_items for unit, i in zip(grid.units, chosen, strict=True)}
-        )
+        chosen = least_damage([damages[name][indices_L] for name, indices_L in indices.items()], steps, n_steps)
+        here = {name: grid.levels[name].items[indices[name][i]] for name, i in zip(indices, chosen, strict=True)}
+        return self.space.project(grid.sparsities(here))
 
 
 def damage_curves(grid: LevelGrid, looks: Sequence[Costs]) -> dict[str, Array]:
@@ -188,9 +189,10 @@ def damage_curves(grid: LevelGrid, looks: Sequence[Costs]) -> dict[str, Array]:
     damages = {}
     for unit in grid.units:
         at_S, logs_S = curves[unit.name]
-        middles_L = (np.arange(grid.n_levels[unit.name]) + 0.5) * grid.step[unit.name] / unit.n_items
+        items_L = np.array(grid.levels[unit.name].items)
+        middles_L = (items_L[:-1] + items_L[1:]) / 2 / unit.n_items
         beyond_L = np.minimum(middles_L - at_S[0], 0) + np.maximum(middles_L - at_S[-1], 0)
-        costs_L = np.exp(np.interp(middles_L, at_S, logs_S) + slope * beyond_L) * grid.step_weights(unit)
+        costs_L = np.exp(np.interp(middles_L, at_S, logs_S) + slope * beyond_L) * np.diff(items_L) * unit.weights_per_item
         damages[unit.name] = np.concatenate([[0.0], np.cumsum(costs_L)])
     return damages
 
@@ -237,12 +239,6 @@ def least_damage(damages: Sequence[Array], steps: Sequence[NDArray[np.int64]], n
         chosen.append(int(chosen_UT[unit, left]))
         left = max(0, left - int(steps[unit][chosen[-1]]))
     return chosen[::-1]
-
-
-def _level(grid: LevelGrid, unit: Unit, sparsity: float) -> int:
-    """The level nearest to a sparsity."""
-    nearest = round(sparsity * unit.n_items / grid.step[unit.name]) * grid.step[unit.name]
-    return min(max(nearest, 0), grid.max_level(unit))
 
 
 def _least_levels(steps_L: NDArray[np.int64]) -> NDArray[np.int64]:

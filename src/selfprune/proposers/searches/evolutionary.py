@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
-from selfprune.allocations.allocation import Allocation, Unit
 from selfprune.allocations.candidate import Candidate, Proposal, best
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace

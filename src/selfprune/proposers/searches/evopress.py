@@ -10,8 +10,8 @@ Limits: blind to gradients, and one level at a time; so it takes hundreds of gen
 import random
 from dataclasses import dataclass, field
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal, standing
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -66,15 +66,15 @@ class EvoPressProposer:
         child = dict(parent)
         n_swaps = min(self.rng.randint(1, self.settings.max_swaps), self.rng.randint(1, self.settings.max_swaps))
         for _ in range(n_swaps):
-            down = [unit.name for unit in grid.units if child[unit.name] >= grid.step[unit.name]]
-            up = [unit.name for unit in grid.units if child[unit.name] + grid.step[unit.name] <= grid.max_level(unit)]
+            down = [name for name in grid.levels if child[name] > 0]
+            up = [name for name, levels in grid.levels.items() if child[name] < levels.highest]
             if not down or not up:
                 break
             restored = self.rng.choice(down)
             pruned = self.rng.choice([name for name in up if name != restored] or [restored])
-            child[restored] -= grid.step[restored]
-            child[pruned] += grid.step[pruned]
-        if grid.n_removed_weights(child) == grid.n_removed_weights(parent) and self.space.meets_budget(child):
+            child[restored] = grid.levels[restored].previous(child[restored])
+            child[pruned] = grid.levels[pruned].next(child[pruned])
+        if grid.n_removed_weights(child) == grid.n_removed_weights(parent) and self.space.target.is_met(child):
             return child
         # Where steps differ in weights, a swap leaves the budget by less than a step.
         return self.space.project(grid.sparsities(child))

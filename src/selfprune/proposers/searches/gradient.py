@@ -17,8 +17,8 @@ import math
 import statistics
 from dataclasses import dataclass, field, replace
 
-from selfprune.allocations.allocation import Allocation
 from selfprune.allocations.candidate import Candidate, Proposal, standing
+from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -201,7 +201,7 @@ class GradientProposer:
             found = {}
             for unit in grid.units:
                 low = max(-radius, -sparsities[unit.name])
-                high = min(radius, grid.max_level(unit) / unit.n_items - sparsities[unit.name])
+                high = min(radius, grid.highest_sparsity(unit) - sparsities[unit.name])
                 found[unit.name] = min(max(price - logs[unit.name], low), high)
             return found
 

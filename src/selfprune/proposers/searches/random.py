@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from selfprune.allocations.allocation import Unit
 from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace

@@ -11,7 +11,6 @@ and λ and σ² have the greatest evidence. Children with the lowest E w·φ −
 
 Limits: there are no terms between units, so that the model holds near the incumbent only. Where rungs draw fresh windows, what
 tells windows apart counts as noise. A survivor keeps the score of its last rung alone, so that lower rungs teach by their losers.
-Children are put on a budget of weights while they are screened, also where the budget measures something else.
 """
 
 import math
@@ -21,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from selfprune.allocations.allocation import LevelGrid
 from selfprune.allocations.candidate import Candidate, Proposal, best
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -132,18 +131,23 @@ class SurrogateProposer:
         return [int(i) for i in np.argsort(mean_C - self.settings.optimism * deviation_C, kind="stable")]
 
     def _on_budget(self, wished_CU: Array) -> Array:
-        """Shifts the sparsities of every child by a constant until it removes the target, as `project` does, without rounding."""
-        grid = self.space.grid
-        highest_U = np.array([grid.max_level(unit) for unit in grid.units]) / self._n_items_U
+        """Shifts the sparsities of every child by a constant until it saves the target, as `project` does, without rounding."""
+        highest_U = np.array([self.space.grid.highest_sparsity(unit) for unit in self.space.grid.units])
         low_C = np.full(len(wished_CU), -1.0 - np.abs(wished_CU).max())
         high_C = -low_C
         for _ in range(25):
             middle_C = (low_C + high_C) / 2
-            n_removed_C = np.clip(wished_CU + middle_C[:, None], 0, highest_U) @ self._n_weights_U
-            is_short_C = n_removed_C < self.space.n_target_weights
+            is_short_C = self._saved(wished_CU + middle_C[:, None]) < self.space.target.n_saved
             low_C, high_C = np.where(is_short_C, middle_C, low_C), np.where(is_short_C, high_C, middle_C)
         shifted_CU: Array = np.clip(wished_CU + high_C[:, None], 0, highest_U)
         return shifted_CU
+
+    def _saved(self, sparsities_CU: Array) -> Array:
+        """What children save, in straight lines between the levels."""
+        saved_C = np.zeros(len(sparsities_CU))
+        for levels, sparsities_C in zip(self.space.target.levels.values(), sparsities_CU.T, strict=True):
+            saved_C += np.interp(sparsities_C * levels.n_items, levels.items, levels.saved)
+        return saved_C
 
     def _features(self, shift_NU: Array) -> Array:
         """Weights that go, of units, blocks and kinds; and half their products with the shifts, of blocks, kinds and all."""

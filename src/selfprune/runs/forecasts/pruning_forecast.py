@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from selfprune.allocations.allocation import Unit
+from selfprune.allocations.unit import Unit
 from selfprune.configs.config import PruneConfig
 from selfprune.models.loading import LoadedModel
 from selfprune.models.memory_check import LIBRARY_BYTES

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from selfprune.allocations.allocation import LevelGrid
+from selfprune.allocations.level_grid import LevelGrid
 from selfprune.configs.config import RunConfig
 from selfprune.data.splits import Splits
 from selfprune.evaluators.harness import Harness
@@ -104,7 +104,7 @@ def run_seconds(
     seconds += (n_rows - 1) * pruning_seconds(loaded, splits.calibration_NT, config.pruner)
     if config.level_kind is LevelKind.BUILT:
         n_candidates = n_searched / (config.search.ladder.rungs[0] * config.data.n_tokens_per_window)
-        n_levels_of_unit = sum(grid.n_levels.values()) / len(grid.units)
+        n_levels_of_unit = sum(levels.n_steps for levels in grid.levels.values()) / len(grid.units)
         seconds += min(SHARE_OF_LEVELS * n_levels_of_unit, n_candidates) * solve_seconds(loaded, config.pruner)
     return seconds
 

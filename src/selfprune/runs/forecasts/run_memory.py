@@ -52,8 +52,8 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     # under SPREAD they lie beside the weights, on devices that the loading chooses
     if config.level_kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
         units = list_units(skeleton)
-        n_levels = config.grid(units).n_levels
-        needed += sum(unit.n_weights * number_dtype(n_levels[unit.name]).itemsize for unit in units)
+        levels = config.grid(units).levels
+        needed += sum(unit.n_weights * number_dtype(levels[unit.name].n_steps).itemsize for unit in units)
     needed += min(prefix_bytes, search.prefix_cache_mb * 10**6)
     return needed
 
@@ -69,8 +69,8 @@ def level_bytes(config: RunConfig, skeleton: Any, bytes_per_weight: int) -> tupl
     if config.level_kind is LevelKind.MASKS:
         return 0, 0
     units, levels = list_units(skeleton), config.search.levels
-    n_levels = config.grid(units).n_levels
-    of_levels = sum(n_levels[unit.name] * unit.n_weights * bytes_per_weight for unit in units)
+    grid = config.grid(units)
+    of_levels = sum(grid.levels[unit.name].n_steps * unit.n_weights * bytes_per_weight for unit in units)
     # no statistics are larger than the Gram matrices of the inputs, which several units may share
     of_statistics = sum(4 * n_row_groups(skeleton, unit) * weight_view(skeleton, unit).shape[1] ** 2 for unit in units)
     in_memory = min(int(levels.memory_gb * 1e9), of_levels) + min(int(levels.statistics_gb * 1e9), of_statistics)
