@@ -6,10 +6,10 @@ a group that is chosen on the command line brings its own choices along, as if t
 
 from collections.abc import Sequence
 
-import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 
 EXPERIMENT = "experiment"
 
@@ -44,5 +44,6 @@ def key_of(override: Override) -> str:
 
 
 def _choices(config_name: str, overrides: list[str]) -> dict[str, str | None]:
-    composed = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
-    return dict(composed.hydra.runtime.choices)
+    # which files are merged says it already; merging them would take as long again
+    defaults = GlobalHydra.instance().config_loader().compute_defaults_list(config_name, overrides, RunMode.RUN)
+    return dict(defaults.overrides.known_choices)
