@@ -142,10 +142,11 @@ def test_a_reply_ends_at_the_end_token_where_the_schema_could_go_on(language_mod
     assert len({len(reply.text) for reply in replies}) > 1
 
 
-def test_a_reply_that_reaches_the_limit_is_returned_unfinished(tiny_model, tokenizer):
-    language_model = SelfLanguageModel(max_reply_tokens=20).build(tiny_model(), tokenizer)
+@pytest.mark.parametrize("limit", [1, 20])
+def test_a_reply_that_reaches_the_limit_is_returned_unfinished(limit, tiny_model, tokenizer):
+    language_model = SelfLanguageModel(max_reply_tokens=limit).build(tiny_model(), tokenizer)
     for reply in language_model.complete("a prompt", coefficients_schema(KINDS), n=2, seed=0):
-        assert reply.n_reply_tokens == 20
+        assert reply.n_reply_tokens == limit
         with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
             json.loads(reply.text)
 
