@@ -34,9 +34,10 @@ from selfprune.models.units import weight_view
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.searches.evopress import EvoPress
 from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.search.bench import Bench, block_versions
 from selfprune.search.ladder import Ladder
 from selfprune.search.racing import Racer
-from selfprune.search.scoring import Scorer, block_versions
+from selfprune.search.scoring import Scorer
 from selfprune.statistics.base import NoStatistics
 from selfprune.storage.journal import Journal
 from selfprune.timing.machine import peak_memory_bytes
@@ -111,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> None:
             {"kl": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, arguments.n_windows, prefix_bytes
         )
         store.load(parent)
-        scorer = Scorer(store, evaluator, Journal(folder / f"{prefix_bytes}.jsonl"))
+        scorer = Scorer(Bench(store, evaluator), Journal(folder / f"{prefix_bytes}.jsonl"))
         racer = Racer("main", scorer, Ladder([arguments.n_windows], []), 0)
         evaluator.forward.n_blocks_run = evaluator.forward.n_blocks_asked = 0
         return timed(lambda: racer.race(0, proposals), device), evaluator

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
                     prune_in_place(loaded, splits.calibration_NT, pruner, allocation, BATCH_SIZE)
                 seconds = time.monotonic() - began
                 versions = [f"{method} {level} {seed}"] * len(loaded.blocks)
-                perplexity = math.exp(evaluator.evaluate(versions).score)
+                perplexity = math.exp(statistics.fmean(next(iter(evaluator.evaluate(versions).values()))))
                 row = {"method": method, "level": level, "seed": seed, "perplexity": perplexity, "seconds": round(seconds, 1)}
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -6,6 +6,7 @@ Shape suffixes: O out, I in, N sequences, T tokens, K tokens of all sequences.
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def loaded():
 def perplexity(loaded, tokens_1T, n_tokens=48):
     windows_NT = tokens_1T[0, : tokens_1T.shape[1] // n_tokens * n_tokens].view(-1, n_tokens)
     evaluator = WindowEvaluator({"nll": Perplexity()}, loaded.model, loaded.blocks, windows_NT, batch_size=1)
-    return math.exp(evaluator.evaluate(["any"] * len(loaded.blocks)).score)
+    return math.exp(fmean(next(iter(evaluator.evaluate(["any"] * len(loaded.blocks)).values()))))
 
 
 def removed_by(case, unit, tensors):

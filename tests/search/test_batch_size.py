@@ -19,6 +19,7 @@ from selfprune.proposers.searches.evolutionary import Evolutionary
 from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.search.bench import Bench
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
@@ -54,7 +55,7 @@ def archive_of(store, tmp_path):
         folder.mkdir(exist_ok=True)
         windows_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
         evaluator = WindowEvaluator({"score": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, batch_size, 10**6)
-        scorer = Scorer(store, evaluator, Journal(folder / "evaluations.jsonl"))
+        scorer = Scorer(Bench(store, evaluator), Journal(folder / "evaluations.jsonl"))
         gradients = SwapGradients(scorer)
         space = SearchSpace(store.grid, Target.in_weights(store.grid, store.grid.n_weights() // 2), move_values=gradients)
         yardsticks = Uniform().build(space, 0, ScriptedLanguageModel.from_texts([])).ask(1)

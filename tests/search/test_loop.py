@@ -40,6 +40,7 @@ from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.proposers.searches.random import Random
 from selfprune.proposers.searches.surrogate import Surrogate
 from selfprune.pruners.weights.magnitude import Magnitude
+from selfprune.search.bench import Bench
 from selfprune.search.first_round import check_first_round
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import MAX_IDLE_ROUNDS, Search, run_search
@@ -88,7 +89,7 @@ def search(bench, space, tmp_path):
     def run(proposer, settings, folder="run", **options):
         (tmp_path / folder).mkdir(exist_ok=True)
         bench[0].restore()
-        scorer = Scorer(*bench, Journal(tmp_path / folder / "evaluations.jsonl"))
+        scorer = Scorer(Bench(*bench), Journal(tmp_path / folder / "evaluations.jsonl"))
         if isinstance(proposer, ProposerConfig):
             proposer = proposer.build(replace(space, move_values=SwapGradients(scorer)), 3, NOBODY)
         archive = Archive(tmp_path / folder / "archive.jsonl")
@@ -246,7 +247,7 @@ def test_no_proposer_spends_more_than_the_tokens(name, ladder, bench, space, tmp
     proposer = proposers(space)[name]
     for max_tokens in (N_TOKENS - 1, 170, 500):
         bench[0].restore()
-        scorer = Scorer(*bench, Journal(tmp_path / f"{max_tokens}.jsonl"))
+        scorer = Scorer(Bench(*bench), Journal(tmp_path / f"{max_tokens}.jsonl"))
         gradients = SwapGradients(scorer)
         working = proposer.build(replace(space, measured=measured, move_values=gradients), 3, Answers())
         settings = config(max_tokens, ladder=ladder, n_finalists=3, n_sensitivity_windows=0, batch_size=1)
@@ -312,7 +313,7 @@ def test_fewer_are_asked_for_where_that_leaves_enough_for_gradients(bench, space
     look = 2 * FORWARD_PASSES * N_TOKENS
     found = {}
     for max_tokens in (look + N_TOKENS - 1, look + N_TOKENS, look + 2 * N_TOKENS):
-        gradients = SwapGradients(Scorer(*bench, Journal(tmp_path / f"{max_tokens}.jsonl")))
+        gradients = SwapGradients(Scorer(Bench(*bench), Journal(tmp_path / f"{max_tokens}.jsonl")))
         proposer = Gradient(n_windows=1).build(replace(space, move_values=gradients), 3, NOBODY)
         archive, racer = Archive(tmp_path / f"archive_{max_tokens}.jsonl"), Racer("main", gradients.scorer, GROWING, 0)
         run = Search(proposer, racer, archive, gradients=gradients)
@@ -337,7 +338,7 @@ ENDINGS = {
 @pytest.mark.parametrize("name", ENDINGS)
 def test_it_says_why_it_ended(name, bench, space, tmp_path):
     proposer, limits, ending = ENDINGS[name]
-    racer = Racer("main", Scorer(*bench, Journal(tmp_path / "evaluations.jsonl")), LADDER, 0)
+    racer = Racer("main", Scorer(Bench(*bench), Journal(tmp_path / "evaluations.jsonl")), LADDER, 0)
     run = Search(proposer.build(space, 0, NOBODY), racer, Archive(tmp_path / "archive.jsonl"))
     run.go_on(config(**limits))
     assert run.ending == ending
@@ -384,7 +385,7 @@ def test_progress_is_told_after_every_round_and_logged(search, space, caplog):
 
 
 def test_a_search_hears_only_of_its_own_candidates(bench, space, tmp_path):
-    scorer, archive = Scorer(*bench, Journal(tmp_path / "evaluations.jsonl")), Archive(tmp_path / "archive.jsonl")
+    scorer, archive = Scorer(Bench(*bench), Journal(tmp_path / "evaluations.jsonl")), Archive(tmp_path / "archive.jsonl")
     settings, states = config(max_candidates=4), []
     racers = [Racer(name, scorer, LADDER, 0) for name in ("main", "random")]
     first = run_search(Random(1.0).build(space, 1, NOBODY), racers[0], archive, settings)

@@ -19,8 +19,7 @@ from selfprune.reports.report_table import table_cells
 from selfprune.runs.contest import Answers
 from selfprune.runs.report_rows import Measured
 from selfprune.search.loop import TimeLimit
-from selfprune.search.scoring import WindowScores
-from selfprune.search.swap_gradients import Falls
+from selfprune.search.scoring import Falls, WindowScores
 from selfprune.storage.environment import read_environment
 from selfprune.storage.journal import Journal, NothingElse
 from selfprune.storage.recorded_files import Score, Seconds, checked, conforming, read_json, read_json_lines, read_text

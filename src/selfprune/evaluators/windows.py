@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from selfprune.evaluators.base import Evaluation
 from selfprune.evaluators.window_metrics.base import WindowMetric, mean_per_window, negative_log_likelihood
 from selfprune.models.prefix_forward import PrefixForward
 
@@ -38,7 +37,7 @@ class WindowEvaluator:
 
     Example:
         >>> evaluator = WindowEvaluator({"kl": KLDivergence()}, model, blocks, windows_NT, batch_size=4)
-        >>> evaluator.evaluate(versions, windows=[0, 1, 2]).score
+        >>> evaluator.evaluate(versions, windows=[0, 1, 2])["kl"]
     """
 
     def __init__(
@@ -68,24 +67,18 @@ class WindowEvaluator:
         self.dense_nll_per_token = math.fsum(nll) / len(nll)
         self.forward.clear()
 
-    def evaluate(self, versions: Sequence[Hashable], windows: Sequence[int] | None = None) -> Evaluation:
-        """Scores the model as it stands.
+    def evaluate(self, versions: Sequence[Hashable], windows: Sequence[int] | None = None) -> dict[str, list[float]]:
+        """The scores of the model as it stands: metric -> those of these windows, in their order; not finite where it is broken.
 
         Args:
             versions: one value per block, equal whenever the block's weights are (see `PrefixForward`).
             windows: which windows, by number; all when None.
-
-        Returns:
-            the mean of the first metric, and in `metrics` the scores of these windows, in their order, by metric.
         """
-        began = time.perf_counter()
         scores: dict[str, list[float]] = {name: [] for name in self.metrics}
         for window, logits_1TV in self._each_logits(versions, range(self.n_windows) if windows is None else windows):
             for name in self.metrics:
                 scores[name].append(float(self._score(name, logits_1TV, window)))
-        first = next(iter(scores.values()))
-        seconds = time.perf_counter() - began
-        return Evaluation(math.fsum(first) / len(first), scores, len(first) * self.n_tokens_per_window, seconds)
+        return scores
 
     def loss(self, windows: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The tokens [N, T] of some windows, and the sum of their scores as a function of logits, for gradients."""

@@ -38,6 +38,7 @@ from selfprune.reports.resources import Resources
 from selfprune.runs.dense_model import DenseModelAnswers
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
+from selfprune.search.bench import Bench
 from selfprune.search.first_round import check_first_round
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
@@ -136,8 +137,8 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: {takes}")
     if not config.pruner.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
-    scorer = Scorer(store, evaluator, journal)
-    sensitivities = _sensitivities(config, scorer, display)
+    scorer = Scorer(Bench(store, evaluator), journal)
+    sensitivities = _sensitivities(config, loaded, scorer, display)
     return PreparedRun(
         config,
         folder,
@@ -221,11 +222,11 @@ def _seconds(config: RunConfig, grid: LevelGrid) -> Callable[[Allocation], float
     return lambda allocation: math.fsum(table.seconds(unit, allocation[unit.name] / unit.n_items) for unit in grid.units)
 
 
-def _sensitivities(config: RunConfig, scorer: Scorer, display: Display) -> dict[str, float]:
+def _sensitivities(config: RunConfig, loaded: LoadedModel, scorer: Scorer, display: Display) -> dict[str, float]:
     """The sensitivities at the sparsity that the budget takes of all units alike; none where they are not asked for."""
     units, n_windows = scorer.grid.units, config.search.n_sensitivity_windows
     if not n_windows:
         return {}
-    sparsity = config.budget.uniform_sparsity(units, n_parameters(scorer.store.loaded.model))
+    sparsity = config.budget.uniform_sparsity(units, n_parameters(loaded.model))
     with display.stage("measuring sensitivities", total=len(units)) as update:
         return measure_sensitivities(scorer, sparsity, n_windows, update)

@@ -62,8 +62,7 @@ def measure_rows(
     Returns:
         these rows and, of those that were not recorded, the ones before.
     """
-    prepared.store.restore()
-    prepared.scorer.evaluator.forward.clear()
+    prepared.scorer.bench.release()
     loaded, config, folder = prepared.loaded, prepared.config, prepared.folder / "model"
     metrics = {"kl": KLDivergence(), "nll": Perplexity()}
     for paragraph in prepared.checkpoint.left_out:
@@ -90,7 +89,7 @@ def measure_rows(
 
         def measure(name: str, allocation: Allocation) -> dict[str, Any]:
             doubts = prune_as(name, allocation)
-            scores = report.evaluate(versions=[name] * len(loaded.blocks)).metrics
+            scores = report.evaluate(versions=[name] * len(loaded.blocks))
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
             tasks = prepared.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
             kl = {"kl": means["kl"], "window_kl": scores["kl"]}

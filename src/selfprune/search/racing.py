@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from selfprune.allocations.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
 from selfprune.allocations.objective import Aspects
 from selfprune.allocations.paired import paired_z
+from selfprune.search.bench import visiting_order
 from selfprune.search.ladder import Ladder
-from selfprune.search.scoring import Scorer, visiting_order
+from selfprune.search.scoring import Scorer
 
 
 @dataclass

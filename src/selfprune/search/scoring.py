@@ -1,7 +1,8 @@
-"""Measures allocations on the search windows: loads the levels, runs the model, remembers in the journal."""
+"""Measures allocations at a bench, adds up the seconds, and remembers in the journal."""
 
 import hashlib
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,7 @@ from typing_extensions import TypedDict
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
-from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.levels.level_store import LevelStore
+from selfprune.search.bench import Bench
 from selfprune.storage.journal import Journal
 from selfprune.storage.recorded_files import Score, Seconds
 
@@ -22,41 +22,50 @@ class WindowScores(TypedDict):
     seconds: Seconds
 
 
+class Falls(TypedDict):
+    """What the journal keeps of a gradient: unit name -> fall of the score per level, for either direction."""
+
+    restoring: dict[str, Score]
+    removing: dict[str, Score]
+    seconds: Seconds
+
+
 @dataclass
 class Scorer:
-    """Scores allocations; what a resumed run had scored is read back.
+    """Scores allocations and values moves; what a resumed run had measured is read back.
 
     Attributes:
+        bench: what measures.
+        journal: what remembers.
         seconds: spent on evaluation and gradients, those of a resumed run's first part included.
         last: the allocation that was scored last, whether measured or read back.
 
     Example:
-        >>> Scorer(store, evaluator, journal).score("main", 0, allocation, windows=[0, 1])
+        >>> Scorer(bench, journal).score("main", 0, allocation, windows=[0, 1])
         {0: 0.31, 1: 0.28}
     """
 
-    store: LevelStore
-    evaluator: WindowEvaluator
+    bench: Bench
     journal: Journal
     seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.last: Allocation = dict(self.store.allocation)
+        self.last: Allocation = dict(self.bench.store.allocation)
 
     @property
     def grid(self) -> LevelGrid:
-        """The levels of the store."""
-        return self.store.grid
+        """Units and their levels."""
+        return self.bench.grid
 
     @property
     def n_windows(self) -> int:
         """Windows of the search split."""
-        return self.evaluator.n_windows
+        return self.bench.n_windows
 
     @property
     def n_tokens_per_window(self) -> int:
         """Tokens of every window."""
-        return self.evaluator.n_tokens_per_window
+        return self.bench.n_tokens_per_window
 
     def score(self, search: str, candidate: int, allocation: Allocation, windows: Sequence[int]) -> dict[int, float]:
         """Window -> its score.
@@ -68,13 +77,12 @@ class Scorer:
             windows: which windows, by number.
         """
         key = {"search": search, "candidate": candidate, "allocation": digest(allocation, self.grid), "windows": list(windows)}
-        record = self.recall(key, allocation, windows)
-        self.seconds += record["seconds"]
+        scores = self.recall(key, allocation, windows)
         self.last = allocation
-        return dict(zip(windows, record["window_scores"], strict=True))
+        return dict(zip(windows, scores, strict=True))
 
-    def recall(self, key: dict[str, Any], allocation: Allocation, windows: Sequence[int]) -> WindowScores:
-        """What the journal has under a key, or else a new measurement.
+    def recall(self, key: dict[str, Any], allocation: Allocation, windows: Sequence[int]) -> list[float]:
+        """The scores of an allocation as the journal has them under a key, or else measured.
 
         Args:
             key: of the record.
@@ -87,33 +95,45 @@ class Scorer:
             n_found = len(record["window_scores"])
             return "" if n_found == n_windows else f"it should hold the scores of {n_windows} windows, but holds {n_found}"
 
-        return self.journal.once(key, lambda: self.measure(allocation, windows), WindowScores, fault)
+        def measure() -> dict[str, Any]:
+            began = time.perf_counter()
+            scores = self.bench.scores(allocation, windows)
+            return {"window_scores": scores, "seconds": round(time.perf_counter() - began, 6)}
 
-    def measure(self, allocation: Allocation, windows: Sequence[int]) -> dict[str, Any]:
-        """Scores of some windows, and the seconds that they took."""
-        self.store.load(allocation)
-        evaluation = self.evaluator.evaluate(block_versions(allocation, self.grid), windows)
-        return {"window_scores": next(iter(evaluation.metrics.values())), "seconds": round(evaluation.seconds, 6)}
+        record = self.journal.once(key, measure, WindowScores, fault)
+        self.seconds += record["seconds"]
+        return record["window_scores"]
+
+    def falls(self, allocation: Allocation, bracket: float, windows: Sequence[int]) -> Falls:
+        """What the levels around an allocation are worth, by gradients.
+
+        For removals the first order at the allocation itself is wrong, because removed weights carry curvature; so they are
+        valued as restorations, at the model in which every unit lost as many levels more.
+
+        Args:
+            allocation: where.
+            bracket: sparsity of a unit by which it is moved either way, at least one level.
+            windows: on which windows.
+        """
+        units = {unit.name for unit in self.grid.units}
+
+        def fault(record: Falls) -> str:
+            strange = sorted((record["restoring"].keys() | record["removing"].keys()) - units)
+            return f"{strange[0]!r} is no unit of the model" if strange else ""
+
+        def measure() -> dict[str, Any]:
+            began = time.perf_counter()
+            denser, sparser = self.grid.bracket(allocation, bracket)
+            restoring = self.bench.falls(allocation, denser, windows)
+            removing = self.bench.falls(sparser, allocation, windows)
+            return {"restoring": restoring, "removing": removing, "seconds": round(time.perf_counter() - began, 6)}
+
+        key = {"gradients": digest(allocation, self.grid), "bracket": bracket, "windows": list(windows)}
+        record = self.journal.once(key, measure, Falls, fault)
+        self.seconds += record["seconds"]
+        return record
 
 
 def digest(allocation: Allocation, grid: LevelGrid) -> str:
     """A short name of an allocation, by which a record tells whether it is of the same."""
     return hashlib.sha256(repr(list(grid.genome(allocation))).encode()).hexdigest()[:16]
-
-
-def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:
-    """The levels of each block's units, which say when two allocations share a block."""
-    blocks: dict[int, list[int]] = {}
-    for unit in grid.units:
-        blocks.setdefault(unit.block, []).append(allocation[unit.name])
-    return [tuple(blocks.get(block, ())) for block in range(max(blocks) + 1)]
-
-
-def visiting_order(allocations: Sequence[Allocation], current: Allocation, grid: LevelGrid) -> list[int]:
-    """An order that walks the tree of common prefixes depth first, beginning where the current allocation leads.
-
-    Every node of the tree is then computed once, with the hidden states of a single path in memory.
-    """
-    path = block_versions(current, grid)
-    versions = [block_versions(allocation, grid) for allocation in allocations]
-    return sorted(range(len(versions)), key=lambda i: [(v != own, v) for v, own in zip(versions[i], path, strict=True)])

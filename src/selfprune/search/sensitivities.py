@@ -17,14 +17,13 @@ def measure_sensitivities(
         n_windows: the first search windows, on which the scores are compared with those of the dense model.
         on_unit: called with the number of units that are done.
     """
-    grid = scorer.grid
-    dense = dict.fromkeys(scorer.store.allocation, 0)
-    dense_scores = scorer.evaluator.dense_scores[:n_windows]
+    units, levels = scorer.grid.units, scorer.grid.levels
+    dense = dict.fromkeys(levels, 0)
+    dense_scores = scorer.bench.dense_scores[:n_windows]
     rises = {}
-    for i, unit in enumerate(grid.units):
-        alone = {**dense, unit.name: grid.levels[unit.name].at_least(sparsity)}
-        record = scorer.recall({"sensitivity": unit.name}, alone, range(n_windows))
-        scorer.seconds += record["seconds"]
-        rises[unit.name] = (math.fsum(record["window_scores"]) - math.fsum(dense_scores)) / n_windows
+    for i, unit in enumerate(units):
+        alone = {**dense, unit.name: levels[unit.name].at_least(sparsity)}
+        scores = scorer.recall({"sensitivity": unit.name}, alone, range(n_windows))
+        rises[unit.name] = (math.fsum(scores) - math.fsum(dense_scores)) / n_windows
         on_unit(i + 1)
     return rises

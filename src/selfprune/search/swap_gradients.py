@@ -1,38 +1,14 @@
-"""Bracketed swap gradients: what every unit's next levels are worth, from two backward passes.
-
-With G the gradient of the score by the weights of the sparse model and ΔW their change when a unit goes some levels down, Σ G·ΔW
-is the change of the score to first order. For removals the same estimate at the present model is wrong, because removed weights
-carry curvature; so they are valued as restorations, at the model in which every unit lost as many levels more.
-
-Shape suffixes: O out, I in.
-"""
+"""Bracketed swap gradients: what every unit's next levels are worth, from two backward passes, paid for in tokens."""
 
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from torch import Tensor
-from typing_extensions import TypedDict
-
-from selfprune.allocations.unit import Allocation, Unit
-from selfprune.models.block_gradients import backward_blocks
-from selfprune.models.block_walk import windows_per_pass
+from selfprune.allocations.unit import Allocation
 from selfprune.proposers.move_values import MoveValues
-from selfprune.search.scoring import Scorer, digest
-from selfprune.storage.recorded_files import Score, Seconds
+from selfprune.search.scoring import Scorer
 
 FORWARD_PASSES = 4
 """What a gradient counts as, in forward passes: one, another block by block, and a backward pass that takes as long as two."""
-
-
-class Falls(TypedDict):
-    """What the journal keeps of a gradient: unit name -> fall of the score per level, for either direction."""
-
-    restoring: dict[str, Score]
-    removing: dict[str, Score]
-    seconds: Seconds
 
 
 @dataclass
@@ -40,7 +16,7 @@ class SwapGradients:
     """The move values of one search; what a resumed run had measured is read back.
 
     Attributes:
-        scorer: model, levels and search windows.
+        scorer: values moves on the search windows.
         max_tokens: what gradients may still cost.
         was_refused: whether some were too dear since tokens were granted last.
     """
@@ -58,12 +34,10 @@ class SwapGradients:
     def __call__(self, allocation: Allocation, bracket: float, start: int, n_windows: int) -> MoveValues:
         """See `MoveOracle`."""
         windows = [(start + i) % self.n_windows for i in range(min(n_windows, self.n_windows))]
-        key = {"gradients": digest(allocation, self.scorer.grid), "bracket": bracket, "windows": windows}
-        record = self.scorer.journal.once(key, lambda: self._measure(allocation, bracket, windows), Falls, self._fault)
-        self.scorer.seconds += record["seconds"]
+        falls = self.scorer.falls(allocation, bracket, windows)
         n_tokens = self._n_tokens(n_windows)
         self.max_tokens -= n_tokens
-        values = MoveValues(record["restoring"], record["removing"], n_tokens)
+        values = MoveValues(falls["restoring"], falls["removing"], n_tokens)
         self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
         return values
 
@@ -81,40 +55,8 @@ class SwapGradients:
         """See `MoveOracle`."""
         return self._known.get(self.scorer.grid.genome(allocation))
 
-    def _fault(self, record: Falls) -> str:
-        units = {unit.name for unit in self.scorer.grid.units}
-        strange = sorted((record["restoring"].keys() | record["removing"].keys()) - units)
-        return f"{strange[0]!r} is no unit of the model" if strange else ""
-
     def _n_tokens(self, n_windows: int) -> int:
         return n_look_tokens(min(n_windows, self.n_windows), self.scorer.n_tokens_per_window)
-
-    def _measure(self, allocation: Allocation, bracket: float, windows: Sequence[int]) -> dict[str, Any]:
-        began = time.perf_counter()
-        denser, sparser = self.scorer.grid.bracket(allocation, bracket)
-        restoring = self._falls(allocation, denser, windows)
-        removing = self._falls(sparser, allocation, windows)
-        return {"restoring": restoring, "removing": removing, "seconds": round(time.perf_counter() - began, 6)}
-
-    def _falls(self, allocation: Allocation, denser: Allocation, windows: Sequence[int]) -> dict[str, float]:
-        """Unit name -> fall of the mean score per level, were the unit's level that of `denser`; those that differ alone."""
-        store, grid = self.scorer.store, self.scorer.grid
-        store.load(allocation)
-        falls = {unit.name: 0.0 for unit in grid.units if denser[unit.name] < allocation[unit.name]}
-
-        def add(unit: Unit, gradient_OI: Tensor) -> None:
-            if unit.name not in falls:
-                return
-            low, high = denser[unit.name], allocation[unit.name]
-            change = store.change_along(gradient_OI, unit, low)
-            falls[unit.name] -= change / len(windows) * grid.levels[unit.name].step / (high - low)
-
-        # in passes of a size of their own, so that no sum depends on how many windows search.batch_size lets share one
-        n_at_once = windows_per_pass(self.scorer.n_tokens_per_window)
-        for start in range(0, len(windows), n_at_once):
-            tokens_NT, loss = self.scorer.evaluator.loss(windows[start : start + n_at_once])
-            backward_blocks(store.loaded, tokens_NT, add, loss)
-        return falls
 
 
 def n_look_tokens(n_windows: int, n_tokens_per_window: int) -> int:
