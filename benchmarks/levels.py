@@ -23,8 +23,9 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
 from selfprune.configs.methods import find_methods
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore, number_dtype
+from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
+from selfprune.levels.mask_levels import MaskLevels, number_dtype
 from selfprune.pruning.calibration import calibrate_blocks
 from selfprune.statistics.kept import KeptStatistics
 from selfprune.storage.disk import folder_bytes
@@ -83,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> None:
         statistics = open_statistics(loaded, grid, pruner, windows_NT, 4, config, folder)
         return filled(BuiltLevels(loaded, grid, pruner, statistics, memory_bytes)), statistics
 
-    rows = {"masks": seconds_of_loads(filled(LevelStore(loaded, grid, pruner)), levels)}
+    rows = {"masks": seconds_of_loads(filled(MaskLevels(loaded, grid, pruner)), levels)}
     with tempfile.TemporaryDirectory() as name:
         built, statistics = open_built(Path(name), memory_bytes=0)
         n_before = folder_bytes(Path(name))

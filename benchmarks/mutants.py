@@ -32,7 +32,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "pruners": (["pruners/**/*.py"], ["tests/pruners"]),
-    "levels": (["levels/built_levels.py", "levels/level_store.py"], ["tests/levels"]),
+    "levels": (["levels/*_levels.py", "levels/level_store.py"], ["tests/levels"]),
     "projection": (["allocations/projection.py"], ["tests/allocations"]),
     "racing": (["search/racing.py"], ["tests/search/test_racing.py", "tests/search/test_loop.py"]),
     "proposers": (["proposers/**/*.py"], ["tests/proposers"]),

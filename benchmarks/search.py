@@ -29,6 +29,7 @@ from selfprune.allocations.unit import Allocation
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.level_store import LevelStore
+from selfprune.levels.mask_levels import MaskLevels
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.proposers.base import SearchSpace
@@ -98,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     loaded = random_llama(arguments.width, arguments.n_blocks, arguments.vocabulary, getattr(torch, arguments.dtype), device)
     grid = LevelGrid.with_constant_step(loaded.units, 0.05)
-    store = LevelStore(loaded, grid, Magnitude())
+    store = MaskLevels(loaded, grid, Magnitude())
     store.take(grid.units, {unit.name: NoStatistics() for unit in grid.units})
     windows_NT = torch.randint(arguments.vocabulary, (arguments.n_windows, arguments.n_tokens))
     space = SearchSpace(grid, Target.in_weights(grid, round(SPARSITY * grid.n_weights())))

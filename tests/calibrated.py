@@ -1,6 +1,6 @@
 """What tests take from the walk that calibrates, for all blocks at once."""
 
-from selfprune.levels.level_store import LevelStore
+from selfprune.levels.mask_levels import MaskLevels
 from selfprune.pruning.calibration import calibrate_blocks
 
 
@@ -19,4 +19,4 @@ def fill(store, windows_NT, pruner, batch_size):
 
 def mask_levels(loaded, grid, windows_NT, pruner, batch_size):
     """A level store of masks."""
-    return fill(LevelStore(loaded, grid, pruner), windows_NT, pruner, batch_size)
+    return fill(MaskLevels(loaded, grid, pruner), windows_NT, pruner, batch_size)

@@ -8,8 +8,8 @@ from calibrated import statistics_of
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.projection import project
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
-from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
+from selfprune.levels.mask_levels import MaskLevels
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
@@ -74,7 +74,7 @@ def load(tiny_model_folder):
 def measure(loaded, pruner, needed):
     """The measurements and the filled level store of a walk."""
     measurements = Measurements(loaded, needed)
-    store = LevelStore(loaded, LevelGrid.with_constant_step(loaded.units, 0.01), pruner)
+    store = MaskLevels(loaded, LevelGrid.with_constant_step(loaded.units, 0.01), pruner)
     calibrate(loaded, WINDOWS_NT, pruner, 2, measurements, store)
     return measurements.of_blocks, store
 

@@ -74,17 +74,6 @@ class BuiltLevels(LevelStore):
         self._statistics, self._cache = statistics, statistics.cache
         self._recent = _RecentTensors(memory_bytes)
 
-    def take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
-        """As for masks, but the statistics are kept, prepared by the pruner in place.
-
-        Raises:
-            ConfigError: when neither memory nor disk may hold them.
-            PruningError: when they are not finite; the message names the unit.
-            SelfpruneError: when the disk is full.
-        """
-        self._copy_dense(units)
-        self._statistics.keep(statistics)
-
     def weight_at(self, unit: Unit, level: int) -> Tensor:
         """What the pruner makes of a unit's dense weight at a level [O, I], from memory, disk or anew. Not to be changed.
 
@@ -113,6 +102,15 @@ class BuiltLevels(LevelStore):
         """As for masks, but the weights that stay change as well."""
         change_OI = self.weight_at(unit, denser).to(gradient_OI.device).float() - weight_view(self.loaded.model, unit).float()
         return float((gradient_OI.float() * change_OI).sum())
+
+    def _take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
+        """Keeps the statistics, which the pruner prepares in place.
+
+        Raises:
+            ConfigError: when neither memory nor disk may hold them.
+            SelfpruneError: when the disk is full.
+        """
+        self._statistics.keep(statistics)
 
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)

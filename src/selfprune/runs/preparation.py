@@ -26,6 +26,7 @@ from selfprune.language_models.self import SelfLanguageModel
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind
+from selfprune.levels.mask_levels import MaskLevels
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
@@ -186,7 +187,7 @@ def _open_store(config: RunConfig, loaded: LoadedModel, grid: LevelGrid, windows
     """The level store, still empty."""
     levels = config.search.levels
     if config.level_kind is LevelKind.MASKS:
-        return LevelStore(loaded, grid, config.pruner)
+        return MaskLevels(loaded, grid, config.pruner)
     n_at_once = windows_per_pass(windows_NT.shape[1])
     statistics = open_statistics(loaded, grid, config.pruner, windows_NT, n_at_once, levels, folder)
     return BuiltLevels(loaded, grid, config.pruner, statistics, int(levels.memory_gb * 1e9))

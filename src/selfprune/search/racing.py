@@ -164,6 +164,7 @@ class Racer:
                 candidate_id, self.search, proposal, State.FAILED, n_tokens=proposal.proposal_tokens, reason=proposal.failure
             )
             return _Runner(failed, {}, proposal.proposal_tokens)
+        self.scorer.grid.check(proposal.allocation)
         known = self._known.setdefault(self.scorer.grid.genome(proposal.allocation), {})
         candidate = Candidate(candidate_id, self.search, proposal, State.COMPLETE)
         return _Runner(candidate, known, proposal.proposal_tokens)

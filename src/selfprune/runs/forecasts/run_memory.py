@@ -7,8 +7,8 @@ from selfprune.errors import ModelError
 from selfprune.evaluators.task_memory import logit_bytes
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
-from selfprune.levels.level_store import number_dtype
 from selfprune.levels.levels_config import LevelKind
+from selfprune.levels.mask_levels import number_dtype
 from selfprune.models.block_walk import windows_per_pass
 from selfprune.models.loading import LoadedModel, max_positions
 from selfprune.models.memory_check import free_memory_bytes

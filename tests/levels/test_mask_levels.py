@@ -4,7 +4,7 @@ from calibrated import statistics_of
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.errors import AllocationError, PruningError
-from selfprune.levels.level_store import LevelStore
+from selfprune.levels.mask_levels import MaskLevels
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import weight_view
@@ -20,7 +20,7 @@ def build(folder, pruner, dtype=DType.FLOAT32, fraction=0.01, max_sparsity=1.0):
     loaded = load_model(ModelConfig(str(folder), dtype, device="cpu"))
     statistics = statistics_of(loaded, WINDOWS_NT, pruner, batch_size=4)
     grid = LevelGrid.with_constant_step(loaded.units, fraction, max_sparsity)
-    store = LevelStore(loaded, grid, pruner)
+    store = MaskLevels(loaded, grid, pruner)
     store.take(grid.units, statistics)
     return store, statistics
 
@@ -130,4 +130,4 @@ def test_weights_that_are_not_finite_name_the_unit(tiny_model_folder):
     weight_view(loaded.model, loaded.units[4])[2, 2] = torch.inf
     grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.1)
     with pytest.raises(PruningError, match=rf"^{loaded.units[4].name}: the scores of a unit are not finite"):
-        LevelStore(loaded, grid, Magnitude()).take(grid.units, statistics)
+        MaskLevels(loaded, grid, Magnitude()).take(grid.units, statistics)
