@@ -155,11 +155,11 @@ def _break_off(folder: Path) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    from selfprune.exports.block_writer import Shards
+    from selfprune.exports.block_writer import BlockWriter
 
-    finish, Shards.finish = Shards.finish, stop
+    finish, BlockWriter.finish = BlockWriter.finish, stop
     call(Case("", "prune", PRUNE), 0)
-    Shards.finish = finish
+    BlockWriter.finish = finish
     assert (folder / "pruned.partial" / "progress.safetensors").exists()
 
 

@@ -30,9 +30,9 @@ from selfprune.proposers.coefficients import Coefficients, fit
 from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted import moves, operators
 from selfprune.proposers.prompted.moves import MAX_MOVES, Move
-from selfprune.proposers.prompted.operators import Outlook
+from selfprune.proposers.prompted.operators import PromptContext
 from selfprune.proposers.searches.gradient import Gradient
-from selfprune.proposers.unit_view import UnitView, Worth
+from selfprune.proposers.unit_view import UnitValues, UnitView
 from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.run_preflight import preflight
 from selfprune.search.loop import run_search
@@ -71,21 +71,21 @@ class Teacher:
         best = found[-1]
         for shown in ([], [found[0]], starts[:2], starts):
             worth = self._look(shown[0].allocation if shown else self.space.uniform(), 4)
-            outlook = Outlook(self.view, self.space.uniform(), best=sorted(shown, key=lambda c: c.score)[:3], worth=worth)
-            yield self._transcript(operators.coefficients(outlook), fit(self.view, best.allocation).show(self.view))
+            context = PromptContext(self.view, self.space.uniform(), best=sorted(shown, key=lambda c: c.score)[:3], worth=worth)
+            yield self._transcript(operators.coefficients(context), fit(self.view, best.allocation).show(self.view))
         for candidate in [*found[:-1], *starts]:
             draws = [self._look(candidate.allocation, 4) for _ in range(2)]
             known = _mean([*draws, self._look(candidate.allocation, 8)])
             for drawn in N_PROMPTS * draws:
-                outlook = Outlook(
+                context = PromptContext(
                     self.view, candidate.allocation, candidate.id, candidate.score, [], drawn, self._history(candidate, known),
                     self.rng.randint(4, 8), 8, self.rng.getrandbits(31),
                 )  # fmt: skip
-                request = operators.edits(outlook)
+                request = operators.edits(context)
                 ends = request.schema["properties"]["moves"]["items"]["properties"]
                 units = [[self._called[label] for label in ends[end]["enum"]] for end in ("from", "to")]
                 yield self._transcript(request, moves.show(self.view, self._best_moves(*units, known)))
-                request = operators.choice(outlook)
+                request = operators.choice(context)
                 values = {option: self._value(request.moves_of(option, []), known) for option in request.options}
                 yield self._transcript(request, max(values, key=values.__getitem__))
 
@@ -93,7 +93,7 @@ class Teacher:
         """The incumbents of a short search by gradients."""
         prepared = self.prepared
         config = replace(prepared.config.search, max_tokens=300 * prepared.scorer.n_tokens_per_window)
-        racer = Racer("main", prepared.scorer, config.ladder, prepared.config.seed, prepared.aspects)
+        racer = Racer("main", prepared.scorer, config.ladder, prepared.config.seed, prepared.objective_values)
         uniform = Proposal(self.space.uniform(), "uniform")
         archive = Archive(prepared.folder / "archive.jsonl")
         run_search(Gradient().build(self.space, 0, prepared.language_model), racer, archive, config, [uniform])
@@ -110,12 +110,12 @@ class Teacher:
         proposal = Proposal(allocation, "random")
         return Candidate(10_000 + self._n_candidates, "main", proposal, State.COMPLETE, math.fsum(windows) / len(windows))
 
-    def _look(self, allocation: Allocation, n_windows: int) -> Worth:
+    def _look(self, allocation: Allocation, n_windows: int) -> UnitValues:
         oracle = self.space.move_values
         values: MoveValues = oracle(allocation, BRACKET, self.rng.randrange(oracle.n_windows), n_windows)
-        return Worth.of_moves(values, self.space.grid)
+        return UnitValues.of_moves(values, self.space.grid)
 
-    def _best_moves(self, sources: Sequence[Unit], destinations: Sequence[Unit], worth: Worth) -> list[Move]:
+    def _best_moves(self, sources: Sequence[Unit], destinations: Sequence[Unit], worth: UnitValues) -> list[Move]:
         """The most valuable moves between different units, each as large as evens out what weights are worth."""
         pairs = [self._best_size(source, destination, worth) for source, destination in itertools.product(sources, destinations)]
         chosen: list[Move] = []
@@ -126,14 +126,14 @@ class Teacher:
                 taken |= {move.source, move.destination}
         return chosen[:MAX_MOVES]
 
-    def _best_size(self, source: Unit, destination: Unit, worth: Worth) -> tuple[float, Move]:
+    def _best_size(self, source: Unit, destination: Unit, worth: UnitValues) -> tuple[float, Move]:
         ends = self.view.place(source), self.view.place(destination)
         sized = [Move(*ends, percent) for percent in (5, 10, 15, 20, 25, 30)]
         values = [self._value([move], worth) for move in sized]
         best = max(range(len(sized)), key=values.__getitem__)
         return values[best], sized[best]
 
-    def _value(self, chosen: Sequence[Move], worth: Worth) -> float:
+    def _value(self, chosen: Sequence[Move], worth: UnitValues) -> float:
         """The fall of the score that moves promise, when marginal costs grow with sparsity."""
         total = 0.0
         for move in chosen:
@@ -144,7 +144,7 @@ class Teacher:
             total += n_moved * (gain * -math.expm1(-less) / less - cost * math.expm1(more) / more)
         return total
 
-    def _history(self, candidate: Candidate, worth: Worth) -> list[str]:
+    def _history(self, candidate: Candidate, worth: UnitValues) -> list[str]:
         """Half of the time, how two earlier moves might have fared."""
         if self.rng.random() < 0.5:
             return []
@@ -157,14 +157,14 @@ class Teacher:
         return {"operator": request.operator, "prompt": request.prompt, "reply": reply}
 
 
-def _mean(worths: Sequence[Worth]) -> Worth:
+def _mean(worths: Sequence[UnitValues]) -> UnitValues:
     """The mean of looks, of which the last rests on twice the windows of the others."""
     weights = [1.0] * (len(worths) - 1) + [2.0]
     means = []
     for by_names in ([worth.gains for worth in worths], [worth.costs for worth in worths]):
         names = set.intersection(*map(set, by_names))
         means.append({n: sum(w * by_name[n] for w, by_name in zip(weights, by_names, strict=True)) / sum(weights) for n in names})
-    return Worth(*means)
+    return UnitValues(*means)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ class LanguageModelError(SelfpruneError):
 
 
 @contextmanager
-def naming(unit: str) -> Iterator[None]:
+def naming_unit(unit: str) -> Iterator[None]:
     """While open, a unit that cannot be pruned is named.
 
     Raises:

@@ -1,6 +1,6 @@
 import pytest
 
-from selfprune.allocations.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State, best, standing
+from selfprune.allocations.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State, best, past_incumbents
 
 
 def candidate(id_, score, state=State.COMPLETE, n_windows=8, level=None):
@@ -48,8 +48,8 @@ def test_a_champion_that_breaks_on_further_windows_gives_its_place_back():
         return Candidate(index, "main", Proposal({"a": level}, "p", operator), state, gain=gain)
 
     first, second = champion(0, 10, gain=0.0), champion(1, 20, gain=1.0)
-    assert standing([], [first, champion(2, 30)]) == [first]
-    assert standing([first], [second, champion(2, 10, operator=RE_ENTRY)]) == [first, second]
-    assert standing([first, second], [champion(2, 30), champion(3, 20, State.FAILED, RE_ENTRY)]) == [first]
+    assert past_incumbents([], [first, champion(2, 30)]) == [first]
+    assert past_incumbents([first], [second, champion(2, 10, operator=RE_ENTRY)]) == [first, second]
+    assert past_incumbents([first, second], [champion(2, 30), champion(3, 20, State.FAILED, RE_ENTRY)]) == [first]
     third = champion(4, 40, gain=0.0)
-    assert standing([first, second], [third, champion(5, 20, State.FAILED, RE_ENTRY)]) == [first, third]
+    assert past_incumbents([first, second], [third, champion(5, 20, State.FAILED, RE_ENTRY)]) == [first, third]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from selfprune.allocations.candidate import Proposal
 from selfprune.allocations.level_grid import LevelGrid
-from selfprune.allocations.objective import LATENCY, Aspects, Objective, interleave
+from selfprune.allocations.objective import LATENCY, Objective, ObjectiveValues, interleave
 from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.search.ladder import Ladder
@@ -76,15 +76,15 @@ def test_a_share_without_a_whole_window_is_refused():
 
 
 def test_aspects_are_the_means_of_each_kind():
-    aspects = Aspects(["text", "tasks", "text", "text"])
-    assert aspects.of({}, {0: 1.0, 1: 2.0, 3: 4.0}) == {"text": 2.5, "tasks": 2.0}
-    assert aspects.of({}, {2: 3.0}) == {"text": 3.0}
+    objective_values = ObjectiveValues(["text", "tasks", "text", "text"])
+    assert objective_values.of({}, {0: 1.0, 1: 2.0, 3: 4.0}) == {"text": 2.5, "tasks": 2.0}
+    assert objective_values.of({}, {2: 3.0}) == {"text": 3.0}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["text", "self_generated", "tasks"]), st.floats(0, 100)), min_size=3))
 def test_the_score_is_the_mean_of_the_aspects_weighted_by_their_windows(windows):
     kinds = [kind for kind, _ in windows]
-    means = Aspects(kinds).of({}, {i: score for i, (_, score) in enumerate(windows)})
+    means = ObjectiveValues(kinds).of({}, {i: score for i, (_, score) in enumerate(windows)})
     if len(set(kinds)) == 1:
         assert means == {}
     else:
@@ -93,13 +93,13 @@ def test_the_score_is_the_mean_of_the_aspects_weighted_by_their_windows(windows)
 
 
 def test_seconds_are_an_aspect_of_their_own():
-    aspects = Aspects(["text", "text"], lambda allocation: 0.5 * allocation["q"])
-    assert aspects.of({"q": 3}, {0: 1.0, 1: 2.0}) == {"text": 1.5, LATENCY: 1.5}
+    objective_values = ObjectiveValues(["text", "text"], lambda allocation: 0.5 * allocation["q"])
+    assert objective_values.of({"q": 3}, {0: 1.0, 1: 2.0}) == {"text": 1.5, LATENCY: 1.5}
 
 
 def test_one_aspect_says_nothing_that_the_score_does_not():
-    assert Aspects(["text"]).of({}, {0: 1.0}) == {}
-    assert Aspects().of({}, {0: 1.0}) == {}
+    assert ObjectiveValues(["text"]).of({}, {0: 1.0}) == {}
+    assert ObjectiveValues().of({}, {0: 1.0}) == {}
 
 
 class Numbers:
@@ -116,10 +116,10 @@ class Numbers:
 
 def test_complete_candidates_of_a_race_carry_their_objectives_and_no_others_do():
     scores = [[1.0, 2.0, 3.0, 5.0], [1.0, 2.5, 3.5, 4.0], [9.0, 9.0, 0.0, 0.0], [math.nan] * 4]
-    aspects = Aspects(["text", "tasks", "text", "text"])
+    objective_values = ObjectiveValues(["text", "tasks", "text", "text"])
     proposals = [*(Proposal({"q": level}, "test") for level in range(4)), Proposal(None, "test", failure="nothing came")]
     ladder = Ladder([2, 4], [2], z_worse=math.inf, grows=False)
-    candidates = Racer("main", Numbers(scores), ladder, 0, aspects).race(0, proposals)
+    candidates = Racer("main", Numbers(scores), ladder, 0, objective_values).race(0, proposals)
     assert [c.objectives for c in candidates] == [{"text": 3.0, "tasks": 2.0}, {"text": 8.5 / 3, "tasks": 2.5}, {}, {}, {}]
     assert [c.state.name for c in candidates] == ["COMPLETE", "COMPLETE", "STOPPED", "FAILED", "FAILED"]
     assert [c.objectives for c in Racer("main", Numbers(scores), ladder, 0).race(0, proposals)] == [{}] * 5

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfprune.allocations.candidate import Candidate, Proposal, State
-from selfprune.allocations.pareto import best_rivals, pareto_front, rivals
+from selfprune.allocations.pareto import comparable, nondominated, pareto_front
 
 # Few values, so that points are often equal in some or in all respects.
 points = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[st.integers(0, 4)] * n), max_size=25))
@@ -49,9 +49,9 @@ def test_only_complete_candidates_of_the_highest_rung_compare_and_each_allocatio
     lacking = candidate(5, {"text": 0.1})
     stopped = candidate(6, {"text": 0.1, "tasks": 0.1}, state=State.STOPPED)
     everyone = [here, there, beaten, lower, again, lacking, stopped]
-    assert rivals(everyone) == [here, there, beaten]
-    assert best_rivals(everyone) == [there, here]
+    assert comparable(everyone) == [here, there, beaten]
+    assert nondominated(everyone) == [there, here]
 
 
 def test_without_objectives_there_is_no_front():
-    assert rivals([candidate(0, {})]) == best_rivals([candidate(0, {})]) == best_rivals([]) == []
+    assert comparable([candidate(0, {})]) == nondominated([candidate(0, {})]) == nondominated([]) == []

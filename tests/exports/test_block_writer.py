@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.errors import ConfigError, SelfpruneError
-from selfprune.exports.block_writer import PROGRESS, Shards, growing
+from selfprune.exports.block_writer import PROGRESS, BlockWriter, growing
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.units import weight_view
@@ -92,7 +92,7 @@ def check_equal(some, others):
 def test_a_checkpoint_of_shards_holds_what_save_pretrained_writes(family, folder_of, tmp_path):
     folder = folder_of(family)
     loaded = load(folder, tmp_path, Placement.STREAM)
-    shards = Shards(tmp_path / "out", ORIGIN)
+    shards = BlockWriter(tmp_path / "out", ORIGIN)
     with torch.no_grad():
         removed = prune_in_place(loaded, WINDOWS_NT, Wanda(), dict.fromkeys(halves(loaded), 0), 2, shards)
     assert set(removed.values()) == {0}
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_shards_holds_what_save_pretrained_writes(family, folder
 
 def test_a_file_holds_one_block_and_the_last_one_everything_else(folder_of, tmp_path):
     loaded = load(folder_of("llama"), tmp_path)
-    prune_and_publish(loaded, Shards(tmp_path / "out", ORIGIN))
+    prune_and_publish(loaded, BlockWriter(tmp_path / "out", ORIGIN))
     for index in range(N_BLOCKS):
         names = load_file(tmp_path / "out" / f"model-0000{index + 1}-of-00005.safetensors").keys()
         assert names == {name for name in loaded.model.state_dict() if name.startswith(f"model.layers.{index}.")}
@@ -131,7 +131,7 @@ def test_a_bare_decoders_checkpoint_stays_one(make_tiny_model, tiny_tokenizer, t
     outputs = []
     for placement in (Placement.WHOLE, Placement.STREAM):
         loaded = load(folder, tmp_path, placement)
-        prune_and_publish(loaded, Shards(tmp_path / placement.name, ORIGIN))
+        prune_and_publish(loaded, BlockWriter(tmp_path / placement.name, ORIGIN))
         outputs.append(contents(tmp_path / placement.name))
     assert outputs[0] == outputs[1]
     assert tensors(tmp_path / "WHOLE").keys() == tensors(folder).keys()
@@ -144,14 +144,14 @@ def test_a_bare_decoders_checkpoint_stays_one(make_tiny_model, tiny_tokenizer, t
 
 def test_weights_outside_the_blocks_are_fetched_from_wherever_they_lie(folder_of, monkeypatch, tmp_path):
     folder = folder_of("llama")
-    prune_and_publish(load(folder, tmp_path), Shards(tmp_path / "whole", ORIGIN))
+    prune_and_publish(load(folder, tmp_path), BlockWriter(tmp_path / "whole", ORIGIN))
     devices = {"model.embed_tokens": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
     devices |= {f"model.layers.{index}": ["cpu", "disk"][index % 2] for index in range(N_BLOCKS)}
     options = {"device_map": devices, "offload_folder": str(tmp_path / "scratch")}
     monkeypatch.setattr("selfprune.models.loading.loading_options", lambda *_: options)
     spread = load(folder, tmp_path, Placement.SPREAD)
     assert spread.model.lm_head.weight.is_meta
-    prune_and_publish(spread, Shards(tmp_path / "spread", ORIGIN))
+    prune_and_publish(spread, BlockWriter(tmp_path / "spread", ORIGIN))
     assert contents(tmp_path / "spread") == contents(tmp_path / "whole")
 
 
@@ -162,19 +162,19 @@ def test_weights_outside_the_blocks_are_fetched_from_wherever_they_lie(folder_of
 )
 def test_a_walk_that_was_broken_off_goes_on_to_the_same_files(pruner, placement, folder_of, tmp_path):
     folder = folder_of("llama")
-    unbroken = Shards(tmp_path / "unbroken", ORIGIN)
+    unbroken = BlockWriter(tmp_path / "unbroken", ORIGIN)
     assert prune_and_publish(load(folder, tmp_path, placement), unbroken, pruner) == [0, 1, 2, 3]
     visited = []
     for stop_after in (1, 3, None):
         # everything that was known is forgotten, as it is when the process ends
-        loaded, shards = load(folder, tmp_path, placement), Shards(tmp_path / "broken", ORIGIN)
+        loaded, shards = load(folder, tmp_path, placement), BlockWriter(tmp_path / "broken", ORIGIN)
         if stop_after is None:
             visited.append(prune(loaded, shards, pruner))
         else:
-            before = Shards(tmp_path / "broken", ORIGIN).resume()[2]
+            before = BlockWriter(tmp_path / "broken", ORIGIN).resume()[2]
             with pytest.raises(KeyboardInterrupt):
                 prune(loaded, shards, pruner, stop_after)
-            visited.append(list(range(before, Shards(tmp_path / "broken", ORIGIN).resume()[2])))
+            visited.append(list(range(before, BlockWriter(tmp_path / "broken", ORIGIN).resume()[2])))
     assert visited == [[0], [1, 2], [3]]
     publish(loaded, shards)
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
@@ -184,8 +184,8 @@ def test_a_walk_goes_on_with_the_pruned_hidden_states_and_not_with_dense_ones(fo
     folder = folder_of("llama")
     loaded = load(folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        prune(loaded, Shards(tmp_path / "out", ORIGIN), stop_after=2)
-    removed, _, start, hidden = Shards(tmp_path / "out", ORIGIN).resume()
+        prune(loaded, BlockWriter(tmp_path / "out", ORIGIN), stop_after=2)
+    removed, _, start, hidden = BlockWriter(tmp_path / "out", ORIGIN).resume()
     assert (set(removed), start) == ({unit.name for unit in loaded.units if unit.block < 2}, 2)
     assert [len(hidden_NTD) for hidden_NTD in hidden] == [2, 2, 1]
     caught = []
@@ -204,9 +204,9 @@ def test_a_walk_that_only_lacked_its_end_visits_no_block_again(folder_of, tmp_pa
     folder = folder_of("llama")
     loaded = load(folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        prune(loaded, Shards(tmp_path / "out", ORIGIN), stop_after=N_BLOCKS)
+        prune(loaded, BlockWriter(tmp_path / "out", ORIGIN), stop_after=N_BLOCKS)
     pruned = {unit.name: weight_view(loaded.model, unit).clone() for unit in loaded.units}
-    assert prune_and_publish(load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN)) == []
+    assert prune_and_publish(load(folder, tmp_path), BlockWriter(tmp_path / "out", ORIGIN)) == []
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     for name, weight_OI in pruned.items():
         assert torch.equal(again.get_submodule(name).weight, weight_OI)
@@ -215,22 +215,22 @@ def test_a_walk_that_only_lacked_its_end_visits_no_block_again(folder_of, tmp_pa
 def test_a_folder_that_exists_and_one_of_another_config_are_refused_and_left_alone(folder_of, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match=r"output=.*there exists already; choose another output, or remove it"):
-        Shards(tmp_path / "there", ORIGIN)
+        BlockWriter(tmp_path / "there", ORIGIN)
     assert not (tmp_path / "there.partial").exists()
     with pytest.raises(KeyboardInterrupt):
-        prune(load(folder_of("llama"), tmp_path), Shards(tmp_path / "out", ORIGIN), stop_after=1)
+        prune(load(folder_of("llama"), tmp_path), BlockWriter(tmp_path / "out", ORIGIN), stop_after=1)
     before = contents(tmp_path / "out.partial")
     with pytest.raises(ConfigError, match=r"out\.partial holds the beginning of a pruning with another config"):
-        Shards(tmp_path / "out", {"config": {"seed": 1}})
+        BlockWriter(tmp_path / "out", {"config": {"seed": 1}})
     assert contents(tmp_path / "out.partial") == before
-    assert Shards(tmp_path / "out", ORIGIN).resume()[2] == 1
+    assert BlockWriter(tmp_path / "out", ORIGIN).resume()[2] == 1
 
 
 def test_a_partial_folder_of_other_things_is_refused_and_left_alone(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match=r"out\.partial is where the pruned model grows, but .* such as thesis\.tex"):
-        Shards(tmp_path / "out", ORIGIN)
+        BlockWriter(tmp_path / "out", ORIGIN)
     assert contents(tmp_path / "out.partial") == {"thesis.tex": b"x"}
 
 
@@ -244,7 +244,7 @@ def test_what_a_walk_left_that_was_killed_in_its_first_block_is_taken_for_its_ow
             raise KilledError
 
     folder = folder_of("mixtral")
-    shards = Shards(tmp_path / "out", ORIGIN)
+    shards = BlockWriter(tmp_path / "out", ORIGIN)
     loaded = load_model(ModelConfig(str(folder), device="cpu", placement=Placement.STREAM), shards.scratch)
     with monkeypatch.context() as patched:
         patched.setattr("selfprune.storage.tensor_file.save_file", save)
@@ -254,10 +254,10 @@ def test_what_a_walk_left_that_was_killed_in_its_first_block_is_taken_for_its_ow
     # a process that is really killed cannot clean up
     (shards.partial / f".{PROGRESS}.unfinished").mkdir()
     (shards.partial / f".{PROGRESS}.unfinished" / PROGRESS).write_bytes(b"half")
-    shards = Shards(tmp_path / "out", ORIGIN)
+    shards = BlockWriter(tmp_path / "out", ORIGIN)
     loaded = load_model(ModelConfig(str(folder), device="cpu", placement=Placement.STREAM), shards.scratch)
     assert prune_and_publish(loaded, shards) == [0, 1, 2, 3]
-    prune_and_publish(load(folder, tmp_path), Shards(tmp_path / "whole", ORIGIN))
+    prune_and_publish(load(folder, tmp_path), BlockWriter(tmp_path / "whole", ORIGIN))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -269,7 +269,7 @@ def test_what_was_begun_is_kept_and_what_was_not_is_removed_with_the_folders_mad
     assert list((tmp_path / "mine").iterdir()) == []
     with pytest.raises(KeyboardInterrupt), growing(out, ORIGIN) as shards:
         prune(load(folder_of("llama"), tmp_path), shards, stop_after=1)
-    assert Shards(out, ORIGIN).resume()[2] == 1
+    assert BlockWriter(out, ORIGIN).resume()[2] == 1
 
 
 @pytest.mark.skipif(lock.fcntl is None, reason="this system has no such locks")
@@ -301,7 +301,7 @@ def test_no_two_processes_grow_one_checkpoint_and_the_second_changes_nothing(fol
 @pytest.mark.parametrize("file", ["model-00002-of-00005", PROGRESS, "model-00005-of-00005"])
 def test_a_full_disk_leaves_whole_files_and_the_walk_goes_on_later(file, error, folder_of, monkeypatch, tmp_path):
     folder = folder_of("llama")
-    prune_and_publish(load(folder, tmp_path), Shards(tmp_path / "unbroken", ORIGIN))
+    prune_and_publish(load(folder, tmp_path), BlockWriter(tmp_path / "unbroken", ORIGIN))
     n_writes = []
 
     def save(tensors, path, metadata):
@@ -312,14 +312,14 @@ def test_a_full_disk_leaves_whole_files_and_the_walk_goes_on_later(file, error, 
             raise error
         save_file(tensors, path, metadata)
 
-    loaded, shards = load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN)
+    loaded, shards = load(folder, tmp_path), BlockWriter(tmp_path / "out", ORIGIN)
     with monkeypatch.context() as patched:
         patched.setattr("selfprune.storage.tensor_file.save_file", save)
         with pytest.raises(SelfpruneError, match=r"could not be written: the disk is full\. .*give the same command again"):
             prune_and_publish(loaded, shards)
     assert not (tmp_path / "out").exists()
     assert not [name for name in contents(tmp_path / "out.partial") if "unfinished" in name]
-    visited = prune_and_publish(load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN))
+    visited = prune_and_publish(load(folder, tmp_path), BlockWriter(tmp_path / "out", ORIGIN))
     assert visited == ([] if "00005-of" in file else [1, 2, 3])
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
@@ -360,9 +360,9 @@ def test_a_damaged_beginning_is_refused_and_left_as_it_is(name, folder_of, tmp_p
     damage, said = DAMAGES[name]
     folder = folder_of("llama")
     with pytest.raises(KeyboardInterrupt):
-        prune(load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN), stop_after=2)
+        prune(load(folder, tmp_path), BlockWriter(tmp_path / "out", ORIGIN), stop_after=2)
     damage(tmp_path / "out.partial")
     before = contents(tmp_path / "out.partial")
     with pytest.raises(ConfigError, match=rf"(?s)out\.partial.*{said}.*remove the folder and begin anew"):
-        prune(load(folder, tmp_path), Shards(tmp_path / "out", ORIGIN))
+        prune(load(folder, tmp_path), BlockWriter(tmp_path / "out", ORIGIN))
     assert contents(tmp_path / "out.partial") == before

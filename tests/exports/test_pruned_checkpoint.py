@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfprune.errors import ModelError
-from selfprune.exports.block_writer import Shards
+from selfprune.exports.block_writer import BlockWriter
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
 from selfprune.models.loading import load_model
@@ -76,7 +76,7 @@ def prune_both_ways(folder, tmp_path, dtype=DType.AUTO, trusting=False):
         allocation = {unit.name: unit.n_items // 2 for unit in loaded.units}
         target = tmp_path / kind
         if kind == "blocks":
-            shards = Shards(target, {})
+            shards = BlockWriter(target, {})
             prune_in_place(loaded, WINDOWS_NT, Magnitude(), allocation, 2, shards)
             shards.finish(loaded)
             shards.publish()

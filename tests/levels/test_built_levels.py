@@ -375,7 +375,7 @@ def test_a_change_along_a_gradient_counts_the_weights_that_stay_too(build):
     for unit in store.grid.units:
         gradient_OI = torch.randn(before[unit.name].shape, generator=generator)
         expected = float((gradient_OI * after[unit.name]).sum() - (gradient_OI * before[unit.name]).sum())
-        assert store.change_along(gradient_OI, unit, denser[unit.name]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert store.first_order_change(gradient_OI, unit, denser[unit.name]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_what_a_killed_process_left_unfinished_goes(build, folder):

@@ -8,7 +8,7 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 
 from selfprune.errors import ModelError
-from selfprune.models.block_calls import check_same_arguments, enter, handing_through, leave, resident
+from selfprune.models.block_calls import bypassed, capture_calls, check_same_arguments, logits_from, resident
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.run_check import check_entry
@@ -27,8 +27,8 @@ def run_blocks(model, blocks, entry):
 
 
 def in_steps(model, blocks, tokens_NT):
-    hidden_NTD = run_blocks(model, blocks, enter(model, blocks, tokens_NT))
-    return leave(model, blocks, tokens_NT, hidden_NTD)
+    hidden_NTD = run_blocks(model, blocks, capture_calls(model, blocks, tokens_NT))
+    return logits_from(model, blocks, tokens_NT, hidden_NTD)
 
 
 def n_meta(blocks):
@@ -59,8 +59,8 @@ def test_entry_blocks_and_exit_make_up_the_full_pass(n_windows, family, make_tin
         expected_NTV = model(input_ids=tokens_NT).logits
         torch.testing.assert_close(in_steps(model, blocks, tokens_NT), expected_NTV, rtol=0, atol=1e-6)
         # the comparison notices a block that is left out
-        entry = enter(model, blocks, tokens_NT)
-        assert not torch.allclose(leave(model, blocks, tokens_NT, entry.hidden_NTD), expected_NTV, rtol=0, atol=1e-4)
+        entry = capture_calls(model, blocks, tokens_NT)
+        assert not torch.allclose(logits_from(model, blocks, tokens_NT, entry.hidden_NTD), expected_NTV, rtol=0, atol=1e-4)
 
 
 def test_the_entry_holds_one_call_per_block_and_runs_none(family, make_tiny_model):
@@ -70,7 +70,7 @@ def test_the_entry_holds_one_call_per_block_and_runs_none(family, make_tiny_mode
     for block in blocks:
         inner = next(module for name, module in block.named_modules() if name)
         inner.register_forward_hook(lambda *_: ran.append(True))
-    entry = enter(model, blocks, TOKENS_NT)
+    entry = capture_calls(model, blocks, TOKENS_NT)
     assert (len(entry.calls), ran) == (len(blocks), [])
     assert entry.hidden_NTD.shape == (*TOKENS_NT.shape, model.config.get_text_config().hidden_size)
 
@@ -89,10 +89,10 @@ def test_entering_and_leaving_leave_no_trace(family, make_tiny_model):
 def test_a_forward_of_a_blocks_own_comes_back():
     block = nn.Linear(2, 2)
     block.forward = own = lambda hidden: hidden + 1
-    with handing_through(block):
+    with bypassed(block):
         assert torch.equal(block(torch.zeros(1, 1, 2)), torch.zeros(1, 1, 2))
     assert block.forward is own
-    with pytest.raises(ZeroDivisionError), handing_through(block, torch.ones(1)):
+    with pytest.raises(ZeroDivisionError), bypassed(block, torch.ones(1)):
         _ = 1 / 0
     assert block.forward is own
 
@@ -100,8 +100,8 @@ def test_a_forward_of_a_blocks_own_comes_back():
 def test_gradients_flow_from_the_logits_to_the_last_hidden_states(family, make_tiny_model):
     model = make_tiny_model(family)
     _, blocks = find_blocks(model)
-    hidden_NTD = run_blocks(model, blocks, enter(model, blocks, TOKENS_NT)).requires_grad_()
-    leave(model, blocks, TOKENS_NT, hidden_NTD)[:, -1].square().sum().backward()
+    hidden_NTD = run_blocks(model, blocks, capture_calls(model, blocks, TOKENS_NT)).requires_grad_()
+    logits_from(model, blocks, TOKENS_NT, hidden_NTD)[:, -1].square().sum().backward()
     assert hidden_NTD.grad[:, -1].abs().sum() > 0
     assert hidden_NTD.grad[:, 0].abs().sum() == 0
 
@@ -148,7 +148,7 @@ def test_arguments_that_depend_on_the_shape_alone_are_not_refused(family, make_t
     model = make_tiny_model(family)
     path, blocks = find_blocks(model)
     check_entry(model, path, blocks, torch.device("cpu"))
-    check_same_arguments(enter(model, blocks, TOKENS_NT), enter(model, blocks, TOKENS_NT.flip(1)), model)
+    check_same_arguments(capture_calls(model, blocks, TOKENS_NT), capture_calls(model, blocks, TOKENS_NT.flip(1)), model)
     model = make_tiny_model("llama")
     blocks = with_token_dependent_block(model, lambda embedded: torch.ones(embedded.shape[:2]))
     check_entry(model, "model.layers", blocks, torch.device("cpu"))
@@ -186,7 +186,7 @@ def test_weights_on_disk_come_for_their_turn_and_go_again(family, make_tiny_mode
 def test_changes_to_weights_on_disk_hold_during_the_visit_only(tiny_model_folder, tmp_path):
     loaded = load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu", placement=Placement.STREAM), tmp_path)
     block, unit = loaded.blocks[0], loaded.units[0]
-    entry = enter(loaded.model, loaded.blocks, TOKENS_NT)
+    entry = capture_calls(loaded.model, loaded.blocks, TOKENS_NT)
     with torch.no_grad(), resident(block):
         before_NTD = entry.run(0, block, entry.hidden_NTD)
         stored_weight(loaded.model, unit).zero_()

@@ -16,10 +16,10 @@ from selfprune.errors import ConfigError, LanguageModelError
 from selfprune.language_models.base import Reply
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.coefficients import Coefficients
-from selfprune.proposers.prompted.operators import OPERATORS, Outlook
+from selfprune.proposers.prompted.operators import OPERATORS, PromptContext
 from selfprune.proposers.prompted.replies import ReplyError, object_schema, parse_json_object
 from selfprune.proposers.prompted.self_pruner import SelfPruner, SelfPrunerProposer
-from selfprune.proposers.unit_view import UnitView, Worth
+from selfprune.proposers.unit_view import UnitValues, UnitView
 
 VIEW = UnitView(SPACE)
 MOVE = {"from": "0 down", "to": "3 k", "percent": 25}
@@ -158,8 +158,8 @@ def test_a_move_from_a_unit_to_itself_is_a_duplicate():
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_the_grammar_asks_for_what_is_read(operator):
-    worth = Worth.of_sensitivities(SPACE)
-    request = OPERATORS[operator](Outlook(VIEW, ALLOCATION, 7, 1.0, [candidate(7, 1.0)], worth))
+    worth = UnitValues.of_sensitivities(SPACE)
+    request = OPERATORS[operator](PromptContext(VIEW, ALLOCATION, 7, 1.0, [candidate(7, 1.0)], worth))
     answer = {
         "coefficients": lambda: coefficients(),
         "edits": lambda: edits(
@@ -274,7 +274,7 @@ def test_prompts_stay_compact(n_blocks, n_characters, with_sensitivities):
     proposer.tell([candidate(i, 1.2345 + i, space.uniform(), gain=0.1) for i in range(3)])
     proposer.ask(3)
     for operator in ("edits", "choice"):
-        request = OPERATORS[operator](Outlook(UnitView(space), space.uniform(), 0, 1.0))
+        request = OPERATORS[operator](PromptContext(UnitView(space), space.uniform(), 0, 1.0))
         script.asked.append((request.prompt, None, 1, 0))
     for prompt, *_ in script.asked:
         assert len(prompt) <= n_characters
@@ -344,8 +344,8 @@ def mangled(rng, text):
 
 def test_ten_thousand_mangled_replies_bring_no_crash_and_no_allocation_off_the_budget():
     rng = random.Random(0)
-    outlook = Outlook(VIEW, ALLOCATION, 7, 1.0, [candidate(7, 1.0)], Worth.of_sensitivities(SPACE))
-    requests = [operator(outlook) for operator in OPERATORS.values()]
+    context = PromptContext(VIEW, ALLOCATION, 7, 1.0, [candidate(7, 1.0)], UnitValues.of_sensitivities(SPACE))
+    requests = [operator(context) for operator in OPERATORS.values()]
     seeds = [coefficients(), edits(MOVE, {**MOVE, "to": {"block": 1, "kind": "up"}}), requests[2].options[0]]
     n_valid = 0
     for i in range(10_000):

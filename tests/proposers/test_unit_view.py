@@ -8,7 +8,7 @@ from selfprune.allocations.unit import Unit
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted.replies import parse_kind
-from selfprune.proposers.unit_view import UnitView, Worth
+from selfprune.proposers.unit_view import UnitValues, UnitView
 
 VIEW = UnitView(SPACE)
 
@@ -17,7 +17,7 @@ def test_sensitivities_are_shown_per_weight_from_0_to_99():
     rises = {unit.name: 0.0 for unit in SPACE.grid.units} | {"layers.2.self_attn.k_proj": 3.0, "layers.1.mlp.up_proj": 13.5}
     rises |= {"layers.0.mlp.up_proj": -5.0, "layers.0.mlp.down_proj": math.nan}
     space = SearchSpace(SPACE.grid, SPACE.target, rises)
-    view, worth = UnitView(space), Worth.of_sensitivities(space)
+    view, worth = UnitView(space), UnitValues.of_sensitivities(space)
     assert [row.split() for row in view.kind_rows(worth)][1] == ["k", "3%", "99"]
     assert view.block_sensitivities(worth) == "0 99 22 0"
     sources, destinations = view.promising(ALLOCATION, worth)
@@ -28,7 +28,7 @@ def test_sensitivities_are_shown_per_weight_from_0_to_99():
 
 
 def test_without_any_worth_the_most_pruned_units_are_spared_first():
-    assert Worth.of_sensitivities(SearchSpace(SPACE.grid, SPACE.target)) is None
+    assert UnitValues.of_sensitivities(SearchSpace(SPACE.grid, SPACE.target)) is None
     sources, destinations = VIEW.promising(ALLOCATION, None)
     sparsities = SPACE.grid.sparsities(ALLOCATION)
     assert sparsities[sources[0].name] == max(sparsities.values())
@@ -44,7 +44,7 @@ def test_gradients_rank_by_weight_whatever_the_size_of_a_level():
         "layers.2.mlp.up_proj": 0.5,
         "layers.3.mlp.up_proj": math.nan,
     }
-    worth = Worth.of_moves(MoveValues(restoring, removing, 0), SPACE.grid)
+    worth = UnitValues.of_moves(MoveValues(restoring, removing, 0), SPACE.grid)
     assert worth.gains["layers.0.mlp.up_proj"] == worth.gains["layers.0.self_attn.k_proj"] == 1.0
     sources, destinations = VIEW.promising(ALLOCATION, worth)
     assert (sources[0].name, destinations[0].name) == ("layers.1.self_attn.v_proj", "layers.2.mlp.up_proj")

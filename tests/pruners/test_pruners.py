@@ -18,7 +18,7 @@ from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.ria import RIA
-from selfprune.pruners.weights.selection import lowest_in_turns
+from selfprune.pruners.weights.selection import lowest_round_robin
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
 from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner, WeightPruner
 
@@ -117,7 +117,7 @@ def removed(pruner, weight_OI, n_pruned, inputs_NTI=None):
 
 def by_magnitude(pruner, weight_OI, n_pruned):
     """True where a weight goes when the smallest among those that compete go."""
-    return lowest_in_turns(pruner._comparison_rows(weight_OI.abs()), n_pruned).reshape(weight_OI.shape)
+    return lowest_round_robin(pruner._comparison_rows(weight_OI.abs()), n_pruned).reshape(weight_OI.shape)
 
 
 def levels(pruner, *counts):

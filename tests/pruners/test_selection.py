@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.weights import selection
 from selfprune.pruners.weights.selection import (
-    lowest_in_turns,
     lowest_of_group,
+    lowest_round_robin,
     parse_pattern,
     pattern_width,
-    rank_in_turns,
+    rank_round_robin,
     untied,
 )
 
@@ -43,7 +43,7 @@ def score_matrices(draw):
 
 @given(score_matrices())
 def test_the_ranks_are_the_order_of_rows_that_take_turns(scores_RW):
-    ranks_RW = rank_in_turns(scores_RW)
+    ranks_RW = rank_round_robin(scores_RW)
     assert ranks_RW.dtype is torch.int32
     for rank, (r, w) in enumerate(in_turns(scores_RW)):
         assert ranks_RW[r, w] == rank
@@ -51,11 +51,11 @@ def test_the_ranks_are_the_order_of_rows_that_take_turns(scores_RW):
 
 @given(score_matrices(), st.sampled_from([1, 7, 16, selection.CHUNK_ELEMENTS]))
 def test_the_lowest_are_those_of_lowest_rank_whatever_is_looked_at_together(scores_RW, chunk_elements):
-    before_RW, ranks_RW = scores_RW.clone(), rank_in_turns(scores_RW)
+    before_RW, ranks_RW = scores_RW.clone(), rank_round_robin(scores_RW)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "CHUNK_ELEMENTS", chunk_elements)
         for n_pruned in range(scores_RW.numel() + 1):
-            goes_RW = lowest_in_turns(scores_RW, n_pruned)
+            goes_RW = lowest_round_robin(scores_RW, n_pruned)
             assert goes_RW.dtype is torch.bool
             assert torch.equal(goes_RW, ranks_RW < n_pruned)
     assert torch.equal(scores_RW, before_RW)
@@ -75,13 +75,13 @@ def test_the_lowest_of_a_group_are_the_first_of_its_own_order(scores_CM):
 def test_chunks_of_many_rows_meet_without_a_gap(n_pruned, chunk_elements, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK_ELEMENTS", chunk_elements)
     scores_RW = torch.randn(1000, 100, generator=torch.Generator().manual_seed(0)).mul(20).round()
-    assert torch.equal(lowest_in_turns(scores_RW, n_pruned), rank_in_turns(scores_RW) < n_pruned)
+    assert torch.equal(lowest_round_robin(scores_RW, n_pruned), rank_round_robin(scores_RW) < n_pruned)
 
 
 def test_a_transposed_view_is_looked_at_like_its_copy():
     scores_RW = torch.randn(12, 7, generator=torch.Generator().manual_seed(0)).round().T
     for n_pruned in range(0, 85, 4):
-        assert torch.equal(lowest_in_turns(scores_RW, n_pruned), lowest_in_turns(scores_RW.contiguous(), n_pruned))
+        assert torch.equal(lowest_round_robin(scores_RW, n_pruned), lowest_round_robin(scores_RW.contiguous(), n_pruned))
 
 
 @pytest.mark.parametrize(("pattern", "expected"), [("2:4", (2, 4)), ("1:2", (1, 2)), ("15:16", (15, 16))])

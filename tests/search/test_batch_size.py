@@ -20,12 +20,12 @@ from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.search.bench import Bench
+from selfprune.search.gradient_values import GradientValues
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_config import SearchConfig
-from selfprune.search.swap_gradients import SwapGradients
 from selfprune.storage.journal import Journal
 
 N_WINDOWS, N_TOKENS = 11, 8
@@ -56,7 +56,7 @@ def archive_of(store, tmp_path):
         windows_NT = torch.randint(0, 300, (N_WINDOWS, N_TOKENS), generator=torch.Generator().manual_seed(0))
         evaluator = WindowEvaluator({"score": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, batch_size, 10**6)
         scorer = Scorer(Bench(store, evaluator), Journal(folder / "evaluations.jsonl"))
-        gradients = SwapGradients(scorer)
+        gradients = GradientValues(scorer)
         space = SearchSpace(store.grid, Target.in_weights(store.grid, store.grid.n_weights() // 2), move_values=gradients)
         yardsticks = Uniform().build(space, 0, ScriptedLanguageModel.from_texts([])).ask(1)
         working = proposer.build(space, 3, ScriptedLanguageModel.from_texts([]))

@@ -42,12 +42,12 @@ from selfprune.proposers.searches.surrogate import Surrogate
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.search.bench import Bench
 from selfprune.search.first_round import check_first_round
+from selfprune.search.gradient_values import FORWARD_PASSES, GradientValues
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import MAX_IDLE_ROUNDS, Search, run_search
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_config import SearchConfig
-from selfprune.search.swap_gradients import FORWARD_PASSES, SwapGradients
 from selfprune.storage.journal import Journal
 
 N_TOKENS = 8
@@ -91,7 +91,7 @@ def search(bench, space, tmp_path):
         bench[0].restore()
         scorer = Scorer(Bench(*bench), Journal(tmp_path / folder / "evaluations.jsonl"))
         if isinstance(proposer, ProposerConfig):
-            proposer = proposer.build(replace(space, move_values=SwapGradients(scorer)), 3, NOBODY)
+            proposer = proposer.build(replace(space, move_values=GradientValues(scorer)), 3, NOBODY)
         archive = Archive(tmp_path / folder / "archive.jsonl")
         candidates = run_search(proposer, Racer("main", scorer, settings.ladder, 0), archive, settings, **options)
         assert not archive.candidates or read_archive(tmp_path / folder / "archive.jsonl") == archive.candidates
@@ -193,7 +193,7 @@ def test_the_proposer_hears_of_every_candidate_in_order(search, space):
 
 
 def test_the_last_round_is_as_small_as_the_tokens_left(search, space):
-    # A round of four: each sees one window, two go on to three more. All windows are known then, so the final heat is free.
+    # A round of four: each sees one window, two go on to three more. All windows are known then, so the final rung is free.
     one, whole = N_TOKENS, (4 * 1 + 2 * 3) * N_TOKENS
     budgets = {one - 1: 0, 4 * one - 1: 3 * one, whole: whole, whole + 1: whole, whole + one: whole + one, 3 * whole: 3 * whole}
     for max_tokens, spent in budgets.items():
@@ -248,7 +248,7 @@ def test_no_proposer_spends_more_than_the_tokens(name, ladder, bench, space, tmp
     for max_tokens in (N_TOKENS - 1, 170, 500):
         bench[0].restore()
         scorer = Scorer(Bench(*bench), Journal(tmp_path / f"{max_tokens}.jsonl"))
-        gradients = SwapGradients(scorer)
+        gradients = GradientValues(scorer)
         working = proposer.build(replace(space, measured=measured, move_values=gradients), 3, Answers())
         settings = config(max_tokens, ladder=ladder, n_finalists=3, n_sensitivity_windows=0, batch_size=1)
         archive = Archive(tmp_path / f"archive_{max_tokens}.jsonl")
@@ -313,7 +313,7 @@ def test_fewer_are_asked_for_where_that_leaves_enough_for_gradients(bench, space
     look = 2 * FORWARD_PASSES * N_TOKENS
     found = {}
     for max_tokens in (look + N_TOKENS - 1, look + N_TOKENS, look + 2 * N_TOKENS):
-        gradients = SwapGradients(Scorer(Bench(*bench), Journal(tmp_path / f"{max_tokens}.jsonl")))
+        gradients = GradientValues(Scorer(Bench(*bench), Journal(tmp_path / f"{max_tokens}.jsonl")))
         proposer = Gradient(n_windows=1).build(replace(space, move_values=gradients), 3, NOBODY)
         archive, racer = Archive(tmp_path / f"archive_{max_tokens}.jsonl"), Racer("main", gradients.scorer, GROWING, 0)
         run = Search(proposer, racer, archive, gradients=gradients)

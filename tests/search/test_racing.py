@@ -277,8 +277,8 @@ def test_without_an_incumbent_and_without_a_score_there_is_still_none():
     for levels in ([1, 2], [None], [3]):
         assert {c.state for c in races.race(*levels)} == {State.FAILED}
         assert races.racer.incumbent is None
-    assert races.racer.final_heat(9, 3) == []
-    assert races.racer.n_tokens_of_final_heat(3) == 0
+    assert races.racer.final_rung(9, 3) == []
+    assert races.racer.n_tokens_of_final_rung(3) == 0
 
 
 def test_the_last_champions_meet_on_all_windows_for_what_was_announced():
@@ -286,15 +286,15 @@ def test_the_last_champions_meet_on_all_windows_for_what_was_announced():
     for level in (50, 40, 30, 20):
         races.race(level)
     # the newest two have seen two windows of eight each
-    assert races.racer.n_tokens_of_final_heat(2) == 2 * 6 * N_TOKENS
-    heat = races.racer.final_heat(len(races.candidates), 2)
+    assert races.racer.n_tokens_of_final_rung(2) == 2 * 6 * N_TOKENS
+    heat = races.racer.final_rung(len(races.candidates), 2)
     assert [(c.id, c.allocation, c.proposal.parents) for c in heat] == [(4, at(20), (3,)), (5, at(30), (2,))]
     assert {(c.n_windows, c.n_tokens, c.state, c.proposal.operator) for c in heat} == {
         (8, 6 * N_TOKENS, State.COMPLETE, "final"),
     }  # fmt: skip
     assert best([*races.candidates, *heat], 3)[:2] == heat
-    assert races.racer.n_tokens_of_final_heat(2) == 0
-    assert races.racer.n_tokens_of_final_heat(9) == 2 * 6 * N_TOKENS
+    assert races.racer.n_tokens_of_final_rung(2) == 0
+    assert races.racer.n_tokens_of_final_rung(9) == 2 * 6 * N_TOKENS
 
 
 @pytest.mark.parametrize(("max_tokens", "levels"), [(18, [20, 30, 40]), (17, [20, 30]), (12, [20, 30]), (11, []), (0, [])])
@@ -302,7 +302,7 @@ def test_the_oldest_champions_stay_away_from_a_final_heat_that_is_not_paid(max_t
     races = Races(scripted(lambda level, window: float(level), Ladder([2, 4], [2], z_better=0.0)))
     for level in (50, 40, 30, 20):
         races.race(level)
-    heat = races.racer.final_heat(len(races.candidates), 3, max_tokens * N_TOKENS)
+    heat = races.racer.final_rung(len(races.candidates), 3, max_tokens * N_TOKENS)
     assert [c.allocation for c in heat] == [at(level) for level in levels]
     assert sum(c.n_tokens for c in heat) <= max_tokens * N_TOKENS
 
@@ -314,14 +314,14 @@ def test_a_champion_that_won_its_place_again_is_in_the_final_heat_once():
     for levels in ((50,), (40,), (40,), (50,)):
         races.race(*levels)
     assert [c.allocation for c in races.racer.champions] == [at(50), at(40)]
-    assert [c.allocation for c in races.racer.final_heat(9, 5)] == [at(40), at(50)]
+    assert [c.allocation for c in races.racer.final_rung(9, 5)] == [at(40), at(50)]
 
 
 def test_a_champion_that_breaks_in_the_final_heat_is_not_the_best():
     races = Races(scripted(lambda level, window: math.nan if level == 40 and window >= 4 else float(level), Ladder([2, 4], [2])))
     races.race(50)
     races.race(40)
-    heat = races.racer.final_heat(2, 2)
+    heat = races.racer.final_rung(2, 2)
     assert [c.state for c in heat] == [State.FAILED, State.COMPLETE]
     assert best([*races.candidates, *heat]) == [heat[1]]
 
@@ -333,14 +333,14 @@ def test_tokens_of_the_proposal_are_added_to_those_of_the_scores():
     assert [c.n_tokens for c in raced] == [1000 + 8 * N_TOKENS, 7, 8 * N_TOKENS]
     racer.race(3, offer(40))
     # whoever runs again does not pay for how it was found
-    assert [c.n_tokens for c in racer.final_heat(4, 2)] == [0, 0]
+    assert [c.n_tokens for c in racer.final_rung(4, 2)] == [0, 0]
 
 
 def test_a_final_heat_of_one_is_spared_unless_the_windows_are_fresh():
     racer = scripted(lambda level, window: float(level))
     racer.race(0, offer(60, 50))
-    assert racer.final_heat(2, 1) == []
-    assert racer.n_tokens_of_final_heat(1) == 0
+    assert racer.final_rung(2, 1) == []
+    assert racer.n_tokens_of_final_rung(1) == 0
 
 
 @settings(max_examples=60)
@@ -380,8 +380,8 @@ def test_every_candidate_ends_somehow_and_every_token_is_on_somebody(seed, mode)
         assert racer.n_open - n_open in (0, 1)
         assert racer.n_open <= 3
         held = racer.incumbent
-    reserve = racer.n_tokens_of_final_heat(3)
-    heat = racer.final_heat(len(races.candidates), 3)
+    reserve = racer.n_tokens_of_final_rung(3)
+    heat = racer.final_rung(len(races.candidates), 3)
     assert sum(c.n_tokens for c in heat) == reserve
     assert [c.id for c in races.candidates + heat] == list(range(len(races.candidates) + len(heat)))
     for c in races.candidates + heat:

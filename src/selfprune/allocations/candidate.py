@@ -86,7 +86,7 @@ class Candidate:
         return self.proposal.allocation
 
 
-def standing(champions: Iterable[Candidate], told: Iterable[Candidate]) -> list[Candidate]:
+def past_incumbents(champions: Iterable[Candidate], told: Iterable[Candidate]) -> list[Candidate]:
     """The champions of a search after a round, the incumbent last; those that broke on further windows are none any more.
 
     Args:

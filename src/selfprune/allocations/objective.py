@@ -105,7 +105,7 @@ def interleave(shares: Mapping[str, Fraction], n: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Aspects:
+class ObjectiveValues:
     """What candidates are judged by besides their score: the mean of every kind of window, and seconds where they count.
 
     Attributes:
@@ -113,7 +113,7 @@ class Aspects:
         seconds: what an allocation would take; None where the budget is no latency.
 
     Example:
-        >>> Aspects(["text", "tasks"]).of(allocation, {0: 0.3, 1: 0.5})
+        >>> ObjectiveValues(["text", "tasks"]).of(allocation, {0: 0.3, 1: 0.5})
         {'text': 0.3, 'tasks': 0.5}
     """
 
@@ -121,7 +121,7 @@ class Aspects:
     seconds: Callable[[Allocation], float] | None = None
 
     def of(self, allocation: Allocation, scores: Mapping[int, float]) -> dict[str, float]:
-        """Name -> value, lower is better; empty when the score says it all.
+        """Name -> value, lower is better; empty where there is no other objective than the score.
 
         Args:
             allocation: what was scored.

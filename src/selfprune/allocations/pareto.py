@@ -21,7 +21,7 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     return sorted(front)
 
 
-def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
+def comparable(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The COMPLETE candidates of the highest rung that have objectives, every allocation once, the oldest of its kind.
 
     Args:
@@ -35,13 +35,13 @@ def rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
     return distinct(c for c in highest if len(c.objectives) == n_objectives)
 
 
-def best_rivals(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The rivals that no other dominates, the lowest score first.
+def nondominated(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The comparable candidates that no other dominates, the lowest score first.
 
     Args:
         candidates: of one search.
     """
-    field = rivals(candidates)
+    field = comparable(candidates)
     front = [field[i] for i in pareto_front([list(c.objectives.values()) for c in field])]
     return sorted(front, key=lambda c: (c.score, c.id))
 

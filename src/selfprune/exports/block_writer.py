@@ -40,7 +40,7 @@ class _Progress(TypedDict):
     next_block: Annotated[int, Field(ge=1)]
 
 
-class Shards:
+class BlockWriter:
     """A checkpoint that grows by one file per block in `<folder>.partial`, and becomes `folder` when it is whole.
 
     No two processes may grow one: `growing` sees to that.
@@ -199,7 +199,7 @@ def partial_of(folder: Path) -> Path:
 
 
 @contextmanager
-def growing(folder: Path, origin: dict[str, Any]) -> Iterator[Shards]:
+def growing(folder: Path, origin: dict[str, Any]) -> Iterator[BlockWriter]:
     """While open, this process alone grows a checkpoint; what ends before its first block leaves nothing behind.
 
     Args:
@@ -207,7 +207,7 @@ def growing(folder: Path, origin: dict[str, Any]) -> Iterator[Shards]:
         origin: everything that decides the result.
 
     Raises:
-        ConfigError: when another process grows it, or as `Shards` does.
+        ConfigError: when another process grows it, or as `BlockWriter` does.
         SelfpruneError: when the folder cannot be written.
     """
     partial = partial_of(folder)
@@ -216,14 +216,14 @@ def growing(folder: Path, origin: dict[str, Any]) -> Iterator[Shards]:
         held = hold_folder(partial, refusal)
     except OSError as error:
         raise disk_error(partial, error, "choose another output") from error
-    shards = None
+    writer = None
     try:
-        shards = Shards(folder, origin)
-        yield shards
+        writer = BlockWriter(folder, origin)
+        yield writer
     except BaseException:  # an interruption too, which can come as an error of any library
-        if shards is None or not shards.is_begun:
-            if shards is not None:
-                shards.clear()
+        if writer is None or not writer.is_begun:
+            if writer is not None:
+                writer.clear()
             held.withdraw()
         raise
     finally:

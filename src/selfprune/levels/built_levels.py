@@ -25,7 +25,7 @@ from torch import Tensor
 from selfprune import __version__
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Unit
-from selfprune.errors import ConfigError, naming
+from selfprune.errors import ConfigError, naming_unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelsConfig
 from selfprune.models.loading import LoadedModel
@@ -98,7 +98,7 @@ class BuiltLevels(LevelStore):
         self._recent.put(name, weight_OI)
         return weight_OI
 
-    def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
+    def first_order_change(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
         """As for masks, but the weights that stay change as well."""
         change_OI = self.weight_at(unit, denser).to(gradient_OI.device).float() - weight_view(self.loaded.model, unit).float()
         return float((gradient_OI.float() * change_OI).sum())
@@ -114,7 +114,7 @@ class BuiltLevels(LevelStore):
 
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)
-        with naming(unit.name):
+        with naming_unit(unit.name):
             pruned = self._pruner.prune(dense_OI, self._statistics.of(unit.name), level)
         weight_OI = dense_OI if pruned.weight_OI is None else pruned.weight_OI
         self.n_built += 1

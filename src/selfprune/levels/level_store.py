@@ -96,7 +96,7 @@ class LevelStore(ABC):
         """
 
     @abstractmethod
-    def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
+    def first_order_change(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
         """The sum of a gradient times the change of a unit's weight from what the model holds to a lower level, in fp32.
 
         Args:

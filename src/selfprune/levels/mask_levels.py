@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Unit
-from selfprune.errors import naming
+from selfprune.errors import naming_unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import LoadedModel
 from selfprune.pruners.base import Pruner
@@ -39,7 +39,7 @@ class MaskLevels(LevelStore):
         """The dense weight without what goes up to this level."""
         return torch.where(self._first_levels[unit.name] > self._number(unit, level), self._dense[unit.name], 0)
 
-    def change_along(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
+    def first_order_change(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
         """The gradient times the weights that return."""
         first_OI = self._first_levels[unit.name]
         returns_OI = (first_OI > self._number(unit, denser)) & (first_OI <= self._number(unit, self.allocation[unit.name]))
@@ -49,7 +49,7 @@ class MaskLevels(LevelStore):
     def _take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
         """Notes for each weight [O, I] the number of the first level that removes it, one above the last where none does."""
         for unit in units:
-            with naming(unit.name):
+            with naming_unit(unit.name):
                 ranks_OI = self._pruner.ranks(self._dense[unit.name], statistics[unit.name])
             levels = self.grid.levels[unit.name]
             boundaries = torch.tensor(levels.items, device=ranks_OI.device)

@@ -18,7 +18,7 @@ from selfprune.errors import ModelError
 
 
 @dataclass(frozen=True)
-class Entry:
+class BlockCalls:
     """What reaches the blocks of a model before any of them has run.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Handed(Tensor):
         raise _UnpackedError
 
 
-def enter(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> Entry:
+def capture_calls(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> BlockCalls:
     """Lets the model prepare everything for its blocks, which are not run.
 
     Args:
@@ -84,20 +84,20 @@ def enter(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> En
 
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(handing_through(block))
+            stack.enter_context(bypassed(block))
             stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
         stack.enter_context(_naming(model, blocks))
         with suppress(_StopForwardError):
             model(input_ids=batch_NT, use_cache=False)
-    return Entry(caught[0][0], calls)
+    return BlockCalls(caught[0][0], calls)
 
 
-def leave(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor, hidden_NTD: Tensor) -> Tensor:
+def logits_from(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor, hidden_NTD: Tensor) -> Tensor:
     """The logits [N, T, V] that the model makes of the last block's hidden states; gradients flow back to them."""
     with ExitStack() as stack:
         for block in blocks[:-1]:
-            stack.enter_context(handing_through(block))
-        stack.enter_context(handing_through(blocks[-1], hidden_NTD))
+            stack.enter_context(bypassed(block))
+        stack.enter_context(bypassed(blocks[-1], hidden_NTD))
         logits_NTV: Tensor = model(input_ids=batch_NT, use_cache=False).logits
     return logits_NTV
 
@@ -114,7 +114,7 @@ def _naming(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
         ) from error
 
 
-def check_same_arguments(entry: Entry, other: Entry, model: nn.Module) -> None:
+def check_same_arguments(entry: BlockCalls, other: BlockCalls, model: nn.Module) -> None:
     """Checks that blocks get the same masks and rotary embeddings for different tokens, since one batch's serve for all.
 
     Raises:
@@ -146,7 +146,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 @contextmanager
-def handing_through(block: nn.Module, instead: Tensor | None = None) -> Iterator[None]:
+def bypassed(block: nn.Module, instead: Tensor | None = None) -> Iterator[None]:
     """While open, the block returns its input, or `instead`."""
     own = vars(block).get("forward")
     block.forward = lambda hidden_NTD, *_, **__: (hidden_NTD if instead is None else instead).as_subclass(_Handed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.block_calls import enter, leave, resident
+from selfprune.models.block_calls import capture_calls, logits_from, resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import stored_weight, weight_matrix
 
@@ -33,7 +33,7 @@ def backward_blocks(loaded: LoadedModel, window_NT: Tensor, on_gradient: OnGradi
     """
     window_NT = window_NT.to(loaded.device)
     with torch.no_grad():
-        entry = enter(loaded.model, loaded.blocks, window_NT)
+        entry = capture_calls(loaded.model, loaded.blocks, window_NT)
         inputs = [entry.hidden_NTD]
         for index, block in enumerate(loaded.blocks):
             with resident(block):
@@ -72,5 +72,5 @@ def _loss_gradient(loaded: LoadedModel, window_NT: Tensor, hidden_NTD: Tensor, l
     """Gradient of the loss with respect to the last block's output [N, T, D]."""
     with torch.enable_grad():
         hidden_NTD = hidden_NTD.detach().requires_grad_()
-        (gradient_NTD,) = torch.autograd.grad(loss(leave(loaded.model, loaded.blocks, window_NT, hidden_NTD)), hidden_NTD)
+        (gradient_NTD,) = torch.autograd.grad(loss(logits_from(loaded.model, loaded.blocks, window_NT, hidden_NTD)), hidden_NTD)
     return gradient_NTD

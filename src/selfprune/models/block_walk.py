@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.block_calls import Entry, enter, leave, resident
+from selfprune.models.block_calls import BlockCalls, capture_calls, logits_from, resident
 from selfprune.models.loading import LoadedModel
 
 N_LOGITS_AT_ONCE = 2**24
@@ -36,7 +36,7 @@ class BlockVisit:
     block: nn.Module
     units: list[Unit]
     inputs: list[Tensor]
-    calls: dict[int, Entry]
+    calls: dict[int, BlockCalls]
     hidden: list[Tensor]
 
     def forward(self) -> None:
@@ -73,11 +73,11 @@ def walk_blocks(
         ModelError: when a block does not take and return hidden states.
     """
     batches = torch.split(windows_NT.to(loaded.device), batch_size)
-    entries: dict[int, Entry] = {}
+    entries: dict[int, BlockCalls] = {}
     current = []
     for i, batch_NT in enumerate(batches):
-        entry = enter(loaded.model, loaded.blocks, batch_NT)
-        entries.setdefault(len(batch_NT), Entry(torch.empty(0), entry.calls))
+        entry = capture_calls(loaded.model, loaded.blocks, batch_NT)
+        entries.setdefault(len(batch_NT), BlockCalls(torch.empty(0), entry.calls))
         current.append(entry.hidden_NTD if hidden is None else hidden[i].to(loaded.device))
 
     for index, block in list(enumerate(loaded.blocks))[start:]:
@@ -110,7 +110,7 @@ def nll_per_token(loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> f
         for start in range(0, n_predicted, n_at_once):
             stop = min(start + n_at_once, n_predicted)
             # beyond the blocks every position stands for itself
-            logits_1KV = leave(loaded.model, loaded.blocks, window_T[None, start:stop], hidden_TD[None, start:stop])
+            logits_1KV = logits_from(loaded.model, loaded.blocks, window_T[None, start:stop], hidden_TD[None, start:stop])
             targets_K = window_T[start + 1 : stop + 1].to(logits_1KV.device)
             total += float(nn.functional.cross_entropy(logits_1KV[0].float(), targets_K, reduction="sum"))
     return total / (len(windows_NT) * n_predicted)

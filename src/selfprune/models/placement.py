@@ -25,7 +25,7 @@ def loading_options(placement: Placement, skeleton: Any, device: torch.device, s
 
 
 def entry_device(placement: Placement, model: Any, device: torch.device) -> torch.device:
-    """Where tokens enter a loaded model: under SPREAD, which asks nobody, the device that accelerate gave to the embedding."""
+    """Where tokens enter a loaded model: under SPREAD, where accelerate chooses, that of the embedding."""
     embedding_device: torch.device = model.get_input_embeddings().weight.device
     return device if placement is not Placement.SPREAD or embedding_device.type == "meta" else embedding_device
 
@@ -43,7 +43,7 @@ def _streaming_map(skeleton: Any, device: torch.device) -> dict[str, Any]:
 
 
 def n_parameters_at_once(placement: Placement, skeleton: Any) -> int:
-    """Parameters that lie on the device together; under SPREAD nobody knows, hence none."""
+    """Parameters that lie on the device together; none under SPREAD, where accelerate chooses per module."""
     n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     if placement is Placement.STREAM:
         sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in find_blocks(skeleton)[1]]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfprune.models.block_calls import handing_through
+from selfprune.models.block_calls import bypassed
 
 
 class PrefixForward:
@@ -57,7 +57,7 @@ class PrefixForward:
         path: list[Tensor] = []
         with ExitStack() as stack:
             for block in self.blocks[:n_reused]:
-                stack.enter_context(handing_through(block))
+                stack.enter_context(bypassed(block))
             for index in range(n_reused, len(self.blocks)):
                 hook = _entering(path, given if index == n_reused else None)
                 stack.callback(self.blocks[index].register_forward_pre_hook(hook).remove)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.errors import ModelError
-from selfprune.models.block_calls import check_same_arguments, enter, first_tensor, resident
+from selfprune.models.block_calls import capture_calls, check_same_arguments, first_tensor, resident
 from selfprune.models.weight_checks import overflow
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def check_skeleton(skeleton: Any, blocks: list[nn.Module]) -> None:
         ModelError: when it is otherwise.
     """
     try:
-        enter(skeleton, blocks, torch.zeros(2, N_PROBE_TOKENS, dtype=torch.long, device="meta"))
+        capture_calls(skeleton, blocks, torch.zeros(2, N_PROBE_TOKENS, dtype=torch.long, device="meta"))
     except ModelError:
         raise
     except Exception as error:  # many models look at their tokens, of which there are none yet
@@ -52,13 +52,13 @@ def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.de
         ModelError: when it is otherwise, or when the block does not run.
     """
     tokens_NT = _probe(model, device)
-    entry = enter(model, blocks, tokens_NT)
+    entry = capture_calls(model, blocks, tokens_NT)
     if len(entry.calls) != len(blocks):
         raise ModelError(
             f"the blocks {path} of {type(model).__name__} should run once each, but {len(entry.calls)} of {len(blocks)} ran; it "
             "cannot be pruned"
         )
-    check_same_arguments(entry, enter(model, blocks, tokens_NT.roll(1, dims=1)), model)
+    check_same_arguments(entry, capture_calls(model, blocks, tokens_NT.roll(1, dims=1)), model)
     with resident(blocks[0]), torch.no_grad(), _telling_own_failure(model):
         entry.run(0, blocks[0], entry.hidden_NTD)
 

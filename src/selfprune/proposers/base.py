@@ -180,7 +180,7 @@ def between_extremes(numbers: Mapping[int, float], if_equal: float = 0.0) -> dic
 
 
 class FixedProposals:
-    """Says proposals that are known from the start, in order, and nothing more.
+    """Proposes what is known from the start, in order.
 
     Args:
         name: of the proposer.

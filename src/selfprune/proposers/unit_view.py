@@ -12,7 +12,7 @@ from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_
 
 
 @dataclass(frozen=True)
-class Worth:
+class UnitValues:
     """What a weight is worth: what counts when weights are exchanged. What is no number is left out.
 
     Attributes:
@@ -29,12 +29,12 @@ class Worth:
         return max(0.0, sum(known) / len(known)) if known else 0.0
 
     @classmethod
-    def of_moves(cls, values: MoveValues, grid: LevelGrid) -> "Worth":
+    def of_moves(cls, values: MoveValues, grid: LevelGrid) -> "UnitValues":
         """What gradients say."""
         return cls(*(_per_weight(by_name, grid.step_weights, grid) for by_name in (values.restoring, values.removing)))
 
     @classmethod
-    def of_sensitivities(cls, space: SearchSpace) -> "Worth | None":
+    def of_sensitivities(cls, space: SearchSpace) -> "UnitValues | None":
         """What pruning every unit alone has shown, for gains and costs alike; None where it was not tried."""
         if not space.sensitivities:
             return None
@@ -89,18 +89,18 @@ class UnitView:
             raise ReplyError(f"block {position} has no {self.short[kind]}; there are blocks 0 to {len(self.blocks) - 1}")
         return self._unit[position, kind]
 
-    def kind_rows(self, worth: Worth | None) -> list[str]:
+    def kind_rows(self, worth: UnitValues | None) -> list[str]:
         """One row per kind: name, share of all weights, sensitivity from 0 to 99 if known."""
         shares = [100 * _n_weights(units) / self.space.grid.n_weights() for units in self._of_kind.values()]
         sensitivities = self._sensitivities(list(self._of_kind.values()), worth)
         rows = zip(self.kinds, shares, sensitivities, strict=True)
         return [f"{self.short[kind]} {share:.0f}% {sensitivity}".rstrip() for kind, share, sensitivity in rows]
 
-    def block_sensitivities(self, worth: Worth | None) -> str:
+    def block_sensitivities(self, worth: UnitValues | None) -> str:
         """One number per block, from 0 to 99."""
         return " ".join(self._sensitivities(self._of_block, worth)) if worth else "not measured"
 
-    def promising(self, allocation: Allocation, worth: Worth | None) -> tuple[list[Unit], list[Unit]]:
+    def promising(self, allocation: Allocation, worth: UnitValues | None) -> tuple[list[Unit], list[Unit]]:
         """The units that may be pruned less, and those that may be pruned more, each the most promising first.
 
         At the best allocation a weight is worth the same everywhere, so that those promise most that are worth far more or less
@@ -122,7 +122,7 @@ class UnitView:
             sorted(pruned, key=lambda unit: excess(costs, unit, math.inf)),
         )
 
-    def unit_rows(self, units: Sequence[Unit], allocation: Allocation, worth: Worth | None) -> list[str]:
+    def unit_rows(self, units: Sequence[Unit], allocation: Allocation, worth: UnitValues | None) -> list[str]:
         """Per unit a row: its label, percent now, and what a weight that returns gains and one that goes costs, from 0 to 99."""
         rows = [f"{self.label(unit)} {self._percent([unit], allocation)}" for unit in units]
         if not worth:
@@ -137,7 +137,7 @@ class UnitView:
     def _percent(self, units: Sequence[Unit], allocation: Allocation) -> int:
         return min(MAX_PERCENT, round(100 * self.space.grid.sparsity(allocation, units)))
 
-    def _sensitivities(self, groups: Sequence[Sequence[Unit]], worth: Worth | None) -> list[str]:
+    def _sensitivities(self, groups: Sequence[Sequence[Unit]], worth: UnitValues | None) -> list[str]:
         """The groups' mean sensitivities per weight from 0 to 99; empty texts where none is known."""
         if not worth:
             return [""] * len(groups)

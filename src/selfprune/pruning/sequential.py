@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from selfprune.allocations.unit import Allocation, Unit
-from selfprune.errors import naming
-from selfprune.exports.block_writer import Shards
+from selfprune.errors import naming_unit
+from selfprune.exports.block_writer import BlockWriter
 from selfprune.models.block_walk import walk_blocks
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
@@ -28,7 +28,7 @@ def prune_in_place(
     pruner: Pruner,
     allocation: Allocation,
     batch_size: int,
-    shards: Shards | None = None,
+    writer: BlockWriter | None = None,
     on_block: Callable[[int], None] = lambda n_done: None,
     coverage: Coverage | None = None,
 ) -> dict[str, int]:
@@ -42,7 +42,7 @@ def prune_in_place(
         pruner: decides which weights go.
         allocation: unit name -> items to remove.
         batch_size: windows per forward pass.
-        shards: where every block is saved as soon as it is pruned; a walk that was broken off goes on from there.
+        writer: where every block is saved as soon as it is pruned; a walk that was broken off goes on from there.
         on_block: called with the number of blocks that are done.
         coverage: counts the tokens that reach each unit.
 
@@ -55,9 +55,9 @@ def prune_in_place(
     coverage = coverage or Coverage(loaded)
     gradients = gather_gradients(loaded, windows_NT, pruner, coverage) if pruner.needs_gradients else None
     make = statistics_maker(loaded, pruner, len(windows_NT))
-    if shards:
-        shards.check_begun(loaded, torch.split(windows_NT, batch_size))
-    removed, n_tokens_of, start, hidden = shards.resume() if shards else ({}, {}, 0, None)
+    if writer:
+        writer.check_begun(loaded, torch.split(windows_NT, batch_size))
+    removed, n_tokens_of, start, hidden = writer.resume() if writer else ({}, {}, 0, None)
     coverage.n_tokens_of |= n_tokens_of
     for visit in walk_blocks(loaded, windows_NT, batch_size, start, hidden):
         if gradients is None:
@@ -68,16 +68,16 @@ def prune_in_place(
         for unit in visit.units:
             removed[unit.name] = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
         visit.forward()
-        if shards:
+        if writer:
             reached = {name: coverage.n_tokens_of[name] for name in removed}
-            shards.save_block(loaded, visit.index, removed, reached, visit.hidden)
+            writer.save_block(loaded, visit.index, removed, reached, visit.hidden)
         on_block(visit.index + 1)
     return removed
 
 
 def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statistics: Statistics, n_pruned: int) -> int:
     weight_OI = weight_view(loaded.model, unit)
-    with naming(unit.name):
+    with naming_unit(unit.name):
         pruned = pruner.prune(weight_OI, statistics, n_pruned)
     if pruned.weight_OI is not None:
         weight_OI.copy_(pruned.weight_OI)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfprune.allocations.candidate import best
-from selfprune.allocations.pareto import best_rivals, rivals
+from selfprune.allocations.pareto import comparable, nondominated
 from selfprune.errors import ConfigError
 from selfprune.language_models.calls import Call, read_calls
 from selfprune.reports.conclusions import (
@@ -77,8 +77,8 @@ def _draw(folder: Path, results: Results) -> None:
     main = [c for c in results.candidates if c.search == "main"]
     n_before = {"main": results.spent["main"].n_tokens - sum(c.n_tokens for c in main)}
     save_figure(progress_figure(results.candidates, n_before, results.score_title), folder / "progress.png")
-    if field := rivals(main):
-        save_figure(front_figure(field, best_rivals(main), winner, results.score_title), folder / "pareto.png")
+    if field := comparable(main):
+        save_figure(front_figure(field, nondominated(main), winner, results.score_title), folder / "pareto.png")
 
 
 def print_table(report: dict[str, Any], folder: Path) -> None:
@@ -106,7 +106,7 @@ def build_report(results: Results, calls: Sequence[Call]) -> dict[str, Any]:
     """
     main = [c for c in results.candidates if c.search == "main"]
     costs = {"winner": results.spent["main"]} | {name: spent for name, spent in results.spent.items() if name != "main"}
-    front = front_records(best_rivals(main))
+    front = front_records(nondominated(main))
     asked = _language_model_record(results, calls)
     rows = []
     for row in results.rows:

@@ -11,7 +11,7 @@ from torch import Tensor
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.budget import Measure
 from selfprune.allocations.level_grid import LevelGrid
-from selfprune.allocations.objective import Aspects
+from selfprune.allocations.objective import ObjectiveValues
 from selfprune.allocations.target import Target
 from selfprune.allocations.unit import Allocation
 from selfprune.configs.config import RunConfig
@@ -65,7 +65,7 @@ class PreparedRun:
         coverage: the calibration tokens that reached each unit of the dense model.
         store: the levels of its units.
         scorer: scores allocations on the search windows.
-        aspects: what else a candidate is judged by.
+        objective_values: what else a candidate is judged by.
         space: what proposers may know.
         harness: the tasks of lm-eval.
         journal: of everything measured but the candidates.
@@ -83,7 +83,7 @@ class PreparedRun:
     coverage: Coverage
     store: LevelStore
     scorer: Scorer
-    aspects: Aspects
+    objective_values: ObjectiveValues
     space: SearchSpace
     harness: Harness
     journal: Journal
@@ -148,7 +148,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         coverage,
         store,
         scorer,
-        Aspects(kinds, _seconds(config, store.grid)),
+        ObjectiveValues(kinds, _seconds(config, store.grid)),
         SearchSpace(store.grid, target, sensitivities, measurements.of_blocks),
         harness,
         journal,

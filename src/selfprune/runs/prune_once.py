@@ -18,7 +18,7 @@ from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError
-from selfprune.exports.block_writer import Shards, growing
+from selfprune.exports.block_writer import BlockWriter, growing
 from selfprune.models.block_walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
@@ -66,10 +66,10 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     check_texts(config.data, ("calibration",))
     preflight_memory(config.model)
     origin = to_record(composed, without=("output",))
-    with growing(output, {"config": origin}) as shards:
-        removed, expected, loaded, coverage = _prune(config, shards, display, began)
-        shards.finish(loaded)
-        measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(shards.partial), time.monotonic() - began)
+    with growing(output, {"config": origin}) as writer:
+        removed, expected, loaded, coverage = _prune(config, writer, display, began)
+        writer.finish(loaded)
+        measured = Resources(peak_memory_bytes(loaded.device), folder_bytes(writer.partial), time.monotonic() - began)
         record = {
             "config": origin,
             "sparsity": sparsity_of(removed, loaded.units),
@@ -81,37 +81,37 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
             "warnings": display.warnings,
             "environment": describe_environment([]),
         }
-        write_whole(shards.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
-        shards.publish()
+        write_whole(writer.partial / "selfprune.json", json.dumps(record, indent=2) + "\n")
+        writer.publish()
     display.say(f"Measured: {measured}\nSparsity of the units: {record['sparsity']:.2%}\nModel: {output}")
     return output
 
 
 def _prune(
-    config: PruneConfig, shards: Shards, display: Display, began: float
+    config: PruneConfig, writer: BlockWriter, display: Display, began: float
 ) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
-        loaded = load_model(config.model, scratch=shards.scratch)
+        loaded = load_model(config.model, scratch=writer.scratch)
         for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)
     allocation = _allocation(config, loaded)
     with display.stage("comparing the dense model with chance"):
         _warn_of_chance(display, loaded, windows_NT)
-    checkpoint = shards.checkpoint(loaded)
+    checkpoint = writer.checkpoint(loaded)
     for paragraph in checkpoint.left_out:
         display.warn(paragraph)
-    n_stored_bytes = checkpoint.n_bytes + folder_bytes(shards.scratch)
+    n_stored_bytes = checkpoint.n_bytes + folder_bytes(writer.scratch)
     seconds = time.monotonic() - began
     with display.stage("timing the pruner"):
         expected = forecast_pruning(config, loaded, windows_NT, n_stored_bytes)
     expected = replace(expected, seconds=seconds + expected.seconds)
-    check_disk(expected.disk_bytes - folder_bytes(shards.partial), shards.partial.parent, "the pruned model", "output")
+    check_disk(expected.disk_bytes - folder_bytes(writer.partial), writer.partial.parent, "the pruned model", "output")
     display.say(f"Expected: {expected}")
     coverage = Coverage(loaded)
     with display.stage("pruning", total=len(loaded.blocks)) as update:
         n_at_once = windows_per_pass(windows_NT.shape[1])
-        removed = prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, shards, update, coverage=coverage)
+        removed = prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, writer, update, coverage=coverage)
     if not config.pruner.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
     return removed, expected, loaded, coverage

@@ -8,10 +8,10 @@ from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.reports.results import Spent
 from selfprune.runs.preparation import PreparedRun
 from selfprune.search.first_round import first_round_needs
+from selfprune.search.gradient_values import GradientValues
 from selfprune.search.loop import Progress, Search
 from selfprune.search.racing import Racer
 from selfprune.search.search_config import SearchConfig
-from selfprune.search.swap_gradients import SwapGradients
 
 
 class Searches:
@@ -93,9 +93,9 @@ class Searches:
         prepared = self._prepared
         proposer = prepared.config.proposer if name == "main" else prepared.config.controls[name]
         # The arms of a search share gradients, but no search has another's for nothing.
-        gradients = SwapGradients(prepared.scorer)
+        gradients = GradientValues(prepared.scorer)
         working = proposer.build(replace(prepared.space, move_values=gradients), prepared.config.seed, prepared.language_model)
-        racer = Racer(name, prepared.scorer, prepared.config.search.ladder, prepared.config.seed, prepared.aspects)
+        racer = Racer(name, prepared.scorer, prepared.config.search.ladder, prepared.config.seed, prepared.objective_values)
         yardsticks, n_before = (self._yardsticks, prepared.n_sensitivity_tokens) if name == "main" else ([], 0)
         self._searches[name] = Search(working, racer, prepared.archive, yardsticks, self._tell, n_before, gradients)
         return self._searches[name]

@@ -80,7 +80,7 @@ class Bench:
             if unit.name not in falls:
                 return
             low, high = denser[unit.name], allocation[unit.name]
-            change = self.store.change_along(gradient_OI, unit, low)
+            change = self.store.first_order_change(gradient_OI, unit, low)
             falls[unit.name] -= change / len(windows) * self.grid.levels[unit.name].step / (high - low)
 
         # in passes of a size of their own, so that no sum depends on how many windows search.batch_size lets share one

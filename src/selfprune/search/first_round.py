@@ -2,8 +2,8 @@
 
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import ProposerConfig
+from selfprune.search.gradient_values import n_look_tokens
 from selfprune.search.search_config import SearchConfig
-from selfprune.search.swap_gradients import n_look_tokens
 
 
 def first_round_needs(

@@ -11,17 +11,17 @@ from typing_extensions import TypedDict
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.proposers.base import Proposer
+from selfprune.search.gradient_values import GradientValues
 from selfprune.search.racing import Racer
 from selfprune.search.search_config import SearchConfig
-from selfprune.search.swap_gradients import SwapGradients
 
 logger = logging.getLogger(__name__)
 
 MAX_IDLE_ROUNDS = 10
 """Rounds in a row that cost nothing, since all their proposals failed or were known, after which a search ends."""
 
-HEAT_SHARE = 0.25
-"""Most that is kept back for the final heat, as a share of all tokens: at a small budget, further candidates bring more."""
+FINAL_SHARE = 0.25
+"""Most that is kept back for the final rung, as a share of all tokens: at a small budget, further candidates bring more."""
 
 
 class TimeLimit(TypedDict):
@@ -75,7 +75,7 @@ class Search:
         yardsticks: Sequence[Proposal] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
         n_tokens_before: int = 0,
-        gradients: SwapGradients | None = None,
+        gradients: GradientValues | None = None,
     ) -> None:
         self.candidates: list[Candidate] = []
         self.n_tokens = n_tokens_before
@@ -91,7 +91,7 @@ class Search:
             config: limits and round size; the limits count everything since the search was begun, but for the seconds.
         """
         self._began = time.monotonic()
-        # The first round comes before what is kept back for the final heat.
+        # The first round comes before what is kept back for the final rung.
         n_reserved = self._n_reserved(config)
         paid = min(self._n_missing(config), self._racer.n_payable_entrants(config.max_tokens - self.n_tokens))
         first, self._waiting = self._waiting[:paid], []
@@ -104,7 +104,7 @@ class Search:
             n_reserved = self._n_reserved(config)
         self.ending = self.ending or f"{MAX_IDLE_ROUNDS} rounds in a row brought nothing new to score"
         n_left = config.max_tokens - self.n_tokens
-        if finalists := self._racer.final_heat(len(self._archive.candidates), config.n_finalists, n_left):
+        if finalists := self._racer.final_rung(len(self._archive.candidates), config.n_finalists, n_left):
             self._record(finalists)
 
     def _ask(self, config: SearchConfig, n_reserved: int) -> list[Proposal]:
@@ -145,9 +145,9 @@ class Search:
         return sum(not candidate.is_champion_again for candidate in self.candidates)
 
     def _n_reserved(self, config: SearchConfig) -> int:
-        """Tokens that are kept back for the final heat: those of as many finalists as they may cost."""
-        most = min(int(HEAT_SHARE * config.max_tokens), config.max_tokens - self.n_tokens)
-        costs = map(self._racer.n_tokens_of_final_heat, range(config.n_finalists, 0, -1))
+        """Tokens that are kept back for the final rung: those of as many finalists as they may cost."""
+        most = min(int(FINAL_SHARE * config.max_tokens), config.max_tokens - self.n_tokens)
+        costs = map(self._racer.n_tokens_of_final_rung, range(config.n_finalists, 0, -1))
         return next((cost for cost in costs if cost <= most), 0)
 
     def _race(self, proposals: Sequence[Proposal], max_tokens: int) -> int:
@@ -185,7 +185,7 @@ def run_search(
     yardsticks: Sequence[Proposal] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
     n_tokens_before: int = 0,
-    gradients: SwapGradients | None = None,
+    gradients: GradientValues | None = None,
 ) -> list[Candidate]:
     """A `Search` that is begun and ends with the limits of one config.
 

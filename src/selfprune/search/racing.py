@@ -1,4 +1,4 @@
-"""Races candidates: many on few windows, survivors on more, always on the same windows, the incumbent in every final heat.
+"""Races candidates: many on few windows, survivors on more, always on the same windows, the incumbent in every final rung.
 
 An allocation is scored only on windows that it has not seen yet, whichever race showed them. Where rungs are nested, a survivor
 thus pays for the new windows alone; where they are drawn afresh for every race, the incumbent is scored on each last one.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfprune.allocations.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
-from selfprune.allocations.objective import Aspects
+from selfprune.allocations.objective import ObjectiveValues
 from selfprune.allocations.paired import paired_z
 from selfprune.search.bench import visiting_order
 from selfprune.search.ladder import Ladder
@@ -45,18 +45,21 @@ class Racer:
         scorer: measures allocations on the search windows.
         ladder: the rungs.
         seed: of the windows that are drawn afresh.
-        aspects: what COMPLETE candidates are told apart by besides their score.
+        objective_values: what COMPLETE candidates are told apart by besides their score.
 
     Attributes:
-        incumbent: the winner of the last final heat; None before the first.
+        incumbent: the winner of the last final rung; None before the first.
         champions: all that were the incumbent, the newest last.
 
     Example:
         >>> candidates = Racer("main", scorer, Ladder(), seed=0).race(0, proposals)
     """
 
-    def __init__(self, search: str, scorer: Scorer, ladder: Ladder, seed: int, aspects: Aspects | None = None) -> None:
-        self.search, self.scorer, self.ladder, self.aspects = search, scorer, ladder, aspects or Aspects()
+    def __init__(
+        self, search: str, scorer: Scorer, ladder: Ladder, seed: int, objective_values: ObjectiveValues | None = None
+    ) -> None:
+        self.search, self.scorer, self.ladder = search, scorer, ladder
+        self.objective_values = objective_values or ObjectiveValues()
         self.incumbent: Candidate | None = None
         self.champions: list[Candidate] = []
         self.n_open = 1 if ladder.grows else len(ladder.rungs)
@@ -95,28 +98,28 @@ class Racer:
         """Tokens that the first rung costs so many candidates at most."""
         return n * self.ladder.rungs[0] * self.scorer.n_tokens_per_window
 
-    def final_heat(self, first_id: int, n: int, max_tokens: int = sys.maxsize) -> list[Candidate]:
-        """The last `n` champions on all windows; a single one of a nested ladder has nobody to meet, and is spared.
+    def final_rung(self, first_id: int, n: int, max_tokens: int = sys.maxsize) -> list[Candidate]:
+        """The last `n` champions on all windows; none where a nested ladder has a single one.
 
         Args:
             first_id: id of the first.
             n: how many.
             max_tokens: what the heat may cost; the oldest champions stay away where it would cost more.
         """
-        while n and self.n_tokens_of_final_heat(n) > max_tokens:
+        while n and self.n_tokens_of_final_rung(n) > max_tokens:
             n -= 1
         runners = [self._enter(first_id + i, _again(champion, FINAL)) for i, champion in enumerate(self._finalists(n))]
         self._run(runners, range(self.scorer.n_windows))
         return [runner.candidate for runner in runners]
 
-    def n_tokens_of_final_heat(self, n: int) -> int:
-        """Tokens that a final heat would cost now."""
+    def n_tokens_of_final_rung(self, n: int) -> int:
+        """Tokens that a final rung would cost now."""
         known = [self._known[self.scorer.grid.genome(champion.allocation)] for champion in self._finalists(n)]
         n_missing = sum(self.scorer.n_windows - len(scores) for scores in known)
         return n_missing * self.scorer.n_tokens_per_window
 
     def _finalists(self, n: int) -> list[Candidate]:
-        """The last `n` champions that differ, the newest first; none where a final heat decides nothing."""
+        """The last `n` champions that differ, the newest first; none where a final rung decides nothing."""
         if n == 1 and not self.ladder.fresh:
             return []
         newest: dict[tuple[int, ...], Candidate] = {}
@@ -186,7 +189,7 @@ class Racer:
             mean = runner.mean(windows)
             seen = replace(runner.candidate, n_windows=len(windows), n_tokens=runner.n_tokens)
             if math.isfinite(mean):
-                objectives = self.aspects.of(seen.allocation, {window: runner.known[window] for window in windows})
+                objectives = self.objective_values.of(seen.allocation, {window: runner.known[window] for window in windows})
                 runner.candidate = replace(seen, score=mean, objectives=objectives)
             else:
                 runner.candidate = replace(seen, state=State.FAILED, score=None, reason="the score is not finite", objectives={})

@@ -13,7 +13,7 @@ class SearchConfig:
 
     Attributes:
         max_tokens: tokens of evaluation that the search spends at most, on sensitivities, yardsticks, gradients, candidates and
-            the final heat; a run whose first round costs more is refused. What the report measures does not count.
+            the final rung; a run whose first round costs more is refused. What the report measures does not count.
         max_candidates: candidates that are proposed, yardsticks that race included; none when null. Older champions that are
             scored on further windows do not count.
         max_seconds: wall-clock seconds since the search was begun, resumed or extended; none when null. A search that ends so

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfprune.errors import ConfigError, SelfpruneError, naming
+from selfprune.errors import ConfigError, SelfpruneError, naming_unit
 from selfprune.statistics.base import Statistics
 from selfprune.storage.tensor_cache import TensorCache, file_bytes
 
@@ -94,7 +94,7 @@ class KeptStatistics:
         return kept.emptied.with_tensors(copies)
 
     def _keep(self, unit: str, gathered: Statistics) -> _Kept:
-        with naming(unit):
+        with naming_unit(unit):
             self._prepare(gathered)
         tensors, name = gathered.tensors(), f"statistics-{unit}"
         emptied, devices = gathered.with_tensors([torch.empty(0)] * len(tensors)), [tensor.device for tensor in tensors]

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from selfprune.models.block_calls import enter, resident
+from selfprune.models.block_calls import capture_calls, resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner
@@ -77,7 +77,7 @@ def _gram_seconds(loaded: LoadedModel, windows_NT: Tensor, pruner: Pruner) -> fl
 def _walk_seconds(loaded: LoadedModel, windows_NT: Tensor, n_passes: int) -> float:
     """Seconds of fetching every block and of some passes of all windows through it, by the first block and a few tokens."""
     few_NT = windows_NT[:1, :N_PROBE_TOKENS].to(loaded.device)
-    entry = enter(loaded.model, loaded.blocks, few_NT)
+    entry = capture_calls(loaded.model, loaded.blocks, few_NT)
 
     def run() -> None:
         float(entry.run(0, loaded.blocks[0], entry.hidden_NTD)[0, 0, 0])

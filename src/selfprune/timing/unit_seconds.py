@@ -18,7 +18,7 @@ from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, token_share, weight_view
-from selfprune.pruners.weights.selection import lowest_in_turns, parse_pattern
+from selfprune.pruners.weights.selection import lowest_round_robin, parse_pattern
 from selfprune.timing.kernels import dense_product, median_seconds, sparse_products
 from selfprune.timing.machine import machine_name
 
@@ -142,7 +142,7 @@ def fastest_rows(
     dense = median_seconds(dense_product(weight_OI, input_TI), device, n_repeats)
     rows: Rows = [(0.0, shape.n_matrices * dense, "dense")]
     for sparsity in sorted(set(sparsities)):
-        goes_OI = lowest_in_turns(scores_RW, round(sparsity * weight_OI.numel())).reshape(weight_OI.shape)
+        goes_OI = lowest_round_robin(scores_RW, round(sparsity * weight_OI.numel())).reshape(weight_OI.shape)
         kernels = sparse_products(weight_OI.masked_fill(goes_OI.to(device), 0), input_TI)
         seconds = {name: median_seconds(product, device, n_repeats) for name, product in kernels.items()} | {"dense": dense}
         fastest = min(seconds, key=seconds.__getitem__)

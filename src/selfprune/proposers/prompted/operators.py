@@ -14,13 +14,13 @@ from selfprune.proposers.prompted import moves
 from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move
 from selfprune.proposers.prompted.prompts import fill
 from selfprune.proposers.prompted.replies import ReplyError, object_schema, parse_json_object
-from selfprune.proposers.unit_view import UnitView, Worth
+from selfprune.proposers.unit_view import UnitValues, UnitView
 
 QUESTION = "Which moves lower the score most?"
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PromptContext:
     """What is known when a language model is asked.
 
     Attributes:
@@ -41,7 +41,7 @@ class Outlook:
     here_id: int | None = None
     score: float | None = None
     best: Sequence[Candidate] = ()
-    worth: Worth | None = None
+    worth: UnitValues | None = None
     history: Sequence[str] = ()
     n_rows: int = 6
     n_options: int = 8
@@ -71,17 +71,17 @@ class Request:
     options: list[str] = field(default_factory=list)
 
 
-def coefficients(outlook: Outlook) -> Request:
+def coefficients(context: PromptContext) -> Request:
     """A whole allocation in 2K + 3 numbers, from the sensitivities and the best so far."""
-    view = outlook.view
-    lines = [f"score {c.score:.4g}: {fit(view, c.allocation).show(view)}" for c in reversed(outlook.best)]
+    view = context.view
+    lines = [f"score {c.score:.4g}: {fit(view, c.allocation).show(view)}" for c in reversed(context.best)]
     prompt = fill(
         "coefficients",
         n_blocks=len(view.blocks),
         last_block=len(view.blocks) - 1,
         target=_target(view),
-        kinds="\n".join(view.kind_rows(outlook.worth)),
-        blocks=view.block_sensitivities(outlook.worth),
+        kinds="\n".join(view.kind_rows(context.worth)),
+        blocks=view.block_sensitivities(context.worth),
         # Without an example, the uniform allocation at least shows the form.
         examples="\n".join(lines) or f"form: {Coefficients().show(view)}",
     )
@@ -90,31 +90,31 @@ def coefficients(outlook: Outlook) -> Request:
     def read(text: str, repairs: list[str]) -> dict[str, float]:
         return parse_coefficients(text, view.kinds, repairs).expand(view)
 
-    return Request("coefficients", prompt, schema, tuple(c.id for c in outlook.best), read)
+    return Request("coefficients", prompt, schema, tuple(c.id for c in context.best), read)
 
 
-def edits(outlook: Outlook) -> Request:
+def edits(context: PromptContext) -> Request:
     """A few zero-sum moves between the units of the incumbent that the tables show; coefficients where nothing can move."""
-    view = outlook.view
-    sources, destinations = _tables(outlook)
+    view = context.view
+    sources, destinations = _tables(context)
     if not (sources and destinations):
-        return coefficients(outlook)
+        return coefficients(context)
     schema = moves.moves_schema([view.label(unit) for unit in sources], [view.label(unit) for unit in destinations])
 
     def moves_of(text: str, repairs: list[str]) -> list[Move]:
         return moves.parse_moves(text, view, repairs)
 
-    prompt = fill("edits", **_described(outlook, sources, destinations), max_moves=MAX_MOVES, max_percent=MAX_MOVE_PERCENT)
-    return _of_moves("edits", outlook, prompt, schema, moves_of)
+    prompt = fill("edits", **_described(context, sources, destinations), max_moves=MAX_MOVES, max_percent=MAX_MOVE_PERCENT)
+    return _of_moves("edits", context, prompt, schema, moves_of)
 
 
-def choice(outlook: Outlook) -> Request:
+def choice(context: PromptContext) -> Request:
     """One of several moves between the units that the tables show; coefficients where nothing can move."""
-    view = outlook.view
-    sources, destinations = _tables(outlook)
-    found = moves.enumerate_moves(view, sources, destinations, outlook.n_options, outlook.seed)
+    view = context.view
+    sources, destinations = _tables(context)
+    found = moves.enumerate_moves(view, sources, destinations, context.n_options, context.seed)
     if not found:
-        return coefficients(outlook)
+        return coefficients(context)
     options = {moves.phrase(view, option): option for option in found}
 
     def moves_of(text: str, repairs: list[str]) -> list[Move]:
@@ -129,47 +129,47 @@ def choice(outlook: Outlook) -> Request:
         repairs.append("words around the choice left out")
         return options[named[0]]
 
-    prompt = fill("choice", **_described(outlook, sources, destinations), question=QUESTION)
-    return _of_moves("choice", outlook, prompt, object_schema({"choice": {"enum": list(options)}}), moves_of, list(options))
+    prompt = fill("choice", **_described(context, sources, destinations), question=QUESTION)
+    return _of_moves("choice", context, prompt, object_schema({"choice": {"enum": list(options)}}), moves_of, list(options))
 
 
-OPERATORS: dict[str, Callable[[Outlook], Request]] = {"coefficients": coefficients, "edits": edits, "choice": choice}
+OPERATORS: dict[str, Callable[[PromptContext], Request]] = {"coefficients": coefficients, "edits": edits, "choice": choice}
 
 
 def _of_moves(
     operator: str,
-    outlook: Outlook,
+    context: PromptContext,
     prompt: str,
     schema: dict[str, Any],
     moves_of: Callable[[str, list[str]], list[Move]],
     options: Sequence[str] = (),
 ) -> Request:
     def read(text: str, repairs: list[str]) -> dict[str, float]:
-        return moves.apply(outlook.view, moves_of(text, repairs), outlook.here)
+        return moves.apply(context.view, moves_of(text, repairs), context.here)
 
-    parents = () if outlook.here_id is None else (outlook.here_id,)
+    parents = () if context.here_id is None else (context.here_id,)
     return Request(operator, prompt, schema, parents, read, moves_of, list(options))
 
 
-def _tables(outlook: Outlook) -> tuple[list[Unit], list[Unit]]:
+def _tables(context: PromptContext) -> tuple[list[Unit], list[Unit]]:
     """The units that may be pruned less and those that may be pruned more; none is in both."""
-    sources, destinations = outlook.view.promising(outlook.here, outlook.worth)
-    n_rows = min(outlook.n_rows, max(1, len(outlook.view.space.grid.units) // 2))
+    sources, destinations = context.view.promising(context.here, context.worth)
+    n_rows = min(context.n_rows, max(1, len(context.view.space.grid.units) // 2))
     shown = sources[:n_rows]
     return shown, [unit for unit in destinations if unit not in shown][:n_rows]
 
 
-def _described(outlook: Outlook, sources: Sequence[Unit], destinations: Sequence[Unit]) -> dict[str, object]:
-    view = outlook.view
-    rows = [view.unit_rows(units, outlook.here, outlook.worth) for units in (sources, destinations)]
+def _described(context: PromptContext, sources: Sequence[Unit], destinations: Sequence[Unit]) -> dict[str, object]:
+    view = context.view
+    rows = [view.unit_rows(units, context.here, context.worth) for units in (sources, destinations)]
     return {
         "n_blocks": len(view.blocks),
         "target": _target(view),
-        "score": "unknown" if outlook.score is None else f"{outlook.score:.4g}",
-        "columns": ", gain of less, cost of more (0-99)" if outlook.worth else "",
+        "score": "unknown" if context.score is None else f"{context.score:.4g}",
+        "columns": ", gain of less, cost of more (0-99)" if context.worth else "",
         "sources": "\n".join(rows[0]),
         "destinations": "\n".join(rows[1]),
-        "history": "".join(f"{line}\n" for line in outlook.history),
+        "history": "".join(f"{line}\n" for line in context.history),
     }
 
 

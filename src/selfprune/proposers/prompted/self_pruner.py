@@ -10,15 +10,15 @@ that. A choice by log-probabilities ranks words that the model may not understan
 import random
 from dataclasses import dataclass, field, replace
 
-from selfprune.allocations.candidate import Candidate, Proposal, best, standing
+from selfprune.allocations.candidate import Candidate, Proposal, best, past_incumbents
 from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.language_models.base import LanguageModel, Reply
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
 from selfprune.proposers.prompted import moves
-from selfprune.proposers.prompted.operators import OPERATORS, QUESTION, Outlook, Request
+from selfprune.proposers.prompted.operators import OPERATORS, QUESTION, PromptContext, Request
 from selfprune.proposers.prompted.replies import ReplyError
-from selfprune.proposers.unit_view import UnitView, Worth
+from selfprune.proposers.unit_view import UnitValues, UnitView
 
 N_REMEMBERED = 1
 """Accepted moves that a prompt tells of, and as many rejected ones."""
@@ -112,7 +112,7 @@ class SelfPrunerProposer:
         self._best: list[Candidate] = []
         self._here = self.space.uniform()
         self._champions: list[Candidate] = []
-        self._worth = Worth.of_sensitivities(self.space)
+        self._worth = UnitValues.of_sensitivities(self.space)
         self._valued: Allocation | None = None
         self._next_window = 0
         self._n_unpaid_tokens = 0
@@ -132,7 +132,7 @@ class SelfPrunerProposer:
             turn = self._n_calls - self.config.n_coefficient_calls
             operator = "coefficients" if turn < 0 else self.config.operators[turn % len(self.config.operators)]
             seed = random.Random(f"{self.seed}/{self._n_calls}").getrandbits(31)
-            request = OPERATORS[operator](self._outlook(seed))
+            request = OPERATORS[operator](self._context(seed))
             replies = self._replies(request, min(self.config.n_replies_per_call, n - len(proposals)), seed)
             self._n_calls += 1
             proposals += [self._propose(reply, request) for reply in replies]
@@ -152,7 +152,7 @@ class SelfPrunerProposer:
             if phrase := self._phrases.pop(genome, ""):
                 fate = "Rejected" if candidate.gain is None else "Accepted"
                 self._fates[fate] = [*self._fates[fate], phrase][-N_REMEMBERED:]
-        self._champions = standing(self._champions, on_budget)
+        self._champions = past_incumbents(self._champions, on_budget)
         self._here = self.space.stand(self._champions)
 
     def _look(self) -> None:
@@ -165,17 +165,17 @@ class SelfPrunerProposer:
             return
         values = oracle.known(self._here)
         if values is None and not oracle.affords(n_windows):
-            self._worth, self._valued = Worth.of_sensitivities(self.space), None
+            self._worth, self._valued = UnitValues.of_sensitivities(self.space), None
             return
         if values is None:
             values = oracle(self._here, self.config.bracket, self._next_window, n_windows)
             self._n_unpaid_tokens += values.n_tokens
             self._next_window = (self._next_window + n_windows) % oracle.n_windows
-        self._worth, self._valued = Worth.of_moves(values, self.space.grid), dict(self._here)
+        self._worth, self._valued = UnitValues.of_moves(values, self.space.grid), dict(self._here)
 
-    def _outlook(self, seed: int) -> Outlook:
+    def _context(self, seed: int) -> PromptContext:
         incumbent = self._champions[-1] if self._champions else None
-        return Outlook(
+        return PromptContext(
             self._view,
             self._here,
             incumbent.id if incumbent else None,

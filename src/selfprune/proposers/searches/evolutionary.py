@@ -70,7 +70,7 @@ class Evolutionary(ProposerConfig):
 
 
 @dataclass(frozen=True)
-class Draft:
+class Offspring:
     """A child before it is put on the budget, which takes longer than to draw it.
 
     Attributes:
@@ -114,7 +114,7 @@ class EvolutionaryProposer:
 
     def _new_child(self) -> Proposal | None:
         for _ in range(10):
-            draft = self.draft()
+            draft = self.offspring()
             child = self.space.project(draft.sparsities)
             genome = self.space.grid.genome(child)
             if genome not in self._seen:
@@ -122,21 +122,21 @@ class EvolutionaryProposer:
                 return Proposal(child, self.name, draft.operator, draft.parents)
         return None
 
-    def draft(self) -> Draft:
+    def offspring(self) -> Offspring:
         """A child of the best candidates that it was told of, as the operators draw it."""
         units = self.space.grid.units
         if not self._parents:
-            return Draft(self._mutate(self._uniform), "swap")
+            return Offspring(self._mutate(self._uniform), "swap")
         operator = self.rng.random()
         if operator < self.settings.crossover_rate and len(self._parents) > 1:
             first, second = self.rng.sample(self._parents, 2)
-            return Draft(self._cross(first.allocation, second.allocation), "crossover", (first.id, second.id))
+            return Offspring(self._cross(first.allocation, second.allocation), "crossover", (first.id, second.id))
         parent = self.rng.choice(self._parents)
         if operator < self.settings.crossover_rate + self.settings.perturb_rate:
             offsets = draw_offsets(units, self.settings.max_spread, self.rng)
             sparsities = self.space.grid.sparsities(parent.allocation)
-            return Draft({name: sparsities[name] + offsets[name] for name in sparsities}, "perturb", (parent.id,))
-        return Draft(self._mutate(parent.allocation), "swap", (parent.id,))
+            return Offspring({name: sparsities[name] + offsets[name] for name in sparsities}, "perturb", (parent.id,))
+        return Offspring(self._mutate(parent.allocation), "swap", (parent.id,))
 
     @cached_property
     def _uniform(self) -> Allocation:

@@ -10,7 +10,7 @@ Limits: blind to gradients, and one level at a time; so it takes hundreds of gen
 import random
 from dataclasses import dataclass, field
 
-from selfprune.allocations.candidate import Candidate, Proposal, standing
+from selfprune.allocations.candidate import Candidate, Proposal, past_incumbents
 from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
@@ -59,7 +59,7 @@ class EvoPressProposer:
 
     def tell(self, candidates: list[Candidate]) -> None:
         """Whoever took the incumbent's place, in the last heat that both ran, becomes the parent."""
-        self._champions = standing(self._champions, candidates)
+        self._champions = past_incumbents(self._champions, candidates)
 
     def _mutate(self, parent: Allocation) -> Allocation:
         grid = self.space.grid

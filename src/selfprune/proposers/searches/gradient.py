@@ -17,7 +17,7 @@ import math
 import statistics
 from dataclasses import dataclass, field, replace
 
-from selfprune.allocations.candidate import Candidate, Proposal, standing
+from selfprune.allocations.candidate import Candidate, Proposal, past_incumbents
 from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
@@ -127,7 +127,7 @@ class GradientProposer:
         """Moves to the incumbent, and learns which radius served."""
         self._seen.update(self.space.grid.genome(c.allocation) for c in candidates if c.proposal.allocation is not None)
         asked = [c for c in candidates if c.proposal.proposer == self.name and not c.is_champion_again]
-        self._champions = standing(self._champions, candidates)
+        self._champions = past_incumbents(self._champions, candidates)
         self._here = self.space.stand(self._champions)
         if any(c.gain is not None for c in asked):
             self._radius = self._asked.get(self.space.grid.genome(self._here), self._radius)

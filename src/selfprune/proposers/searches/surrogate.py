@@ -87,7 +87,7 @@ class SurrogateProposer:
 
     def ask(self, n: int) -> list[Proposal]:
         """`n` children, the most promising first; fewer where there are no new ones."""
-        drafts = [self.breeder.draft() for _ in range(max(n, self.settings.n_children))] if n else []
+        drafts = [self.breeder.offspring() for _ in range(max(n, self.settings.n_children))] if n else []
         wished_CU = np.array([[*draft.sparsities.values()] for draft in drafts])
         proposals: list[Proposal] = []
         for i in self._ranked(wished_CU) if n else []:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.weights.scaled_layer import ScaledLayer, ScaledLayerPruner
-from selfprune.pruners.weights.selection import lowest_in_turns
+from selfprune.pruners.weights.selection import lowest_round_robin
 from selfprune.pruners.weights.weight_pruner import Scope
 
 
@@ -71,4 +71,4 @@ class ADMM(ScaledLayerPruner):
         # The largest of each group stay in any case; the others compete over the whole matrix.
         is_safe_OI = ~self.lowest(values_OI, n_pruned)
         scores_OI = values_OI.abs().masked_fill_(is_safe_OI, torch.inf)
-        return ~lowest_in_turns(scores_OI.reshape(1, -1), n_now).reshape(values_OI.shape)
+        return ~lowest_round_robin(scores_OI.reshape(1, -1), n_now).reshape(values_OI.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import CHUNK_ELEMENTS, lowest_in_turns, parse_pattern, untied
+from selfprune.pruners.weights.selection import CHUNK_ELEMENTS, lowest_round_robin, parse_pattern, untied
 from selfprune.pruners.weights.wanda import wanda_metric
 from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
 from selfprune.statistics.base import Statistics
@@ -67,7 +67,7 @@ class DSnoT(WeightPruner):
         metric_OI = self.comparable_scores(weight_OI, statistics)
         if not self.reference_swaps:
             metric_OI = untied(metric_OI, weight_OI)
-        removed_OI = lowest_in_turns(self._comparison_rows(metric_OI), n_pruned).reshape(metric_OI.shape)
+        removed_OI = lowest_round_robin(self._comparison_rows(metric_OI), n_pruned).reshape(metric_OI.shape)
         if 0 < n_pruned < weight_OI.numel():
             device, (n_out, n_in) = weight_OI.device, weight_OI.shape
             means_GI, divisors_GI = statistics.mean_totals().to(device), self._divisors(statistics).to(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import lowest_in_turns, pattern_width
+from selfprune.pruners.weights.selection import lowest_round_robin, pattern_width
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.weights.wanda import wanda_metric
 from selfprune.pruners.weights.weight_pruner import Scope, WeightPruner, check_level
@@ -141,7 +141,7 @@ class ScaledLayerPruner(WeightPruner):
         """True [O, I] for the `n_pruned` smallest by magnitude among those that compete, ties by index."""
         n_out, n_in = values_OI.shape
         width = pattern_width(self.pattern, n_in) if self.pattern else self._row_width(n_out, n_in)
-        return lowest_in_turns(values_OI.abs().reshape(-1, width), n_pruned).reshape(n_out, n_in)
+        return lowest_round_robin(values_OI.abs().reshape(-1, width), n_pruned).reshape(n_out, n_in)
 
     def _check_at_least(self, least: int, *names: str) -> None:
         for name in names:

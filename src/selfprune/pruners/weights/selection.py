@@ -36,7 +36,7 @@ def below_zero(weight_OI: Tensor) -> Tensor:
     return weight_OI.abs().float().reciprocal_().clamp_(max=torch.finfo(torch.float32).max).neg_()
 
 
-def rank_in_turns(scores_RW: Tensor) -> Tensor:
+def rank_round_robin(scores_RW: Tensor) -> Tensor:
     """The order in which weights go [R, W]: a permutation of 0..R*W-1 as int32, or int64 where that is too short.
 
     Within a row it is ascending by score, ties by index. Rows take turns: all give up their n-th weight before any gives up
@@ -54,8 +54,8 @@ def rank_in_turns(scores_RW: Tensor) -> Tensor:
     return ranks_RW.to(torch.int32 if scores_RW.numel() < 2**31 else torch.int64)
 
 
-def lowest_in_turns(scores_RW: Tensor, n_pruned: int) -> Tensor:
-    """True for the `n_pruned` weights [R, W] that go first in the order of `rank_in_turns`."""
+def lowest_round_robin(scores_RW: Tensor, n_pruned: int) -> Tensor:
+    """True for the `n_pruned` weights [R, W] that go first in the order of `rank_round_robin`."""
     n_rows, width = scores_RW.shape
     n_each, n_more = divmod(n_pruned, max(1, n_rows))
     goes_RW = torch.zeros(scores_RW.shape, dtype=torch.bool, device=scores_RW.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import below_zero, kth_smallest, lowest_in_turns, lowest_of_group, parse_pattern
+from selfprune.pruners.weights.selection import below_zero, kth_smallest, lowest_of_group, lowest_round_robin, parse_pattern
 from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
 from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
 from selfprune.statistics.base import Statistics
@@ -134,7 +134,7 @@ class SparseGPT(WeightPruner):
             scores_BO.clamp_(min=0)
             n_up_to = min(int(scores_BO.numel() * sparsity) + 1, scores_BO.numel())
             return scores_BO <= kth_smallest(scores_BO.reshape(1, -1), n_up_to)
-        return lowest_in_turns(scores_BO.reshape(1, -1), n_pruned).view(scores_BO.shape)
+        return lowest_round_robin(scores_BO.reshape(1, -1), n_pruned).view(scores_BO.shape)
 
     def _sweep_in_place(
         self, block_BO: Tensor, goes_BO: Tensor, errors_BO: Tensor, inverse_BB: Tensor, dead_B: Tensor | None

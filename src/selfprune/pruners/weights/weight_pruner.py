@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfprune.errors import PruningError
 from selfprune.pruners.base import PrunedUnit, Pruner
-from selfprune.pruners.weights.selection import lowest_in_turns, parse_pattern, pattern_width, rank_in_turns, untied
+from selfprune.pruners.weights.selection import lowest_round_robin, parse_pattern, pattern_width, rank_round_robin, untied
 from selfprune.statistics.base import Statistics
 
 
@@ -86,7 +86,7 @@ class WeightPruner(Pruner):
             PruningError: when a score is not finite, or the pattern does not divide the width.
         """
         scores_OI = untied(self.comparable_scores(weight_OI, statistics), weight_OI)
-        return rank_in_turns(self._comparison_rows(scores_OI)).reshape(scores_OI.shape)
+        return rank_round_robin(self._comparison_rows(scores_OI)).reshape(scores_OI.shape)
 
     def comparable_scores(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
         """The scores [O, I]; in groups of rows that were never seen the magnitudes, scaled to the mean score of the others."""
@@ -122,7 +122,7 @@ class WeightPruner(Pruner):
     def _largest(self, weight_OI: Tensor, n_pruned: int) -> Tensor:
         """True [O, I] where a weight stays when the smallest among those that compete go."""
         magnitudes_OI = weight_OI.float().abs()
-        return lowest_in_turns(self._comparison_rows(magnitudes_OI), n_pruned).logical_not_().reshape(weight_OI.shape)
+        return lowest_round_robin(self._comparison_rows(magnitudes_OI), n_pruned).logical_not_().reshape(weight_OI.shape)
 
     def _comparison_rows(self, scores_OI: Tensor) -> Tensor:
         """The scores as [R, W], checked."""
@@ -159,7 +159,7 @@ class ScorePruner(WeightPruner):
             threshold = scores_RW.kthvalue(min(n_pruned + 1, scores_RW.numel()), dim=1).values
             return PrunedUnit((scores_RW > threshold).reshape(weight_OI.shape))
         scores_RW = untied(scores_OI, weight_OI).reshape(scores_RW.shape)
-        return PrunedUnit(lowest_in_turns(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
+        return PrunedUnit(lowest_round_robin(scores_RW, n_pruned).logical_not_().reshape(weight_OI.shape))
 
     def _row_width(self, n_out: int, n_in: int) -> int:
         return n_in if self.scope is Scope.ROW else n_out * n_in

@@ -12,7 +12,7 @@ FORWARD_PASSES = 4
 
 
 @dataclass
-class SwapGradients:
+class GradientValues:
     """The move values of one search; what a resumed run had measured is read back.
 
     Attributes:

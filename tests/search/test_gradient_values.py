@@ -19,8 +19,8 @@ from selfprune.models.units import find_blocks, list_units, weight_view
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.search.bench import Bench
+from selfprune.search.gradient_values import FORWARD_PASSES, GradientValues
 from selfprune.search.scoring import Scorer
-from selfprune.search.swap_gradients import FORWARD_PASSES, SwapGradients
 from selfprune.storage.journal import Journal
 
 N_WINDOWS, N_TOKENS = 7, 10
@@ -50,7 +50,7 @@ def bench(make_tiny_model):
 @pytest.fixture
 def make_oracle(bench, tmp_path):
     def make(name="evaluations.jsonl"):
-        return SwapGradients(Scorer(Bench(*bench), Journal(tmp_path / name)))
+        return GradientValues(Scorer(Bench(*bench), Journal(tmp_path / name)))
 
     return make
 
@@ -113,7 +113,7 @@ def assert_are_falls(values, expected):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_values_equal_central_differences_of_the_score(family, make_tiny_model, tmp_path):
     store, evaluator = make_bench(make_tiny_model(family, tie_word_embeddings=False).double())
-    oracle, grid = SwapGradients(Scorer(Bench(store, evaluator), Journal(tmp_path / "evaluations.jsonl"))), store.grid
+    oracle, grid = GradientValues(Scorer(Bench(store, evaluator), Journal(tmp_path / "evaluations.jsonl"))), store.grid
     allocation = at(grid, 0.5)
     values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
     assert_are_falls(values.restoring, slopes(store, allocation, moved(grid, allocation, -1), WINDOWS_NT[:3]))
@@ -128,7 +128,7 @@ def test_values_of_built_levels_count_the_weights_that_stay(make_tiny_model, tmp
         return fill(BuiltLevels(loaded, grid, SparseGPT(), kept, memory_bytes=10**9), WINDOWS_NT, SparseGPT(), 4)
 
     store, evaluator = make_bench(make_tiny_model("llama").double(), make_built)
-    oracle, grid = SwapGradients(Scorer(Bench(store, evaluator), Journal(tmp_path / "evaluations.jsonl"))), store.grid
+    oracle, grid = GradientValues(Scorer(Bench(store, evaluator), Journal(tmp_path / "evaluations.jsonl"))), store.grid
     allocation = at(grid, 0.5)
     denser, sparser = moved(grid, allocation, -1), moved(grid, allocation, 1)
     values = oracle(allocation, bracket=0.0, start=0, n_windows=3)
@@ -207,7 +207,7 @@ def test_values_that_were_recorded_are_read_back_without_running_the_model(bench
     class Evaluator:
         n_windows, n_tokens_per_window = N_WINDOWS, N_TOKENS
 
-    recalled = SwapGradients(Scorer(Bench(Store(), Evaluator()), Journal(tmp_path / "whole.jsonl")))
+    recalled = GradientValues(Scorer(Bench(Store(), Evaluator()), Journal(tmp_path / "whole.jsonl")))
     assert [recalled(allocation, 0.05, i, 2) for i, allocation in enumerate(allocations)] == values
 
 
