@@ -29,13 +29,15 @@ from selfprune.configs.config import RunConfig, to_config
 from selfprune.proposers.coefficients import Coefficients, fit
 from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted import moves, operators
+from selfprune.proposers.prompted.coefficient_replies import show_coefficients
 from selfprune.proposers.prompted.moves import MAX_MOVES, Move
 from selfprune.proposers.prompted.operators import PromptContext
+from selfprune.proposers.prompted.unit_view import UnitView
 from selfprune.proposers.searches.gradient import Gradient
-from selfprune.proposers.unit_view import UnitValues, UnitView
+from selfprune.proposers.unit_values import UnitValues
 from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.run_preflight import preflight
-from selfprune.search.loop import run_search
+from selfprune.search.loop import Search
 from selfprune.search.racing import Racer
 
 logger = logging.getLogger("dialect")
@@ -72,7 +74,7 @@ class Teacher:
         for shown in ([], [found[0]], starts[:2], starts):
             worth = self._look(shown[0].allocation if shown else self.space.uniform(), 4)
             context = PromptContext(self.view, self.space.uniform(), best=sorted(shown, key=lambda c: c.score)[:3], worth=worth)
-            yield self._transcript(operators.coefficients(context), fit(self.view, best.allocation).show(self.view))
+            yield self._transcript(operators.coefficients(context), show_coefficients(self.view, fit(self.view, best.allocation)))
         for candidate in [*found[:-1], *starts]:
             draws = [self._look(candidate.allocation, 4) for _ in range(2)]
             known = _mean([*draws, self._look(candidate.allocation, 8)])
@@ -96,7 +98,7 @@ class Teacher:
         racer = Racer("main", prepared.scorer, config.ladder, prepared.config.seed, prepared.objective_values)
         uniform = Proposal(self.space.uniform(), "uniform")
         archive = Archive(prepared.folder / "archive.jsonl")
-        run_search(Gradient().build(self.space, 0, prepared.language_model), racer, archive, config, [uniform])
+        Search(Gradient().build(self.space, 0, prepared.language_model), racer, archive, [uniform]).go_on(config)
         return [c for c in archive.candidates if c.gain is not None and not c.is_champion_again]
 
     def _random_coefficients(self) -> Coefficients:

@@ -15,7 +15,8 @@ from selfprune.language_models.sampler import Sampler
 from selfprune.language_models.self import SelfLanguageModel
 from selfprune.models.units import list_units
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.coefficients import MAX_OFFSET, MAX_SPREAD, coefficients_schema
+from selfprune.proposers.coefficients import MAX_OFFSET, MAX_SPREAD
+from selfprune.proposers.prompted.coefficient_replies import coefficients_schema
 from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, moves_schema
 from selfprune.proposers.prompted.operators import OPERATORS
 from selfprune.proposers.prompted.self_pruner import SelfPruner, SelfPrunerProposer

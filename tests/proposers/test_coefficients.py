@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from language_space import ALLOCATION, SHORT, SIZES, SPACE, make_space
 
-from selfprune.proposers.coefficients import MAX_OFFSET, Coefficients, coefficients_schema, fit, parse_coefficients
+from selfprune.proposers.coefficients import MAX_OFFSET, Coefficients, fit
+from selfprune.proposers.prompted.coefficient_replies import coefficients_schema, parse_coefficients, show_coefficients
 from selfprune.proposers.prompted.replies import ReplyError
-from selfprune.proposers.unit_view import UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
 
 VIEW = UnitView(SPACE)
 KINDS = list(SIZES)
@@ -41,7 +42,7 @@ def test_a_single_block_has_no_depth_and_both_edges():
 def test_what_is_shown_is_read_back(offset, slope, first, last):
     shown = Coefficients(offset, slope, first, last)
     repairs = []
-    assert parse_coefficients(shown.show(VIEW), KINDS, repairs) == shown
+    assert parse_coefficients(show_coefficients(VIEW, shown), KINDS, repairs) == shown
     assert not repairs
 
 
@@ -99,5 +100,5 @@ def test_what_cannot_be_read_is_refused(reply):
 
 def test_the_schema_asks_for_what_is_read():
     schema = coefficients_schema(SHORT)
-    assert schema["required"] == list(json.loads(text())) == list(json.loads(Coefficients().show(VIEW)))
+    assert schema["required"] == list(json.loads(text())) == list(json.loads(show_coefficients(VIEW, Coefficients())))
     assert schema["properties"]["offset"]["required"] == SHORT

@@ -6,7 +6,7 @@ from language_space import ALLOCATION, SPACE
 from selfprune.proposers.prompted import moves
 from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move, enumerate_moves, parse_moves
 from selfprune.proposers.prompted.replies import ReplyError
-from selfprune.proposers.unit_view import UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
 
 VIEW = UnitView(SPACE)
 DOWN, K = (0, "mlp.down_proj"), (3, "self_attn.k_proj")

@@ -19,7 +19,8 @@ from selfprune.proposers.coefficients import Coefficients
 from selfprune.proposers.prompted.operators import OPERATORS, PromptContext
 from selfprune.proposers.prompted.replies import ReplyError, object_schema, parse_json_object
 from selfprune.proposers.prompted.self_pruner import SelfPruner, SelfPrunerProposer
-from selfprune.proposers.unit_view import UnitValues, UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
+from selfprune.proposers.unit_values import UnitValues
 
 VIEW = UnitView(SPACE)
 MOVE = {"from": "0 down", "to": "3 k", "percent": 25}

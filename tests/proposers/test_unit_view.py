@@ -8,7 +8,8 @@ from selfprune.allocations.unit import Unit
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted.replies import parse_kind
-from selfprune.proposers.unit_view import UnitValues, UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
+from selfprune.proposers.unit_values import UnitValues
 
 VIEW = UnitView(SPACE)
 

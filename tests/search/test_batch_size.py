@@ -3,6 +3,7 @@
 import pytest
 import torch
 from calibrated import mask_levels
+from whole_search import run_search
 
 from selfprune.allocations.archive import Archive
 from selfprune.allocations.level_grid import LevelGrid
@@ -22,7 +23,6 @@ from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.search.bench import Bench
 from selfprune.search.gradient_values import GradientValues
 from selfprune.search.ladder import Ladder
-from selfprune.search.loop import run_search
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_config import SearchConfig

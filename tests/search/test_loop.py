@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from calibrated import mask_levels
+from whole_search import run_search
 
 from selfprune.allocations.archive import Archive, read_archive
 from selfprune.allocations.candidate import Candidate, Proposal, State, best
@@ -44,7 +45,7 @@ from selfprune.search.bench import Bench
 from selfprune.search.first_round import check_first_round
 from selfprune.search.gradient_values import FORWARD_PASSES, GradientValues
 from selfprune.search.ladder import Ladder
-from selfprune.search.loop import MAX_IDLE_ROUNDS, Search, run_search
+from selfprune.search.loop import MAX_IDLE_ROUNDS, Search
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_config import SearchConfig

@@ -175,23 +175,3 @@ class Search:
         key = {"search": self._racer.search, "candidates": len(self.candidates)}
         made = self._racer.scorer.journal.once(key, lambda: {"is_over": time.monotonic() - self._began >= limit}, TimeLimit)
         return made["is_over"]
-
-
-def run_search(
-    proposer: Proposer,
-    racer: Racer,
-    archive: Archive,
-    config: SearchConfig,
-    yardsticks: Sequence[Proposal] = (),
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    n_tokens_before: int = 0,
-    gradients: GradientValues | None = None,
-) -> list[Candidate]:
-    """A `Search` that is begun and ends with the limits of one config.
-
-    Returns:
-        the candidates of this search.
-    """
-    search = Search(proposer, racer, archive, yardsticks, on_progress, n_tokens_before, gradients)
-    search.go_on(config)
-    return search.candidates

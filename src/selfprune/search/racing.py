@@ -104,7 +104,7 @@ class Racer:
         Args:
             first_id: id of the first.
             n: how many.
-            max_tokens: what the heat may cost; the oldest champions stay away where it would cost more.
+            max_tokens: what they may cost; the oldest champions stay away where it would cost more.
         """
         while n and self.n_tokens_of_final_rung(n) > max_tokens:
             n -= 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfprune.allocations.unit import Allocation, Unit
 from selfprune.proposers.prompted.replies import ReplyError, compact, object_schema, parse_json_object, parse_kind, parse_percent
-from selfprune.proposers.unit_view import UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
 
 MAX_MOVE_PERCENT = 30
 MAX_MOVES = 4

@@ -9,12 +9,14 @@ from typing import Any
 
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.unit import Allocation, Unit
-from selfprune.proposers.coefficients import Coefficients, coefficients_schema, fit, parse_coefficients
+from selfprune.proposers.coefficients import Coefficients, fit
 from selfprune.proposers.prompted import moves
+from selfprune.proposers.prompted.coefficient_replies import coefficients_schema, parse_coefficients, show_coefficients
 from selfprune.proposers.prompted.moves import MAX_MOVE_PERCENT, MAX_MOVES, Move
 from selfprune.proposers.prompted.prompts import fill
 from selfprune.proposers.prompted.replies import ReplyError, object_schema, parse_json_object
-from selfprune.proposers.unit_view import UnitValues, UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
+from selfprune.proposers.unit_values import UnitValues
 
 QUESTION = "Which moves lower the score most?"
 
@@ -74,7 +76,7 @@ class Request:
 def coefficients(context: PromptContext) -> Request:
     """A whole allocation in 2K + 3 numbers, from the sensitivities and the best so far."""
     view = context.view
-    lines = [f"score {c.score:.4g}: {fit(view, c.allocation).show(view)}" for c in reversed(context.best)]
+    lines = [f"score {c.score:.4g}: {show_coefficients(view, fit(view, c.allocation))}" for c in reversed(context.best)]
     prompt = fill(
         "coefficients",
         n_blocks=len(view.blocks),
@@ -83,7 +85,7 @@ def coefficients(context: PromptContext) -> Request:
         kinds="\n".join(view.kind_rows(context.worth)),
         blocks=view.block_sensitivities(context.worth),
         # Without an example, the uniform allocation at least shows the form.
-        examples="\n".join(lines) or f"form: {Coefficients().show(view)}",
+        examples="\n".join(lines) or f"form: {show_coefficients(view, Coefficients())}",
     )
     schema = coefficients_schema([view.short[kind] for kind in view.kinds])
 

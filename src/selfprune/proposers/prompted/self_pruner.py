@@ -18,7 +18,8 @@ from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
 from selfprune.proposers.prompted import moves
 from selfprune.proposers.prompted.operators import OPERATORS, QUESTION, PromptContext, Request
 from selfprune.proposers.prompted.replies import ReplyError
-from selfprune.proposers.unit_view import UnitValues, UnitView
+from selfprune.proposers.prompted.unit_view import UnitView
+from selfprune.proposers.unit_values import UnitValues
 
 N_REMEMBERED = 1
 """Accepted moves that a prompt tells of, and as many rejected ones."""

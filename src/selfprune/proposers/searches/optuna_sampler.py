@@ -18,7 +18,7 @@ from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
 from selfprune.proposers.coefficients import Coefficients
-from selfprune.proposers.unit_view import UnitView
+from selfprune.proposers.unit_places import UnitPlaces
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -65,7 +65,7 @@ class OptunaProposer:
     name: str = field(default="optuna_sampler", init=False)
 
     def __post_init__(self) -> None:
-        self._view = UnitView(self.space)
+        self._places = UnitPlaces(self.space)
         # Trial numbers by the allocation that came of them, as long as its fate is not known; later its score, None if FAILED.
         self._waiting: dict[tuple[int, ...], list[int]] = defaultdict(list)
         self._known: dict[tuple[int, ...], float | None] = {}
@@ -112,17 +112,17 @@ class OptunaProposer:
 
     def _coefficients(self) -> list[str]:
         """Their names; a single block has no depth."""
-        names = [f"offset.{kind}" for kind in self._view.kinds]
-        if len(self._view.blocks) > 1:
-            names += [f"slope.{kind}" for kind in self._view.kinds] + ["first", "last"]
+        names = [f"offset.{kind}" for kind in self._places.kinds]
+        if len(self._places.blocks) > 1:
+            names += [f"slope.{kind}" for kind in self._places.kinds] + ["first", "last"]
         return names
 
     def _expand(self, coefficients: dict[str, Any]) -> dict[str, float]:
         """Unit name -> wished sparsity."""
         percents = {name: 100 * value for name, value in coefficients.items()}
-        by_name = [{kind: percents.get(f"{name}.{kind}", 0.0) for kind in self._view.kinds} for name in ("offset", "slope")]
+        by_name = [{kind: percents.get(f"{name}.{kind}", 0.0) for kind in self._places.kinds} for name in ("offset", "slope")]
         edges = percents.get("first", 0.0), percents.get("last", 0.0)
-        return Coefficients(by_name[0], by_name[1], *edges).expand(self._view)
+        return Coefficients(by_name[0], by_name[1], *edges).expand(self._places)
 
 
 def _make_study(algorithm: Algorithm, seed: int) -> "Study":

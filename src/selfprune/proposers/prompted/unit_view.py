@@ -1,48 +1,16 @@
 """The units by kind and by block, as a language model reads about them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation, Unit
 from selfprune.proposers.base import SearchSpace
-from selfprune.proposers.move_values import MoveValues
 from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_kind
+from selfprune.proposers.unit_places import UnitPlaces
+from selfprune.proposers.unit_values import UnitValues
 
 
-@dataclass(frozen=True)
-class UnitValues:
-    """What a weight is worth: what counts when weights are exchanged. What is no number is left out.
-
-    Attributes:
-        gains: unit name -> fall of the score per weight that returns.
-        costs: unit name -> rise of the score per weight that goes.
-    """
-
-    gains: dict[str, float]
-    costs: dict[str, float]
-
-    def mean(self, unit: Unit) -> float:
-        """Gain and cost in one; noise below zero, and what is unknown, count as nothing."""
-        known = [by_name[unit.name] for by_name in (self.gains, self.costs) if unit.name in by_name]
-        return max(0.0, sum(known) / len(known)) if known else 0.0
-
-    @classmethod
-    def of_moves(cls, values: MoveValues, grid: LevelGrid) -> "UnitValues":
-        """What gradients say."""
-        return cls(*(_per_weight(by_name, grid.step_weights, grid) for by_name in (values.restoring, values.removing)))
-
-    @classmethod
-    def of_sensitivities(cls, space: SearchSpace) -> "UnitValues | None":
-        """What pruning every unit alone has shown, for gains and costs alike; None where it was not tried."""
-        if not space.sensitivities:
-            return None
-        rises = _per_weight(space.sensitivities, lambda unit: unit.n_weights, space.grid)
-        return cls(rises, rises)
-
-
-class UnitView:
+class UnitView(UnitPlaces):
     """The units of a search space by kind and by block, and the words for them.
 
     A unit is called by the position of its block among the blocks that have units, and by its kind, as in `3 q`.
@@ -51,10 +19,7 @@ class UnitView:
         space: the search space.
 
     Attributes:
-        kinds: the kinds in model order.
         short: kind -> the shortest name that means it; small tokenizers need many tokens for a name.
-        blocks: the block indices in model order.
-        position: block index -> its position among them.
 
     Example:
         >>> UnitView(space).label(unit)
@@ -62,11 +27,8 @@ class UnitView:
     """
 
     def __init__(self, space: SearchSpace) -> None:
-        self.space = space
-        self.kinds = list(dict.fromkeys(unit.kind for unit in space.grid.units))
+        super().__init__(space)
         self.short = {kind: _shortest_name(kind, self.kinds) for kind in self.kinds}
-        self.blocks = sorted({unit.block for unit in space.grid.units})
-        self.position = {block: position for position, block in enumerate(self.blocks)}
         self._of_kind = {kind: [unit for unit in space.grid.units if unit.kind == kind] for kind in self.kinds}
         self._of_block = [[unit for unit in space.grid.units if unit.block == block] for block in self.blocks]
         self._unit = {self.place(unit): unit for unit in space.grid.units}
@@ -143,11 +105,6 @@ class UnitView:
             return [""] * len(groups)
         means = [sum(worth.mean(unit) * unit.n_weights for unit in units) / _n_weights(units) for units in groups]
         return [_scaled(mean, max(means)) for mean in means]
-
-
-def _per_weight(by_name: Mapping[str, float], n_weights: Callable[[Unit], float], grid: LevelGrid) -> dict[str, float]:
-    values = {unit: by_name.get(unit.name, math.nan) for unit in grid.units}
-    return {unit.name: value / n_weights(unit) for unit, value in values.items() if math.isfinite(value)}
 
 
 def _n_weights(units: Sequence[Unit]) -> int:
