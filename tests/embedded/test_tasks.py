@@ -9,7 +9,7 @@ import yaml
 from selfprune.embedded import corpus as corpus_module
 from selfprune.embedded import world as world_module
 from selfprune.embedded.corpus import write_corpus
-from selfprune.embedded.tasks import HALVES, TASK_FOLDER, TASKS, build_documents, load_documents, write_task_data
+from selfprune.embedded.tasks import DOCUMENT_FOLDER, HALVES, TASK_FOLDER, TASKS, build_documents, load_documents, write_task_data
 from selfprune.embedded.world import FACT_TEMPLATES, Phrase, Sentence, build_world, conjugate, plural
 from selfprune.errors import ConfigError
 
@@ -128,7 +128,7 @@ def test_gold_translations_are_right():
 def test_committed_data_are_what_the_generator_writes(tmp_path):
     write_task_data(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert written == {path.name: path.read_bytes() for path in TASK_FOLDER.glob("*.jsonl")}
+    assert written == {path.name: path.read_bytes() for path in DOCUMENT_FOLDER.iterdir()}
     assert len(written) == len(TASKS) * len(HALVES)
 
 

@@ -52,7 +52,6 @@ class Archive:
     Example:
         >>> archive = Archive(folder / "archive.jsonl")
         >>> archive.extend(candidates)
-        >>> archive.of("main")
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,10 +64,6 @@ class Archive:
             assert candidate.id == len(self.candidates)
             self._journal.once(to_record(candidate), dict, NothingElse)
             self.candidates.append(candidate)
-
-    def of(self, search: str) -> list[Candidate]:
-        """The candidates of one search."""
-        return [candidate for candidate in self.candidates if candidate.search == search]
 
 
 def to_record(candidate: Candidate) -> dict[str, Any]:

@@ -36,6 +36,7 @@ HALVES = ("search", "report")
 DOCUMENTS_PER_HALF = 240
 TASK_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 """lm-eval's `include_path` for these tasks."""
+DOCUMENT_FOLDER = TASK_FOLDER / "documents"
 
 Document = dict[str, Any]
 """`query`, `choices`, and `gold`, the index of the right choice."""
@@ -73,7 +74,7 @@ def load_documents(task: str, half: str, **_metadata: Any) -> "DatasetDict":
     # Imported here because it takes seconds, and only a run of lm-eval needs it.
     from datasets import Dataset, DatasetDict
 
-    text = (TASK_FOLDER / f"{task}_{half}.jsonl").read_text(encoding="utf-8")
+    text = (DOCUMENT_FOLDER / f"{task}_{half}.jsonl").read_text(encoding="utf-8")
     return DatasetDict({"test": Dataset.from_list([json.loads(line) for line in text.splitlines()])})
 
 
