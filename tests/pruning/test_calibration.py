@@ -8,8 +8,8 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from selfprune.errors import ModelError
-from selfprune.models.block_calls import first_tensor
-from selfprune.models.block_walk import walk_blocks
+from selfprune.models.blocks.calls import first_tensor
+from selfprune.models.blocks.walk import walk_blocks
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view

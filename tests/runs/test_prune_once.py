@@ -36,7 +36,7 @@ from selfprune.errors import ConfigError, SelfpruneError
 from selfprune.exports.block_writer import PROGRESS
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
-from selfprune.models.block_walk import windows_per_pass
+from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.loading import load_model, max_positions
 from selfprune.models.units import list_units, weight_view
 from selfprune.pruning.sequential import prune_in_place

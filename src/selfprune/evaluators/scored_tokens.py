@@ -18,7 +18,7 @@ from lm_eval.models.utils_hf import pad_and_concat
 from torch import Tensor, nn
 
 from selfprune.errors import DataError
-from selfprune.models.block_walk import N_LOGITS_AT_ONCE
+from selfprune.models.blocks.walk import N_LOGITS_AT_ONCE
 
 Request = tuple[Any, list[int], list[int]]
 """What lm-eval calls the request, the tokens of its context, and those of the answer that is scored."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from selfprune.models.block_walk import N_LOGITS_AT_ONCE
+from selfprune.models.blocks.walk import N_LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

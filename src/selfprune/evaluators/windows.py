@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.evaluators.window_metrics.base import WindowMetric, mean_per_window, negative_log_likelihood
-from selfprune.models.prefix_forward import PrefixForward
+from selfprune.models.blocks.prefix_forward import PrefixForward
 
 LOGIT_BYTES = 16
 """Memory for every logit of a batch besides the logits: the same in fp32, their exponentials, and both again for gradients."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.errors import ModelError
-from selfprune.models.block_calls import capture_calls, check_same_arguments, first_tensor, resident
+from selfprune.models.blocks.calls import capture_calls, check_same_arguments, first_tensor
+from selfprune.models.blocks.residency import resident
 from selfprune.models.weight_checks import overflow
 
 logger = logging.getLogger(__name__)

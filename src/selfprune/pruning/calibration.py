@@ -10,8 +10,8 @@ from torch import Tensor
 
 from selfprune.allocations.unit import Unit
 from selfprune.levels.level_store import LevelStore
-from selfprune.models.block_gradients import backward_blocks
-from selfprune.models.block_walk import walk_blocks
+from selfprune.models.blocks.gradients import backward_blocks
+from selfprune.models.blocks.walk import walk_blocks
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner

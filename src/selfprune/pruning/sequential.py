@@ -11,7 +11,7 @@ from torch import Tensor
 from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import naming_unit
 from selfprune.exports.block_writer import BlockWriter
-from selfprune.models.block_walk import walk_blocks
+from selfprune.models.blocks.walk import walk_blocks
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner

@@ -27,7 +27,7 @@ from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import MaskLevels
-from selfprune.models.block_walk import windows_per_pass
+from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
 from selfprune.models.units import n_parameters, token_share

@@ -19,7 +19,7 @@ from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError
 from selfprune.exports.block_writer import BlockWriter, growing
-from selfprune.models.block_walk import nll_per_token, windows_per_pass
+from selfprune.models.blocks.walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement

@@ -14,7 +14,7 @@ from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.save import holds_checkpoint, save_checkpoint
-from selfprune.models.block_walk import windows_per_pass
+from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.preparation import PreparedRun
 from selfprune.statistics.coverage import Coverage

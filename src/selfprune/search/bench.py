@@ -12,8 +12,8 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation, Unit
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.level_store import LevelStore
-from selfprune.models.block_gradients import backward_blocks
-from selfprune.models.block_walk import windows_per_pass
+from selfprune.models.blocks.gradients import backward_blocks
+from selfprune.models.blocks.walk import windows_per_pass
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from selfprune.models.block_calls import capture_calls, resident
+from selfprune.models.blocks.calls import capture_calls
+from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner

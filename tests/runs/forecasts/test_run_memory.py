@@ -6,7 +6,7 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import RunConfig, register_schemas, to_config
 from selfprune.errors import ModelError
-from selfprune.models.block_walk import N_LOGITS_AT_ONCE
+from selfprune.models.blocks.walk import N_LOGITS_AT_ONCE
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
 from selfprune.runs.forecasts import run_memory

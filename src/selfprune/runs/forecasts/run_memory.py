@@ -9,7 +9,7 @@ from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import number_dtype
-from selfprune.models.block_walk import windows_per_pass
+from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.loading import LoadedModel, max_positions
 from selfprune.models.memory_check import free_memory_bytes
 from selfprune.models.model_config import Placement

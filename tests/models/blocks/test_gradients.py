@@ -11,7 +11,7 @@ import torch
 from calibrated import statistics_of
 
 from selfprune.errors import PruningError
-from selfprune.models.block_gradients import backward_blocks
+from selfprune.models.blocks.gradients import backward_blocks
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import stored_weight, weight_matrix, weight_view

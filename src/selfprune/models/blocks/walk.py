@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.block_calls import BlockCalls, capture_calls, logits_from, resident
+from selfprune.models.blocks.calls import BlockCalls, capture_calls, logits_from
+from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import LoadedModel
 
 N_LOGITS_AT_ONCE = 2**24

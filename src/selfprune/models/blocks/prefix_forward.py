@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfprune.models.block_calls import bypassed
+from selfprune.models.blocks.calls import bypassed
 
 
 class PrefixForward:

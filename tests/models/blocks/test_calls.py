@@ -8,7 +8,8 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 
 from selfprune.errors import ModelError
-from selfprune.models.block_calls import bypassed, capture_calls, check_same_arguments, logits_from, resident
+from selfprune.models.blocks.calls import bypassed, capture_calls, check_same_arguments, logits_from
+from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.run_check import check_entry
@@ -211,7 +212,7 @@ def copying_devices(monkeypatch):
     def bring(module, name, device, value=None):
         set_module_tensor_to_device(module, name, device, value=None if value is None else value.clone())
 
-    monkeypatch.setattr("selfprune.models.block_calls.set_module_tensor_to_device", bring)
+    monkeypatch.setattr("selfprune.models.blocks.residency.set_module_tensor_to_device", bring)
 
 
 @pytest.mark.parametrize("keep", ["cpu_offload", "dispatch_model", "hooks"])

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from selfprune.models import block_walk
-from selfprune.models.block_walk import nll_per_token
+from selfprune.models.blocks import walk
+from selfprune.models.blocks.walk import nll_per_token
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
 
@@ -16,6 +16,6 @@ def test_the_likelihood_of_a_walk_is_that_of_the_whole_model(family, placement, 
     whole = load_model(ModelConfig(path, device="cpu")).model
     expected = cross_entropy(whole(input_ids=WINDOWS_NT).logits[:, :-1].flatten(0, 1), WINDOWS_NT[:, 1:].flatten())
     # three positions at once, so that the last piece of a window is a shorter one
-    monkeypatch.setattr(block_walk, "N_LOGITS_AT_ONCE", 3 * whole.config.get_text_config().vocab_size + 1)
+    monkeypatch.setattr(walk, "N_LOGITS_AT_ONCE", 3 * whole.config.get_text_config().vocab_size + 1)
     loaded = load_model(ModelConfig(path, device="cpu", placement=placement), tmp_path)
     assert nll_per_token(loaded, WINDOWS_NT, batch_size=2) == pytest.approx(float(expected), rel=1e-5)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.block_calls import capture_calls, logits_from, resident
+from selfprune.models.blocks.calls import capture_calls, logits_from
+from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import stored_weight, weight_matrix
 

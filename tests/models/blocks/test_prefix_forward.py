@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from selfprune.models.prefix_forward import PrefixForward
+from selfprune.models.blocks.prefix_forward import PrefixForward
 from selfprune.models.units import find_blocks, list_units, weight_view
 
 N_BLOCKS = 4

@@ -1,0 +1,1 @@
+"""The decoder blocks of a model, run one at a time."""
