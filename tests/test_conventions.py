@@ -23,9 +23,9 @@ GROUP_OF_FAMILY = {
 }
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
-    "pruners/weights/weight_pruner": "what pruners of single weights share",
-    "pruners/weights/selection": "which weights go first",
-    "pruners/weights/updates": "what pruners that change the kept weights share",
+    "pruners/weight_pruner": "what pruners of single weights share",
+    "pruners/selection": "which weights go first",
+    "pruners/updates": "what pruners that change the kept weights share",
     "pruners/weights/scaled_layer": "what ADMM and ALPS share",
     "proposers/move_values": "what gradients tell proposers of every unit",
     "proposers/unit_places": "the units by kind and by block",

@@ -8,9 +8,9 @@ from selfprune.levels.mask_levels import MaskLevels
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import weight_view
+from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError, PruningError
+from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS, Penalty, Verdict, conjugate_gradients
 from selfprune.pruners.weights.scaled_layer import LEAST_DAMPING, N_TRIES
-from selfprune.pruners.weights.weight_pruner import Scope
 
 METHODS = [ADMM, ALPS]
 N_OUT, N_IN = 12, 24

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError
+from selfprune.pruners.selection import parse_pattern
 from selfprune.pruners.weights import dsnot
 from selfprune.pruners.weights.dsnot import DSnoT
-from selfprune.pruners.weights.selection import parse_pattern
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.statistics.input_moments import InputMoments
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.dsnot import DSnoT
 from selfprune.pruners.weights.ria import RIA
-from selfprune.pruners.weights.weight_pruner import Scope
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text()) if GOLDEN.exists() else {"cases": []}

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError, PruningError
+from selfprune.pruners.selection import lowest_round_robin
+from selfprune.pruners.weight_pruner import Scope, ScorePruner, WeightPruner
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.ria import RIA
-from selfprune.pruners.weights.selection import lowest_round_robin
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
-from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner, WeightPruner
 
 PRUNERS = list(find_methods("pruner").values())
 NESTED = [method for method in PRUNERS if issubclass(method, ScorePruner)]

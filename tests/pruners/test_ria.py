@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError
+from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.ria import RIA, _assigned, _dealt, channel_order
-from selfprune.pruners.weights.weight_pruner import Scope
 
 N_OUT, N_IN = 12, 24
 SETTINGS = [

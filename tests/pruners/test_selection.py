@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.weights import selection
-from selfprune.pruners.weights.selection import (
+from selfprune.pruners import selection
+from selfprune.pruners.selection import (
     lowest_of_group,
     lowest_round_robin,
     parse_pattern,

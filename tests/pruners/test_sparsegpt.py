@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfprune.errors import ConfigError, PruningError
-from selfprune.pruners.weights import updates
+from selfprune.pruners import updates
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.statistics import hessian_factor
 from selfprune.statistics.hessian_factor import HessianFactor

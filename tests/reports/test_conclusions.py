@@ -5,7 +5,7 @@ import pytest
 from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.reports.conclusions import compare_with_winner, contest_record, contest_sentence, cost_sentence, verdict_sentence
 from selfprune.reports.results import Contest
-from selfprune.search.finalists import judge
+from selfprune.search.sign_test import judge
 
 
 def rows(**window_kl):

@@ -42,7 +42,7 @@ from selfprune.proposers.searches.random import Random
 from selfprune.proposers.searches.surrogate import Surrogate
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.search.bench import Bench
-from selfprune.search.first_round import check_first_round
+from selfprune.search.first_round_budget import check_first_round
 from selfprune.search.gradient_values import FORWARD_PASSES, GradientValues
 from selfprune.search.ladder import Ladder
 from selfprune.search.loop import MAX_IDLE_ROUNDS, Search

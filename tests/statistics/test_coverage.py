@@ -16,6 +16,7 @@ from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
 from selfprune.models.units import weight_view
+from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.admm import ADMM
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.dsnot import DSnoT
@@ -25,7 +26,6 @@ from selfprune.pruners.weights.ria import RIA
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda
-from selfprune.pruners.weights.weight_pruner import Scope
 from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.prune_once import prune_once
 from selfprune.statistics.coverage import Coverage

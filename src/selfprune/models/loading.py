@@ -16,11 +16,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from selfprune.allocations.unit import Unit
 from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ModelError
+from selfprune.models.forward_check import check_by_running, check_entry, check_skeleton
 from selfprune.models.load_failures import Result, Step, attempt, without_load_report
 from selfprune.models.memory_check import MoreBytes, Preflight, check_memory
 from selfprune.models.model_config import DType, ModelConfig, Placement
 from selfprune.models.placement import entry_device, loading_options, n_parameters_at_once
-from selfprune.models.run_check import check_by_running, check_entry, check_skeleton
 from selfprune.models.units import find_blocks, list_units
 from selfprune.models.vocabulary import check_vocabulary
 from selfprune.models.weight_checks import check_numbers, check_shapes, doubts_of_loading

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfprune.allocations.paired import paired_difference
 from selfprune.reports.results import Contest
-from selfprune.search.finalists import LEVEL
+from selfprune.search.sign_test import LEVEL
 
 CLEAR = 2.0
 """Standard errors beyond which a paired difference counts as a difference."""

@@ -28,12 +28,12 @@ from selfprune.reports.ledger import count_by_proposer, count_by_search
 from selfprune.reports.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
 from selfprune.reports.pictures import WHY_IT_RISES, front_figure, progress_figure, save_figure
 from selfprune.reports.report_table import table_cells, table_csv, table_latex
-from selfprune.reports.resources import Resources
 from selfprune.reports.results import Results, Spent
 from selfprune.reports.sparsity_picture import sparsity_figure
 from selfprune.reports.task_columns import standard_error, task_lines
 from selfprune.storage.environment import read_environment
 from selfprune.storage.whole_files import write_whole
+from selfprune.timing.resources import Resources
 
 
 def write_report(folder: Path, results: Results, harness: dict[str, Any], extended: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
 from selfprune.language_models.recorded import RecordingLanguageModel
-from selfprune.reports.resources import Resources
-from selfprune.search.finalists import Verdict
+from selfprune.search.sign_test import Verdict
+from selfprune.timing.resources import Resources
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from selfprune.allocations.candidate import Candidate
 from selfprune.reports.results import Contest
 from selfprune.runs.preparation import PreparedRun
-from selfprune.search.finalists import judge
+from selfprune.search.sign_test import judge
 from selfprune.storage.recorded_files import Score
 
 

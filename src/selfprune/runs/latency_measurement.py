@@ -16,7 +16,7 @@ from selfprune.errors import ConfigError
 from selfprune.models.loading import find_source, load_skeleton
 from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.units import list_units
-from selfprune.pruners.weights.selection import parse_pattern
+from selfprune.pruners.selection import parse_pattern
 from selfprune.runs.display import Display
 from selfprune.storage.lock import held_file
 from selfprune.storage.path_fields import path_field

@@ -35,17 +35,17 @@ from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.proposers.base import ProposerConfig, SearchSpace
 from selfprune.pruning.calibration import calibrate
 from selfprune.pruning.measurements import Measurements, needed_measurements
-from selfprune.reports.resources import Resources
-from selfprune.runs.dense_model import DenseModelAnswers
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
 from selfprune.search.bench import Bench
-from selfprune.search.first_round import check_first_round
+from selfprune.search.dense_answers import DenseModelAnswers
+from selfprune.search.first_round_budget import check_first_round
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
 from selfprune.search.sensitivities import measure_sensitivities
 from selfprune.statistics.coverage import Coverage
 from selfprune.storage.journal import Journal, NothingElse
+from selfprune.timing.resources import Resources
 from selfprune.timing.unit_seconds import check_latency_table
 
 

@@ -26,7 +26,6 @@ from selfprune.models.model_config import Placement
 from selfprune.models.units import n_parameters
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.sequential import prune_in_place
-from selfprune.reports.resources import Resources
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.disk_check import check_disk
 from selfprune.runs.forecasts.pruning_forecast import forecast_pruning
@@ -35,6 +34,7 @@ from selfprune.storage.disk import folder_bytes
 from selfprune.storage.environment import describe_environment
 from selfprune.storage.whole_files import write_whole
 from selfprune.timing.machine import peak_memory_bytes
+from selfprune.timing.resources import Resources
 from selfprune.timing.unit_seconds import check_latency_table
 
 N_CHECKED_TOKENS = 4096

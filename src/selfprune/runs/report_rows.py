@@ -13,11 +13,9 @@ from selfprune.allocations.unit import Allocation
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.exports.save import holds_checkpoint, save_checkpoint
-from selfprune.models.blocks.walk import windows_per_pass
-from selfprune.pruning.sequential import prune_in_place
+from selfprune.exports.save import holds_checkpoint
+from selfprune.runs.final_pruning import prune_afresh, save_winner
 from selfprune.runs.preparation import PreparedRun
-from selfprune.statistics.coverage import Coverage
 from selfprune.storage.recorded_files import Metrics, Score
 
 
@@ -67,28 +65,13 @@ def measure_rows(
     metrics = {"kl": KLDivergence(), "nll": Perplexity()}
     for paragraph in prepared.checkpoint.left_out:
         prepared.display.warn(paragraph)
-    rows, saved = dict(before) if is_repeated else {}, list[str]()
+    rows = dict(before) if is_repeated else {}
     with prepared.display.stage("measuring on the report split", total=len(allocations)) as update:
         report = WindowEvaluator(metrics, loaded.model, loaded.blocks, prepared.splits.report_NT, config.search.batch_size)
 
-        def prune_as(name: str, allocation: Allocation) -> list[str]:
-            prepared.store.restore()
-            coverage, doubts = Coverage(loaded), list[str]()
-            if any(allocation.values()):
-                windows_NT = prepared.splits.calibration_NT
-                n_at_once = windows_per_pass(windows_NT.shape[1])
-                prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, coverage=coverage)
-            if name == "winner":
-                if not config.pruner.sees_weights_alone():
-                    coverage.warn(doubts.append, "the final pruning of the winner", prepared.coverage)
-                # an older report would speak of another model
-                (prepared.folder / "report.json").unlink(missing_ok=True)
-                save_checkpoint(prepared.checkpoint, folder)
-                saved.append(name)
-            return doubts
-
         def measure(name: str, allocation: Allocation) -> dict[str, Any]:
-            doubts = prune_as(name, allocation)
+            coverage = prune_afresh(prepared, allocation)
+            doubts = save_winner(prepared, coverage) if name == "winner" else []
             scores = report.evaluate(versions=[name] * len(loaded.blocks))
             means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
             tasks = prepared.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
@@ -104,9 +87,9 @@ def measure_rows(
                     rows[name] = Row(allocation, row)
                 update(i + 1, name)
         is_reused = "winner" in before and rows["winner"] is before["winner"]
-        is_saved = saved or (holds_checkpoint(folder) and (not is_reused or (prepared.folder / "report.json").exists()))
+        is_saved = holds_checkpoint(folder) and (not is_reused or (prepared.folder / "report.json").exists())
         if not is_repeated and not is_saved:
-            prune_as("winner", allocations["winner"])
+            save_winner(prepared, prune_afresh(prepared, allocations["winner"]))
     return rows
 
 

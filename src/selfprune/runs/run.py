@@ -1,4 +1,4 @@
-"""One run as a story: folder, model, splits, statistics, level store, search, winner, report."""
+"""One run as a story: preparation, yardsticks, searches, contest, final pruning, report."""
 
 import logging
 import math
@@ -12,16 +12,16 @@ from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.configs.config import RunConfig
 from selfprune.errors import SelfpruneError
 from selfprune.reports.report import print_table, write_report
-from selfprune.reports.resources import Resources
 from selfprune.reports.results import Results
 from selfprune.runs.contest import hold_contest
 from selfprune.runs.extension import extending_overrides
+from selfprune.runs.main_and_controls import Searches
 from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
-from selfprune.runs.searches import Searches
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.disk import folder_bytes
 from selfprune.timing.machine import peak_memory_bytes
+from selfprune.timing.resources import Resources
 
 logger = logging.getLogger(__name__)
 

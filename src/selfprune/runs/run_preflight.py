@@ -6,9 +6,9 @@ from selfprune.configs.config import RunConfig
 from selfprune.data.splits import check_texts
 from selfprune.errors import ConfigError
 from selfprune.models.model_config import Placement
-from selfprune.reports.resources import Resources
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.run_forecast import forecast_run
+from selfprune.timing.resources import Resources
 
 
 def preflight(config: RunConfig, folder: Path) -> Resources:

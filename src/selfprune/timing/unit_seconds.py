@@ -18,7 +18,7 @@ from selfprune.allocations.unit import Unit
 from selfprune.errors import ConfigError
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, token_share, weight_view
-from selfprune.pruners.weights.selection import lowest_round_robin, parse_pattern
+from selfprune.pruners.selection import lowest_round_robin, parse_pattern
 from selfprune.timing.kernels import dense_product, median_seconds, sparse_products
 from selfprune.timing.machine import machine_name
 

@@ -10,9 +10,9 @@ from torch import nn
 from selfprune.errors import ModelError
 from selfprune.models.blocks.calls import bypassed, capture_calls, check_same_arguments, logits_from
 from selfprune.models.blocks.residency import resident
+from selfprune.models.forward_check import check_entry
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig, Placement
-from selfprune.models.run_check import check_entry
 from selfprune.models.units import find_blocks, list_units, stored_weight
 
 TOKENS_NT = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))

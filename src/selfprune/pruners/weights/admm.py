@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
+from selfprune.pruners.selection import lowest_round_robin
+from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.scaled_layer import ScaledLayer, ScaledLayerPruner
-from selfprune.pruners.weights.selection import lowest_round_robin
-from selfprune.pruners.weights.weight_pruner import Scope
 
 
 @dataclass

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import CHUNK_ELEMENTS, lowest_round_robin, parse_pattern, untied
+from selfprune.pruners.selection import CHUNK_ELEMENTS, lowest_round_robin, parse_pattern, untied
+from selfprune.pruners.weight_pruner import WeightPruner, check_level
 from selfprune.pruners.weights.wanda import wanda_metric
-from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_moments import InputMoments
 

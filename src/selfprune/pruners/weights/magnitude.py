@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner
+from selfprune.pruners.weight_pruner import Scope, ScorePruner
 from selfprune.statistics.base import NoStatistics, Statistics
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from selfprune.pruners.weights.weight_pruner import ScorePruner
+from selfprune.pruners.weight_pruner import ScorePruner
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.weight_gradients import WeightGradients
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import parse_pattern
-from selfprune.pruners.weights.updates import equal_shares
-from selfprune.pruners.weights.weight_pruner import Scope, ScorePruner, check_count
+from selfprune.pruners.selection import parse_pattern
+from selfprune.pruners.updates import equal_shares
+from selfprune.pruners.weight_pruner import Scope, ScorePruner, check_count
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_squares import InputSquares
 

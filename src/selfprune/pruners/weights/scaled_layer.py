@@ -16,10 +16,10 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import lowest_round_robin, pattern_width
-from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
+from selfprune.pruners.selection import lowest_round_robin, pattern_width
+from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
+from selfprune.pruners.weight_pruner import Scope, WeightPruner, check_level
 from selfprune.pruners.weights.wanda import wanda_metric
-from selfprune.pruners.weights.weight_pruner import Scope, WeightPruner, check_level
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_gram import InputGram
 

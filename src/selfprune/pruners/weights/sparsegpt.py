@@ -14,9 +14,9 @@ from torch import Tensor
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.base import PrunedUnit
-from selfprune.pruners.weights.selection import below_zero, kth_smallest, lowest_of_group, lowest_round_robin, parse_pattern
-from selfprune.pruners.weights.updates import equal_shares, restore_vanished_in_place
-from selfprune.pruners.weights.weight_pruner import WeightPruner, check_level
+from selfprune.pruners.selection import below_zero, kth_smallest, lowest_of_group, lowest_round_robin, parse_pattern
+from selfprune.pruners.updates import equal_shares, restore_vanished_in_place
+from selfprune.pruners.weight_pruner import WeightPruner, check_level
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.hessian_factor import HessianFactor
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from selfprune.pruners.weights.weight_pruner import ScorePruner
+from selfprune.pruners.weight_pruner import ScorePruner
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_squares import InputSquares
 

@@ -13,9 +13,9 @@ from selfprune.models.loading import LoadedModel
 from selfprune.models.memory_check import LIBRARY_BYTES
 from selfprune.models.model_config import Placement
 from selfprune.models.units import weight_view
-from selfprune.reports.resources import Resources
 from selfprune.statistics.input_gram import InputGram
 from selfprune.timing.pruning_seconds import pruning_seconds
+from selfprune.timing.resources import Resources
 
 WRITTEN_BYTES_PER_SECOND = 500e6
 """What an ordinary disk takes."""

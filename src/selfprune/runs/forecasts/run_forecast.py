@@ -11,10 +11,10 @@ from selfprune.evaluators.harness import Harness
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.loading import LoadedModel, preflight_memory
 from selfprune.models.memory_check import LIBRARY_BYTES
-from selfprune.reports.resources import Resources
 from selfprune.runs.forecasts.disk_check import check_disk
 from selfprune.runs.forecasts.run_memory import check_generation, held_bytes, level_bytes
 from selfprune.timing.pruning_seconds import pruning_seconds, solve_seconds
+from selfprune.timing.resources import Resources
 
 HARNESS_BYTES = 300_000_000
 """Main memory of lm-eval and the libraries of data that a run adds to those of any command."""

@@ -6,7 +6,7 @@ Shape suffixes: O out, I in.
 import torch
 from torch import Tensor
 
-from selfprune.pruners.weights.selection import CHUNK_ELEMENTS
+from selfprune.pruners.selection import CHUNK_ELEMENTS
 
 
 def equal_shares(n_pruned: int, n_groups: int) -> list[int]:

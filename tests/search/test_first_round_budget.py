@@ -8,7 +8,7 @@ from selfprune.proposers.searches.dynamic_programme import DynamicProgramme
 from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.proposers.searches.random import Random
-from selfprune.search.first_round import check_first_round
+from selfprune.search.first_round_budget import check_first_round
 from selfprune.search.ladder import Ladder
 from selfprune.search.search_config import SearchConfig
 

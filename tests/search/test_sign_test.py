@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from selfprune.search.finalists import LEVEL, Rival, judge
+from selfprune.search.sign_test import LEVEL, Rival, judge
 
 
 def answers(*right, n=16):

@@ -7,7 +7,7 @@ from typing import Any
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.reports.results import Spent
 from selfprune.runs.preparation import PreparedRun
-from selfprune.search.first_round import first_round_needs
+from selfprune.search.first_round_budget import first_round_needs
 from selfprune.search.gradient_values import GradientValues
 from selfprune.search.loop import Progress, Search
 from selfprune.search.racing import Racer

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfprune.errors import PruningError
 from selfprune.pruners.base import PrunedUnit, Pruner
-from selfprune.pruners.weights.selection import lowest_round_robin, parse_pattern, pattern_width, rank_round_robin, untied
+from selfprune.pruners.selection import lowest_round_robin, parse_pattern, pattern_width, rank_round_robin, untied
 from selfprune.statistics.base import Statistics
 
 
