@@ -58,12 +58,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=5, help="pairs")
     parser.add_argument("overrides", nargs="*", help="of the run; after --")
     arguments = parser.parse_args()
+    states = [arguments.before.resolve(), arguments.after.resolve()]
+    if wrong := [str(state) for state in states if not (state / "src" / "selfprune").is_dir()]:
+        parser.error(f"{wrong[0]} is no state of the repository: it has no src/selfprune; make one with `git worktree add`")
     console = Console()
     cores = sorted(os.sched_getaffinity(0))[:2]
     pairs = []
     for _ in range(arguments.n):
         with tempfile.TemporaryDirectory() as folder:
-            states = [arguments.before.resolve(), arguments.after.resolve()]
             pairs.append(run_pair(states, cores, Path(folder), arguments.overrides))
         cores.reverse()
         (before, cpu_before, hash_before), (after, cpu_after, hash_after) = pairs[-1]
