@@ -52,6 +52,7 @@ TYPED = {
     "proposer@controls.b=random": "add it by a plus: +proposer@controls.b=random;",
     "+search=evopress": "search is chosen already; to choose another, leave out the plus: search=evopress;",
     "+budget.sparsity=0.5": "budget.sparsity has a value already; to give another, leave out the plus: budget.sparsity=0.5;",
+    "search.finer={mlp.*:2}": "search.finer has no such entries yet; they are added by a plus: +search.finer={mlp.*:2};",
     f"evaluator={300 * chr(120)}": "there is no choice",
     "proposer=[1,2]": "proposer takes one of alphapruning, ",
     "budget=null": "budget takes the name of a choice, got null; the choices, nearest first:",

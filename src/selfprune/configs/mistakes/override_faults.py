@@ -93,6 +93,9 @@ def fault_of_option(override: Override, before: DictConfig, error: Exception) ->
         return f"{name} always has a value, so it cannot be left out; give another value, or nothing for its default"
     if override.is_add():
         return f"{name} has a value already; to give another, leave out the plus: {name}={given}"
+    node = node_of(before, name)
+    if isinstance(node, DictConfig) and OmegaConf.get_type(node) is dict and isinstance(override.value(), dict):
+        return f"{name} has no such entries yet; they are added by a plus: +{name}={given}"
     cause = next((e for e in _chain(error) if isinstance(e, ValidationError) and e.full_key), None)
     at = str(cause.full_key).partition("[")[0] if cause else name
     of = field_type(before, at)
