@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from selfprune.allocations.latency_table import HOW_TO_MEASURE, Circumstances, LatencyTable
-from selfprune.allocations.unit import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit, n_weights
 from selfprune.errors import ConfigError
 from selfprune.storage.path_fields import path_field
 
@@ -113,10 +113,10 @@ class Budget:
         if self.measure in (Measure.WEIGHTS, Measure.FLOPS):
             return self.sparsity
         if self.measure is Measure.PARAMETERS:
-            n_weights = sum(unit.n_weights for unit in units)
-            if self.sparsity * n_parameters > n_weights:
-                raise self.refusal(n_weights / n_parameters, IN_WEIGHTS)
-            return self.sparsity * n_parameters / n_weights
+            n_prunable = n_weights(units)
+            if self.sparsity * n_parameters > n_prunable:
+                raise self.refusal(n_prunable / n_parameters, IN_WEIGHTS)
+            return self.sparsity * n_parameters / n_prunable
         table = self.table()
         table.check(units)
         dense = math.fsum(table.seconds(unit, 0.0) for unit in units)

@@ -7,7 +7,7 @@ from enum import Enum
 from selfprune.allocations.unit import Allocation
 
 RE_ENTRY = "re-entry"
-"""Operator of the incumbent that is scored on the windows of a new heat."""
+"""Operator of the incumbent that is scored on the windows of a new race."""
 FINAL = "final"
 """Operator of a champion that is scored on all windows at the end of a search."""
 

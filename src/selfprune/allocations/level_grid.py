@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from selfprune.allocations.levels import ROUNDING, Levels
-from selfprune.allocations.unit import Allocation, Unit, n_removed_weights, sparsity_of
+from selfprune.allocations.unit import Allocation, Unit, n_removed_weights, n_weights, sparsity_of
 from selfprune.errors import AllocationError, did_you_mean
 
 
@@ -89,7 +89,7 @@ class LevelGrid:
 
     def n_weights(self) -> int:
         """Weights of all units."""
-        return sum(unit.n_weights for unit in self.units)
+        return n_weights(self.units)
 
     def n_removed_weights(self, allocation: Allocation, units: Sequence[Unit] | None = None) -> int:
         """Weights that the allocation removes, of these units or of all: exact, in weights."""

@@ -119,6 +119,7 @@ class Levels:
         low = self.index(level)
         if low == self.n_steps:
             return float(self.saved[low])
+        # from the level below and not by the fraction of `_place`, which rounds once more: remainders that are equal would not be
         price = (self.saved[low + 1] - self.saved[low]) / (self.items[low + 1] - self.items[low])
         return self.saved[low] + (level - self.items[low]) * price
 

@@ -1,6 +1,6 @@
 """What can be pruned by degrees, and how far each of it is pruned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Allocation = dict[str, int]
@@ -36,6 +36,11 @@ def n_removed_weights(allocation: Allocation, units: Sequence[Unit]) -> int:
     return sum(allocation[unit.name] * unit.weights_per_item for unit in units)
 
 
+def n_weights(units: Iterable[Unit]) -> int:
+    """Weights of these units."""
+    return sum(unit.n_weights for unit in units)
+
+
 def sparsity_of(allocation: Allocation, units: Sequence[Unit]) -> float:
     """The share of the weights of these units that goes."""
-    return n_removed_weights(allocation, units) / sum(unit.n_weights for unit in units)
+    return n_removed_weights(allocation, units) / n_weights(units)

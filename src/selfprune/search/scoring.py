@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
@@ -15,19 +15,26 @@ from selfprune.storage.journal import Journal
 from selfprune.storage.recorded_files import Score, Seconds
 
 
-class WindowScores(TypedDict):
-    """What the journal keeps of a measurement: the scores of its windows, in order."""
+class Timed(TypedDict):
+    """What the journal keeps of everything that a scorer measures: the seconds that it took."""
 
-    window_scores: list[Score]
     seconds: Seconds
 
 
-class Falls(TypedDict):
+class WindowScores(Timed):
+    """What the journal keeps of a measurement: the scores of its windows, in order."""
+
+    window_scores: list[Score]
+
+
+class Falls(Timed):
     """What the journal keeps of a gradient: unit name -> fall of the score per level, for either direction."""
 
     restoring: dict[str, Score]
     removing: dict[str, Score]
-    seconds: Seconds
+
+
+Record = TypeVar("Record", bound=Timed)
 
 
 @dataclass
@@ -96,13 +103,9 @@ class Scorer:
             return "" if n_found == n_windows else f"it should hold the scores of {n_windows} windows, but holds {n_found}"
 
         def measure() -> dict[str, Any]:
-            began = time.perf_counter()
-            scores = self.bench.scores(allocation, windows)
-            return {"window_scores": scores, "seconds": round(time.perf_counter() - began, 6)}
+            return {"window_scores": self.bench.scores(allocation, windows)}
 
-        record = self.journal.once(key, measure, WindowScores, fault)
-        self.seconds += record["seconds"]
-        return record["window_scores"]
+        return self._timed(key, measure, WindowScores, fault)["window_scores"]
 
     def falls(self, allocation: Allocation, bracket: float, windows: Sequence[int]) -> Falls:
         """What the levels around an allocation are worth, by gradients.
@@ -122,14 +125,24 @@ class Scorer:
             return f"{strange[0]!r} is no unit of the model" if strange else ""
 
         def measure() -> dict[str, Any]:
-            began = time.perf_counter()
             denser, sparser = self.grid.bracket(allocation, bracket)
             restoring = self.bench.falls(allocation, denser, windows)
-            removing = self.bench.falls(sparser, allocation, windows)
-            return {"restoring": restoring, "removing": removing, "seconds": round(time.perf_counter() - began, 6)}
+            return {"restoring": restoring, "removing": self.bench.falls(sparser, allocation, windows)}
 
         key = {"gradients": digest(allocation, self.grid), "bracket": bracket, "windows": list(windows)}
-        record = self.journal.once(key, measure, Falls, fault)
+        return self._timed(key, measure, Falls, fault)
+
+    def _timed(
+        self, key: dict[str, Any], measure: Callable[[], dict[str, Any]], kind: type[Record], fault: Callable[[Record], str]
+    ) -> Record:
+        """The record of a key, recalled or measured now, whose seconds are added up."""
+
+        def measure_timed() -> dict[str, Any]:
+            began = time.perf_counter()
+            measured = measure()
+            return {**measured, "seconds": round(time.perf_counter() - began, 6)}
+
+        record = self.journal.once(key, measure_timed, kind, fault)
         self.seconds += record["seconds"]
         return record
 

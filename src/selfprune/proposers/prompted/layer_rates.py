@@ -8,7 +8,7 @@ from enum import Enum
 from itertools import combinations
 from typing import Any
 
-from selfprune.allocations.unit import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit, n_weights
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.prompted.replies import (
     MAX_CHARACTERS,
@@ -83,7 +83,7 @@ class LayerRates:
 
     def mean(self, rates: tuple[int, ...]) -> float:
         """The share of all weights, in percent, that these rates remove."""
-        removed = [rate * sum(unit.n_weights for unit in layer) for rate, layer in zip(rates, self.layers, strict=True)]
+        removed = [rate * n_weights(layer) for rate, layer in zip(rates, self.layers, strict=True)]
         return sum(removed) / self._space.grid.n_weights()
 
     def schema(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from selfprune.allocations.unit import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit, n_weights
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_kind
 from selfprune.proposers.unit_places import UnitPlaces
@@ -53,7 +53,7 @@ class UnitView(UnitPlaces):
 
     def kind_rows(self, worth: UnitValues | None) -> list[str]:
         """One row per kind: name, share of all weights, sensitivity from 0 to 99 if known."""
-        shares = [100 * _n_weights(units) / self.space.grid.n_weights() for units in self._of_kind.values()]
+        shares = [100 * n_weights(units) / self.space.grid.n_weights() for units in self._of_kind.values()]
         sensitivities = self._sensitivities(list(self._of_kind.values()), worth)
         rows = zip(self.kinds, shares, sensitivities, strict=True)
         return [f"{self.short[kind]} {share:.0f}% {sensitivity}".rstrip() for kind, share, sensitivity in rows]
@@ -103,12 +103,8 @@ class UnitView(UnitPlaces):
         """The groups' mean sensitivities per weight from 0 to 99; empty texts where none is known."""
         if not worth:
             return [""] * len(groups)
-        means = [sum(worth.mean(unit) * unit.n_weights for unit in units) / _n_weights(units) for units in groups]
+        means = [sum(worth.mean(unit) * unit.n_weights for unit in units) / n_weights(units) for units in groups]
         return [_scaled(mean, max(means)) for mean in means]
-
-
-def _n_weights(units: Sequence[Unit]) -> int:
-    return sum(unit.n_weights for unit in units)
 
 
 def _scaled(value: float, highest: float) -> str:

@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cached_property
 
 from selfprune.allocations.candidate import Candidate, Proposal, best
-from selfprune.allocations.unit import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Unit, n_weights
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
@@ -157,7 +157,7 @@ class EvolutionaryProposer:
     def _n_moved(self, restored: list[Unit], pruned: list[Unit]) -> float:
         """Weights that a swap moves: log-uniform between one level of a unit and the largest shift."""
         one_level = max(self.space.grid.step_weights(unit) for unit in (*restored, *pruned))
-        most = self.settings.max_shift * min(_n_weights(restored), _n_weights(pruned))
+        most = self.settings.max_shift * min(n_weights(restored), n_weights(pruned))
         return one_level if most <= one_level else math.exp(self.rng.uniform(math.log(one_level), math.log(most)))
 
     def _cross(self, first: Allocation, second: Allocation) -> dict[str, float]:
@@ -168,10 +168,6 @@ class EvolutionaryProposer:
         return {name: theirs[name] if name in taken else ours[name] for name in ours}
 
 
-def _n_weights(group: list[Unit]) -> int:
-    return sum(unit.n_weights for unit in group)
-
-
-def _shift(sparsities: dict[str, float], group: list[Unit], n_weights: float) -> None:
+def _shift(sparsities: dict[str, float], group: list[Unit], n_moved: float) -> None:
     for unit in group:
-        sparsities[unit.name] += n_weights / _n_weights(group)
+        sparsities[unit.name] += n_moved / n_weights(group)

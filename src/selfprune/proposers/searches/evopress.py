@@ -49,7 +49,7 @@ class EvoPressProposer:
         self._champions: list[Candidate] = []
 
     def ask(self, n: int) -> list[Proposal]:
-        """Exactly `n` children; before the first heat the parent is one of them."""
+        """Exactly `n` children; before the first race the parent is one of them."""
         parent = self.space.stand(self._champions)
         ids = tuple(champion.id for champion in self._champions[-1:])
         children = [Proposal(self._mutate(parent), self.name, "swap", ids) for _ in range(n)]
@@ -58,7 +58,7 @@ class EvoPressProposer:
         return children
 
     def tell(self, candidates: list[Candidate]) -> None:
-        """Whoever took the incumbent's place, in the last heat that both ran, becomes the parent."""
+        """Whoever took the incumbent's place, in the last race that both ran, becomes the parent."""
         self._champions = past_incumbents(self._champions, candidates)
 
     def _mutate(self, parent: Allocation) -> Allocation:

@@ -80,6 +80,11 @@ class SurrogateProposer:
         units = self.space.grid.units
         self._n_weights_U = np.array([unit.n_weights for unit in units], dtype=float)
         self._n_items_U = np.array([unit.n_items for unit in units], dtype=float)
+        # levels are ranges or tuples, of which NumPy would make arrays in every step of the bisection
+        self._savings = [
+            (levels.n_items, np.array(levels.items, dtype=float), np.array(levels.saved, dtype=float))
+            for levels in self.space.target.levels.values()
+        ]
         self._groups_UG = _groups(self.space.grid)
         self._seen: set[tuple[int, ...]] = set()
         self._incumbent: Candidate | None = None
@@ -145,8 +150,8 @@ class SurrogateProposer:
     def _saved(self, sparsities_CU: Array) -> Array:
         """What children save, in straight lines between the levels."""
         saved_C = np.zeros(len(sparsities_CU))
-        for levels, sparsities_C in zip(self.space.target.levels.values(), sparsities_CU.T, strict=True):
-            saved_C += np.interp(sparsities_C * levels.n_items, levels.items, levels.saved)
+        for (n_items, items_L, saved_L), sparsities_C in zip(self._savings, sparsities_CU.T, strict=True):
+            saved_C += np.interp(sparsities_C * n_items, items_L, saved_L)
         return saved_C
 
     def _features(self, shift_NU: Array) -> Array:

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Unit, n_weights
 from selfprune.configs.config import PruneConfig
 from selfprune.models.loading import LoadedModel
 from selfprune.models.memory_check import LIBRARY_BYTES
@@ -45,7 +45,7 @@ def _memory_bytes(config: PruneConfig, loaded: LoadedModel, hidden_bytes: int) -
     # units of one module and width are taken to share their input
     inputs = {(kind.rpartition(".")[0], shape[-1]) for kind, shape in shapes.items()}
     gram_bytes = 2 * sum(4 * width**2 for _, width in inputs) if is_gram else 0
-    gradient_bytes = 4 * sum(unit.n_weights for unit in loaded.units) if config.pruner.needs_gradients else 0
+    gradient_bytes = 4 * n_weights(loaded.units) if config.pruner.needs_gradients else 0
     is_streamed = config.model.placement is Placement.STREAM
     memory: int = at_hand + (2 * block_bytes if is_streamed else block_bytes) + 2 * hidden_bytes + gram_bytes + gradient_bytes
     return memory + largest * 9 + (LIBRARY_BYTES if loaded.device.type == "cpu" else 0)
