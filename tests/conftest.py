@@ -17,6 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from selfprune.checkpoints import source as checkpoint_source
 from selfprune.embedded.corpus import write_corpus
+from selfprune.models.loading import LoadedModel, load_model
+from selfprune.models.model_config import DType, ModelConfig
 
 # Libraries and collected tests stay to the end: nothing in them is garbage (`pytest_collection_finish` goes on from here).
 gc.disable()
@@ -135,6 +137,25 @@ def tiny_model_folder(
         return folders[family]
 
     return save
+
+
+@pytest.fixture
+def load_tiny(
+    make_tiny_model: Callable[..., PreTrainedModel],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_model_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> Callable[..., LoadedModel]:
+    """Loads a family's tiny model, which may be changed, with changes to its config if there are any."""
+
+    def load(family: str, dtype: DType = DType.FLOAT32, **changes: Any) -> LoadedModel:
+        folder = tmp_path if changes else tiny_model_folder(family)
+        if changes:
+            make_tiny_model(family, **changes).save_pretrained(folder)
+            tiny_tokenizer.save_pretrained(folder)
+        return load_model(ModelConfig(str(folder), dtype, device="cpu"))
+
+    return load
 
 
 @pytest.fixture

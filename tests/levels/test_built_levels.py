@@ -325,14 +325,19 @@ def test_without_a_sound_manifest_the_folder_is_emptied(content, build, folder):
     assert store.n_built == 0
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "gone"])
-def test_a_damaged_file_is_noticed_and_built_again(how, build, folder, caplog):
+def with_levels_on_disk(build, folder):
+    """A dense store that was pruned before: how, to which weights, and the file of one of its levels."""
     store = build(memory_gb=0)
     allocation = at_fraction(store, 0.6)
     store.load(allocation)
     before = weights(store)
     store.restore()
-    path = folder / levels_on_disk(folder)[0]
+    return store, allocation, before, folder / levels_on_disk(folder)[0]
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "gone"])
+def test_a_damaged_file_is_noticed_and_built_again(how, build, folder, caplog):
+    store, allocation, before, path = with_levels_on_disk(build, folder)
     if how == "gone":
         path.unlink()
     elif how == "foreign":
@@ -350,12 +355,7 @@ def test_a_damaged_file_is_noticed_and_built_again(how, build, folder, caplog):
     "change", [lambda weight_OI: weight_OI.bfloat16(), lambda weight_OI: weight_OI[:-1]], ids=["dtype", "shape"]
 )
 def test_a_sound_file_whose_tensor_has_not_the_shape_and_dtype_of_the_weight_is_built_again(change, build, folder):
-    store = build(memory_gb=0)
-    allocation = at_fraction(store, 0.6)
-    store.load(allocation)
-    before = weights(store)
-    store.restore()
-    path = folder / levels_on_disk(folder)[0]
+    store, allocation, before, path = with_levels_on_disk(build, folder)
     with tensor_file.safe_open(path, "pt") as file:
         metadata, weight_OI = file.metadata(), file.get_tensor("0")
     tensor_file.save_file({"0": change(weight_OI).contiguous()}, path, metadata)

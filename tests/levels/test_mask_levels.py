@@ -131,3 +131,15 @@ def test_weights_that_are_not_finite_name_the_unit(tiny_model_folder):
     grid = LevelGrid.with_constant_step(loaded.units, fraction_of_smallest=0.1)
     with pytest.raises(PruningError, match=rf"^{loaded.units[4].name}: the scores of a unit are not finite"):
         MaskLevels(loaded, grid, Magnitude()).take(grid.units, statistics)
+
+
+def test_a_change_along_a_gradient_counts_the_weights_that_return_and_no_others(tiny_model_folder):
+    store, _ = build(tiny_model_folder("llama"), Wanda())
+    allocation, denser = at_fraction(store, 0.6), at_fraction(store, 0.4)
+    store.load(allocation)
+    generator = torch.Generator().manual_seed(0)
+    for unit in store.grid.units:
+        gradient_OI = torch.randn(store.dense(unit.name).shape, generator=generator)
+        change_OI = store.weight_at(unit, denser[unit.name]) - store.weight_at(unit, allocation[unit.name])
+        found = store.first_order_change(gradient_OI, unit, denser[unit.name])
+        assert found == pytest.approx(float((gradient_OI * change_OI).sum()), rel=1e-4, abs=1e-5)

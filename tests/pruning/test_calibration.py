@@ -10,25 +10,11 @@ from transformers.pytorch_utils import Conv1D
 from selfprune.errors import ModelError
 from selfprune.models.blocks.calls import first_tensor
 from selfprune.models.blocks.walk import walk_blocks
-from selfprune.models.loading import load_model
-from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.pruners.weights.wanda import Wanda
 
 MOES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 WINDOWS_NT = torch.randint(300, (7, 24), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def load_tiny(make_tiny_model, tiny_tokenizer, tiny_model_folder, tmp_path):
-    def load(family, **changes):
-        folder = tmp_path if changes else tiny_model_folder(family)
-        if changes:
-            make_tiny_model(family, **changes).save_pretrained(folder)
-            tiny_tokenizer.save_pretrained(folder)
-        return load_model(ModelConfig(str(folder), device="cpu"))
-
-    return load
 
 
 def outputs_of_blocks(loaded, run):

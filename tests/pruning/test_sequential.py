@@ -3,8 +3,6 @@ import torch
 from calibrated import statistics_of
 
 from selfprune.errors import PruningError
-from selfprune.models.loading import load_model
-from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.pruners.weight_pruner import Scope
 from selfprune.pruners.weights.magnitude import Magnitude
@@ -12,18 +10,6 @@ from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (7, 24), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def load_tiny(make_tiny_model, tiny_tokenizer, tiny_model_folder, tmp_path):
-    def load(family, **changes):
-        folder = tmp_path if changes else tiny_model_folder(family)
-        if changes:
-            make_tiny_model(family, **changes).save_pretrained(folder)
-            tiny_tokenizer.save_pretrained(folder)
-        return load_model(ModelConfig(str(folder), device="cpu"))
-
-    return load
 
 
 def levels_of_all_sorts(units):

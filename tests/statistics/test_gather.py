@@ -11,8 +11,6 @@ from transformers.pytorch_utils import Conv1D
 
 from selfprune.allocations.unit import Unit
 from selfprune.errors import ModelError
-from selfprune.models.loading import load_model
-from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.wanda import Wanda
@@ -39,11 +37,6 @@ GROUPS = {
     "qwen2_moe": [*ATTENTION, "gate_up_proj", "down_proj", *MLP],
     "qwen3_moe": [*ATTENTION, "gate_up_proj", "down_proj"],
 }
-
-
-@pytest.fixture
-def load_tiny(tiny_model_folder):
-    return lambda family: load_model(ModelConfig(str(tiny_model_folder(family)), device="cpu"))
 
 
 def maker(loaded):

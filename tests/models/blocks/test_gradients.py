@@ -12,8 +12,7 @@ from calibrated import statistics_of
 
 from selfprune.errors import PruningError
 from selfprune.models.blocks.gradients import backward_blocks
-from selfprune.models.loading import load_model
-from selfprune.models.model_config import DType, ModelConfig
+from selfprune.models.model_config import DType
 from selfprune.models.units import stored_weight, weight_matrix, weight_view
 from selfprune.pruners.weights.obd import OBD
 from selfprune.pruners.weights.taylor import Taylor
@@ -22,18 +21,6 @@ from selfprune.pruning.sequential import prune_in_place
 
 WINDOWS_NT = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))
 METHODS = pytest.mark.parametrize("method", [Taylor, OBD])
-
-
-@pytest.fixture
-def load_tiny(make_tiny_model, tiny_tokenizer, tiny_model_folder, tmp_path):
-    def load(family, dtype=DType.FLOAT32, **changes):
-        folder = tmp_path if changes else tiny_model_folder(family)
-        if changes:
-            make_tiny_model(family, **changes).save_pretrained(folder)
-            tiny_tokenizer.save_pretrained(folder)
-        return load_model(ModelConfig(str(folder), dtype, device="cpu"))
-
-    return load
 
 
 def gradients_of(loaded, windows_NT, loss=None):
