@@ -23,6 +23,15 @@ def test_even_levels_save_in_proportion(levels, sparsity):
         assert abs(levels.nearest(sparsity) - clipped * levels.n_items) <= levels.step / 2 + 1e-9
 
 
+@given(even_levels(), st.floats(-0.5, 1.5), st.floats(0, 0.2), st.floats(0, 1))
+def test_a_line_between_two_sparsities_gives_the_same_to_the_bit(levels, start, width, part):
+    between = min(start + part * width, start + width)
+    line = levels.line(start, start + width)
+    assert [line(sparsity) for sparsity in (start, between, start + width)] == list(
+        map(levels.near, (start, between, start + width))
+    )
+
+
 @given(even_levels())
 def test_levels_are_counted_through(levels):
     for i, level in enumerate(levels.items):

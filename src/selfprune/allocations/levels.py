@@ -1,7 +1,7 @@
 """The levels of a unit, and what each of them saves, in the whole numbers of whatever a budget measures."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfprune.errors import AllocationError
@@ -120,8 +120,32 @@ class Levels:
         if low == self.n_steps:
             return float(self.saved[low])
         # from the level below and not by the fraction of `_place`, which rounds once more: remainders that are equal would not be
-        price = (self.saved[low + 1] - self.saved[low]) / (self.items[low + 1] - self.items[low])
-        return self.saved[low] + (level - self.items[low]) * price
+        return self.saved[low] + (level - self.items[low]) * self._price(low)
+
+    def line(self, start: float, end: float) -> Callable[[float], float]:
+        """What `near` gives for the sparsities between two, to the bit, and sooner where no level is in between.
+
+        Args:
+            start: the lower sparsity.
+            end: the higher one.
+
+        Returns:
+            A function of one such sparsity.
+        """
+        first, last = self._clipped(start), self._clipped(end)
+        low = self.index(first)
+        if first == last:
+            saved = self.near(start)
+            return lambda _: saved
+        is_clipped = first != start * self.n_items or last != end * self.n_items
+        if is_clipped or low != self.index(last) or low == self.n_steps:
+            return self.near
+        saved, items, price, n_items = self.saved[low], self.items[low], self._price(low), self.n_items
+        return lambda sparsity: saved + (sparsity * n_items - items) * price
+
+    def _price(self, low: int) -> float:
+        """What an item saves between a level, by its index, and the next."""
+        return (self.saved[low + 1] - self.saved[low]) / (self.items[low + 1] - self.items[low])
 
     def below(self, sparsity: float) -> tuple[int, float]:
         """The level at a sparsity or below it, and how far the sparsity is on the way to the next, as a fraction."""

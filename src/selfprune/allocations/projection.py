@@ -4,11 +4,14 @@ Prices of items differ between units and levels, so there is no closed form: one
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selfprune.allocations.levels import Levels
 from selfprune.allocations.unit import Allocation
 from selfprune.errors import AllocationError
+
+STRAIGHTENED = (8, 16)
+"""Steps of the bisection from which on most units are between the same two levels, on one straight line."""
 
 
 def project(sparsities: Mapping[str, float], levels: Mapping[str, Levels], n_target: int) -> Allocation:
@@ -50,18 +53,21 @@ def project(sparsities: Mapping[str, float], levels: Mapping[str, Levels], n_tar
 
 def _shift(sparsities: Mapping[str, float], levels: Mapping[str, Levels], n_target: int) -> float:
     """By what all sparsities move for the target to be saved, to within rounding."""
-    pairs = [(sparsities[name], of_unit) for name, of_unit in levels.items()]
-    low, high = (-1.0, 0.0) if _total(pairs, shift=0.0) > n_target else (0.0, 1.0)
-    span = 1.0 + max(abs(sparsity) for sparsity, _ in pairs)
+    wishes = [sparsities[name] for name in levels]
+    lines: list[Callable[[float], float]] = [of_unit.near for of_unit in levels.values()]
+    low, high = (-1.0, 0.0) if _total(wishes, lines, shift=0.0) > n_target else (0.0, 1.0)
+    span = 1.0 + max(map(abs, wishes))
     low, high = low * span, high * span
-    for _ in range(64):
+    for step in range(64):
+        if step in STRAIGHTENED:
+            lines = [of_unit.line(wish + low, wish + high) for wish, of_unit in zip(wishes, levels.values(), strict=True)]
         middle = (low + high) / 2
-        low, high = (middle, high) if _total(pairs, middle) < n_target else (low, middle)
+        low, high = (middle, high) if _total(wishes, lines, middle) < n_target else (low, middle)
     return high
 
 
-def _total(pairs: Iterable[tuple[float, Levels]], shift: float) -> float:
-    return sum(levels.near(sparsity + shift) for sparsity, levels in pairs)
+def _total(wishes: Iterable[float], lines: Iterable[Callable[[float], float]], shift: float) -> float:
+    return sum([line(wish + shift) for wish, line in zip(wishes, lines, strict=True)])
 
 
 def _saved(allocation: Allocation, levels: Mapping[str, Levels]) -> int:
