@@ -30,7 +30,7 @@ run: $(RUNTIME)
 test: $(DEVELOPMENT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 # A current pip resolves in half the time, and source packages build faster with the tools at hand than each in an environment of its own.
