@@ -32,6 +32,9 @@ os.environ.setdefault("SELFPRUNE_LOG", "WARNING")
 # Bars of fixtures would stand in what a test captures.
 disable_progress_bar()
 
+# No test survives a loss of power, and none waits for the disk.
+os.fsync = lambda _: None
+
 # The models are so small that more threads only wait for each other, the more so when tests run side by side.
 torch.set_num_threads(1)
 

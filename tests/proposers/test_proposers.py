@@ -147,26 +147,23 @@ def converse(settings_, space, seed, n_rounds=6, n=5):
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
 class TestEveryProposer:
-    @pytest.mark.parametrize("sparsity", [0.0, 0.001, 0.3, 0.6, 0.95, 0.99])
-    def test_every_proposal_is_exactly_on_the_budget(self, proposer, sparsity):
-        space = make_space(sparsity)
-        proposals = converse(PROPOSERS[proposer], space, seed=1)
-        assert proposals or proposer == "evolutionary_swaps" or sparsity == 0.0
-        for proposal in proposals:
-            if proposal.allocation is None:
-                assert proposal.failure
-            else:
-                assert_on_budget(proposal, space)
+    def test_every_proposal_is_exactly_on_the_budget(self, proposer):
+        for sparsity in (0.0, 0.001, 0.6, 0.99):
+            space = make_space(sparsity)
+            proposals = converse(PROPOSERS[proposer], space, seed=1)
+            assert proposals or proposer == "evolutionary_swaps" or sparsity == 0.0, sparsity
+            for proposal in proposals:
+                if proposal.allocation is None:
+                    assert proposal.failure
+                else:
+                    assert_on_budget(proposal, space)
 
     def test_a_grid_of_single_levels_is_served(self, proposer):
         space = make_space(0.3, pattern=True)
         for proposal in converse(PROPOSERS[proposer], space, seed=1):
             assert proposal.failure or assert_on_budget(proposal, space) is None
 
-    def test_the_same_seed_and_fates_give_the_same_proposals(self, proposer):
-        assert converse(PROPOSERS[proposer], make_space(), 7) == converse(PROPOSERS[proposer], make_space(), 7)
-
-    def test_global_randomness_is_neither_used_nor_changed(self, proposer):
+    def test_the_same_seed_and_fates_give_the_same_proposals_whatever_global_randomness(self, proposer):
         random.seed(1)
         first = converse(PROPOSERS[proposer], make_space(), 7)
         random.seed(2)
@@ -174,9 +171,9 @@ class TestEveryProposer:
         assert converse(PROPOSERS[proposer], make_space(), 7) == first
         assert random.getstate() == state
 
-    @pytest.mark.parametrize("n", [0, 1, 13])
-    def test_at_most_n_are_proposed(self, proposer, n):
-        assert len(PROPOSERS[proposer].build(make_space(), 0, Draws()).ask(n)) <= n
+    def test_at_most_n_are_proposed(self, proposer):
+        for n in (0, 1, 13):
+            assert len(PROPOSERS[proposer].build(make_space(), 0, Draws()).ask(n)) <= n
 
     def test_every_proposal_names_its_proposer_and_only_parents_that_it_heard_of(self, proposer):
         space, fate = make_space(), random.Random(0)

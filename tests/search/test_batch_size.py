@@ -61,7 +61,7 @@ def archive_of(store, tmp_path):
         yardsticks = Uniform().build(space, 0, ScriptedLanguageModel.from_texts([])).ask(1)
         working = proposer.build(space, 3, ScriptedLanguageModel.from_texts([]))
         (folder / "archive.jsonl").unlink(missing_ok=True)
-        archive, config = Archive(folder / "archive.jsonl"), SearchConfig(2_500, ladder=ladder)
+        archive, config = Archive(folder / "archive.jsonl"), SearchConfig(1_400, ladder=ladder)
         run_search(working, Racer("main", scorer, ladder, 0), archive, config, yardsticks, gradients=gradients)
         assert len(archive.candidates) > 8
         return (folder / "archive.jsonl").read_bytes()

@@ -145,7 +145,7 @@ def test_a_search_that_was_broken_off_gives_the_same_archive(name, search, space
         file: (tmp_path / "whole" / file).read_bytes().splitlines(keepends=True)
         for file in ("evaluations.jsonl", "archive.jsonl")
     }
-    for share in (0.1, 0.5, 0.95):
+    for share in (0.1, 0.7):
         folder = tmp_path / f"broken at {share}"
         folder.mkdir()
         for file, part in (("evaluations.jsonl", share), ("archive.jsonl", share / 2)):
@@ -240,22 +240,20 @@ def proposers(space):
 
 
 @pytest.mark.parametrize("name", find_methods("proposer"))
-@pytest.mark.parametrize("ladder", [GROWING, FRESH, SINGLE], ids=["growing", "fresh", "single"])
-def test_no_proposer_spends_more_than_the_tokens(name, ladder, bench, space, tmp_path, monkeypatch):
+def test_no_proposer_spends_more_than_the_tokens(name, bench, space, tmp_path, monkeypatch):
     """Budgets from less than a window to several rounds; from what the first round needs on, candidates are scored."""
     monkeypatch.chdir(tmp_path)
     measured = {m: {0: 0.1, 1: 0.3} for form in (OWL(), AlphaPruning(), DLP()) for m in form.measurements()}
     proposer = proposers(space)[name]
-    for max_tokens in (N_TOKENS - 1, 170, 500):
+    for i, (ladder, max_tokens) in enumerate([(GROWING, N_TOKENS - 1), (GROWING, 500), (FRESH, 170), (SINGLE, 170)]):
         bench[0].restore()
-        scorer = Scorer(Bench(*bench), Journal(tmp_path / f"{max_tokens}.jsonl"))
+        path = tmp_path / f"{i}.jsonl"
+        scorer = Scorer(Bench(*bench), Journal(path))
         gradients = GradientValues(scorer)
         working = proposer.build(replace(space, measured=measured, move_values=gradients), 3, Answers())
         settings = config(max_tokens, ladder=ladder, n_finalists=3, n_sensitivity_windows=0, batch_size=1)
-        archive = Archive(tmp_path / f"archive_{max_tokens}.jsonl")
-        racer = Racer("main", scorer, ladder, 0)
+        archive, racer = Archive(tmp_path / f"archive_{i}.jsonl"), Racer("main", scorer, ladder, 0)
         candidates = run_search(working, racer, archive, settings, [uniform(space)], n_tokens_before=9, gradients=gradients)
-        path = tmp_path / f"{max_tokens}.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         n_scored = sum(len(record.get("window_scores", [])) for record in records)
         n_valued = sum(2 * FORWARD_PASSES * len(record["windows"]) for record in records if "gradients" in record)
@@ -273,7 +271,7 @@ def test_what_was_spent_before_counts(search, space):
     assert search(Random().build(space, 0, NOBODY), config(1000), "none", n_tokens_before=1000) == []
 
 
-@pytest.mark.parametrize("max_tokens", [200, 400, 700, 1300])
+@pytest.mark.parametrize("max_tokens", [200, 400, 700])
 def test_the_final_heat_is_paid_from_what_was_kept_back_for_it(max_tokens, search, space):
     ladder = Ladder([1, 2], [2])
     candidates = search(portfolio(space, 0), config(max_tokens, ladder=ladder, n_finalists=3))
@@ -294,7 +292,7 @@ def test_the_final_heat_is_on_all_windows_and_gives_the_best(search, space):
     assert all(c.gain is None for c in heat)
 
 
-@pytest.mark.parametrize("max_tokens", [80, 90, 130, 170, 250, 400])
+@pytest.mark.parametrize("max_tokens", [80, 90, 170, 250])
 def test_what_the_final_heat_does_not_need_is_searched_with(max_tokens, search, space):
     """At 80 tokens, two champions after five candidates would need 48 of the 40 that are left then."""
     settings = config(max_tokens, ladder=GROWING, n_finalists=3)
@@ -302,7 +300,7 @@ def test_what_the_final_heat_does_not_need_is_searched_with(max_tokens, search, 
     assert max_tokens - N_WINDOWS * N_TOKENS < sum(c.n_tokens for c in candidates) <= max_tokens
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 8])
+@pytest.mark.parametrize("n", [1, 2, 6, 7])
 @pytest.mark.parametrize("ladder", [GROWING, FRESH], ids=["growing", "fresh"])
 def test_exactly_so_many_candidates_are_proposed_as_may_be(n, ladder, search, space):
     yardsticks = [uniform(space), *Random().build(space, 1, NOBODY).ask(1)]
