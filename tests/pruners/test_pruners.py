@@ -1,4 +1,4 @@
-"""What every pruner must do; every method in `pruners/` is found. `pytest tests/pruners/test_pruners.py -k NAME` looks at one.
+"""What every pruner of single weights must do; all are found. `pytest tests/pruners/test_pruners.py -k NAME` looks at one.
 
 Shape suffixes: O out, I in, N sequences, T tokens, E experts.
 """
@@ -22,7 +22,7 @@ from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.ria import RIA
 from selfprune.pruners.weights.wanda import Wanda, wanda_metric
 
-PRUNERS = list(find_methods("pruner").values())
+PRUNERS = [method for method in find_methods("pruner").values() if issubclass(method, WeightPruner)]
 NESTED = [method for method in PRUNERS if issubclass(method, ScorePruner)]
 """Each level contains the one below."""
 PATTERNS = ["2:4", "4:8"]

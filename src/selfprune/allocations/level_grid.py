@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from selfprune.allocations.levels import ROUNDING, Levels
-from selfprune.allocations.unit import Allocation, Unit, n_removed_weights, n_weights, sparsity_of
+from selfprune.allocations.unit import Allocation, Item, Unit, n_removed_weights, n_weights, sparsity_of
 from selfprune.errors import AllocationError, did_you_mean
 
 
@@ -78,6 +78,33 @@ class LevelGrid:
             AllocationError: when there is no unit.
         """
         return cls(tuple(units), {unit.name: _even(unit, max(1, round(fraction * unit.n_items)), 1) for unit in units})
+
+    @classmethod
+    def of_structures(
+        cls, units: Sequence[Unit], fraction_of_smallest: float, max_sparsity: float = 1.0, multiple: int = 1, whole: bool = False
+    ) -> "LevelGrid":
+        """Levels of heads and channels, about a constant number of weights apart; the last is all of them, the sublayer gone.
+
+        Args:
+            units: the units in model order.
+            fraction_of_smallest: step as a fraction of the smallest unit's weights, in (0, 1]; at least one item.
+            max_sparsity: highest sparsity of a unit, in (0, 1]; below 1 no sublayer goes.
+            multiple: the channels that stay are a multiple of this.
+            whole: no levels but 0 and all.
+
+        Raises:
+            AllocationError: when there is no unit.
+        """
+        step_weights = fraction_of_smallest * min((unit.n_weights for unit in units), default=1)
+        levels = {}
+        for unit in units:
+            multiple_here = multiple if unit.item is Item.CHANNEL else 1
+            step = math.ceil(max(1, _floor(step_weights / unit.weights_per_item)) / multiple_here) * multiple_here
+            first = unit.n_items % multiple_here or step
+            between = [] if whole else range(first, min(unit.n_items, _floor(max_sparsity * unit.n_items) + 1), step)
+            items = (0, *between, unit.n_items) if max_sparsity == 1 else (0, *between)
+            levels[unit.name] = Levels(unit.n_items, items, tuple(level * unit.weights_per_item for level in items))
+        return cls(tuple(units), levels)
 
     def step_weights(self, unit: Unit) -> float:
         """Weights between adjacent levels of a unit, on average."""

@@ -2,9 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 Allocation = dict[str, int]
 """Unit name -> level (number of removed items). The genome of the search."""
+
+
+class Item(str, Enum):
+    """What is removed from a unit: a weight, a channel of an FFN, or the attention heads that share their keys and values."""
+
+    WEIGHT = "WEIGHT"
+    CHANNEL = "CHANNEL"
+    HEAD_GROUP = "HEAD_GROUP"
 
 
 @dataclass(frozen=True)
@@ -12,11 +21,15 @@ class Unit:
     """Something that can be pruned by degrees.
 
     Attributes:
-        name: the parameter's path in the model without `.weight`, such as `model.layers.3.mlp.up_proj`.
+        name: of single weights the parameter's path in the model without `.weight`, such as `model.layers.3.mlp.up_proj`; of
+            heads or channels the path of their sublayer, such as `model.layers.3.mlp`.
         block: index of the decoder block that holds it.
         kind: its path inside the block, such as `mlp.up_proj`; the same in every block.
         n_items: how many items can be removed.
-        weights_per_item: weights that go with one item; 1 for unstructured sparsity.
+        weights_per_item: all parameters that go with one item; 1 for unstructured sparsity.
+        item: what its items are.
+        reader: of heads or channels the matrix whose input columns they are, as a path like `name`; empty for single weights.
+        item_width: columns of the reader per item.
     """
 
     name: str
@@ -24,6 +37,14 @@ class Unit:
     kind: str
     n_items: int
     weights_per_item: int = 1
+    item: Item = Item.WEIGHT
+    reader: str = ""
+    item_width: int = 1
+
+    @property
+    def matrix(self) -> str:
+        """The path of the matrix that is pruned: the reader, or the unit's own."""
+        return self.reader or self.name
 
     @property
     def n_weights(self) -> int:

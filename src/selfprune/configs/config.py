@@ -20,6 +20,7 @@ from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.model_config import ModelConfig
 from selfprune.proposers.base import ClosedForm, ProposerConfig
+from selfprune.pruners.structure_pruner import StructurePruner
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.path_fields import path_field
 
@@ -86,6 +87,8 @@ class RunConfig:
                 f"search.finer divides the steps of a level grid, but {self.pruner.level_option()} leaves every unit one "
                 "level; leave out one of the two"
             )
+        if isinstance(self.pruner, StructurePruner):
+            self._check_structures()
         fraction = self.pruner.level_fraction()
         if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
             most = math.floor(1e6 * fraction) / 1e6  # rounded to the nearest, two thirds would be refused again
@@ -106,11 +109,25 @@ class RunConfig:
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
 
+    def _check_structures(self) -> None:
+        if self.search.finer:
+            raise ConfigError(
+                "search.finer divides the steps of single weights, but heads and channels have steps of their own; leave it out"
+            )
+        if self.budget.measure is Measure.LATENCY:
+            raise ConfigError(
+                "budget.measure=LATENCY knows the seconds of single weights, not those of heads and channels; choose WEIGHTS, "
+                "PARAMETERS or FLOPS"
+            )
+
     def grid(self, units: tuple[Unit, ...]) -> LevelGrid:
         """The levels that the units of a model may have: one under a pattern, else those of the search."""
         fraction = self.pruner.level_fraction()
         if fraction is not None:
             return LevelGrid.with_single_level(units, fraction)
+        if isinstance(self.pruner, StructurePruner):
+            step, most = self.search.level_fraction, self.search.max_sparsity
+            return LevelGrid.of_structures(units, step, most, self.pruner.multiple, self.pruner.whole)
         return LevelGrid.with_constant_step(units, self.search.level_fraction, self.search.max_sparsity, self.search.finer)
 
     @property

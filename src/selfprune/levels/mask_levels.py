@@ -1,4 +1,4 @@
-"""Levels by masks alone: of each weight the number of the level that removes it is kept, instead of weights per level.
+"""Levels by masks alone: of each item the number of the level that removes it is kept, instead of weights per level.
 
 A pruner that updates weights can so be searched by the masks of its own scores, without the update: the levels nest, and a level
 costs no solve. `built_levels` has the update, at the price of a solve per level. The winner is pruned by the method itself.
@@ -16,14 +16,15 @@ from selfprune.allocations.unit import Unit
 from selfprune.errors import naming_unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import LoadedModel
+from selfprune.models.units import by_item, spread
 from selfprune.pruners.base import Pruner
 from selfprune.statistics.base import Statistics
 
 
 class MaskLevels(LevelStore):
-    """The dense weights and, for every weight, the level at which it goes.
+    """The dense weights and, for every item, the level at which it goes.
 
-    Memory beyond the model: one copy of the units' weights, and one or two bytes a weight. Nothing is written to disk.
+    Memory beyond the model: one copy of the units' matrices, and one or two bytes an item. Nothing is written to disk.
 
     Args:
         loaded: the dense model.
@@ -37,24 +38,25 @@ class MaskLevels(LevelStore):
 
     def weight_at(self, unit: Unit, level: int) -> Tensor:
         """The dense weight without what goes up to this level."""
-        return torch.where(self._first_levels[unit.name] > self._number(unit, level), self._dense[unit.name], 0)
+        stays_OI = spread(unit, self._first_levels[unit.name] > self._number(unit, level))
+        return torch.where(stays_OI, self._dense[unit.name], 0)
 
     def first_order_change(self, gradient_OI: Tensor, unit: Unit, denser: int) -> float:
         """The gradient times the weights that return."""
-        first_OI = self._first_levels[unit.name]
-        returns_OI = (first_OI > self._number(unit, denser)) & (first_OI <= self._number(unit, self.allocation[unit.name]))
-        return float(torch.dot(gradient_OI[returns_OI].float(), self._dense[unit.name][returns_OI].float()))
+        first, dense_OI = self._first_levels[unit.name], self._dense[unit.name]
+        returns = (first > self._number(unit, denser)) & (first <= self._number(unit, self.allocation[unit.name]))
+        returns_OI = spread(unit, returns).expand_as(dense_OI)
+        return float(torch.dot(gradient_OI[returns_OI].float(), dense_OI[returns_OI].float()))
 
     @torch.no_grad()
     def _take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
-        """Notes for each weight [O, I] the number of the first level that removes it, one above the last where none does."""
+        """Notes for each item the number of the first level that removes it, one above the last where none does."""
         for unit in units:
             with naming_unit(unit.name):
-                ranks_OI = self._pruner.ranks(self._dense[unit.name], statistics[unit.name])
+                ranks = self._pruner.ranks(by_item(unit, self._dense[unit.name]), statistics[unit.name])
             levels = self.grid.levels[unit.name]
-            boundaries = torch.tensor(levels.items, device=ranks_OI.device)
-            numbers_OI = torch.bucketize(ranks_OI, boundaries, right=True)
-            self._first_levels[unit.name] = numbers_OI.to(number_dtype(levels.n_steps))
+            boundaries = torch.tensor(levels.items, device=ranks.device)
+            self._first_levels[unit.name] = torch.bucketize(ranks, boundaries, right=True).to(number_dtype(levels.n_steps))
 
     def _number(self, unit: Unit, level: int) -> int:
         """Steps from dense to a level."""

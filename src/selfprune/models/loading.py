@@ -1,8 +1,8 @@
 """Loads a causal language model after it is known to be understood and to fit."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Item, Unit
 from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ModelError
 from selfprune.models.forward_check import check_by_running, check_entry, check_skeleton
@@ -21,6 +21,7 @@ from selfprune.models.load_failures import Result, Step, attempt, without_load_r
 from selfprune.models.memory_check import MoreBytes, Preflight, check_memory
 from selfprune.models.model_config import DType, ModelConfig, Placement
 from selfprune.models.placement import entry_device, loading_options, n_parameters_at_once
+from selfprune.models.structures import list_items
 from selfprune.models.units import find_blocks, list_units
 from selfprune.models.vocabulary import check_vocabulary
 from selfprune.models.weight_checks import check_numbers, check_shapes, doubts_of_loading
@@ -36,7 +37,7 @@ class LoadedModel:
     Attributes:
         model: the Hugging Face model.
         tokenizer: its tokenizer.
-        units: one per prunable weight, in model order.
+        units: one per prunable weight, or the heads and channels (`for_items`), in model order.
         blocks: the decoder blocks, first to last.
         device: where the weights lie.
         source: the folder of the checkpoint that it was loaded from; None for a model that was made in memory.
@@ -55,6 +56,14 @@ class LoadedModel:
     def blocks_path(self) -> str:
         """The path of the blocks' list, for which the whole tree of modules is searched once."""
         return find_blocks(self.model)[0]
+
+    def for_items(self, items: Collection[Item]) -> "LoadedModel":
+        """The same model with the units whose items are of these kinds.
+
+        Raises:
+            ModelError: when they are heads or channels, and the family is not known.
+        """
+        return replace(self, units=list_items(self.model, items))
 
     def block_prefix(self, index: int) -> str:
         """What the names of a block's parameters begin with."""

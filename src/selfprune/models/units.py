@@ -1,6 +1,6 @@
 """Lists the units of a model and gives their weights, found by structure and not by a table of names.
 
-Shape suffixes: O out, I in, E experts.
+Shape suffixes: O out, I in, E experts, C items, W columns per item.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ModelError
 
 PRUNABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -79,7 +79,7 @@ def list_units(model: nn.Module) -> tuple[Unit, ...]:
 
 
 def weight_view(model: nn.Module, unit: Unit) -> Tensor:
-    """The unit's weight as a matrix [O, I] that shares the model's memory; fused experts [E, O, I] become [E*O, I]."""
+    """The unit's matrix [O, I], which shares the model's memory; fused experts [E, O, I] become [E*O, I]."""
     return weight_matrix(model, unit, stored_weight(model, unit).detach())
 
 
@@ -133,9 +133,19 @@ def token_share(model: Any, unit: Unit) -> Fraction:
     return min(Fraction(1), Fraction(n_chosen, n_experts))
 
 
+def by_item(unit: Unit, weight_OI: Tensor) -> Tensor:
+    """The matrix as pruners take it: [O, I] of single weights, else [O, C, W], the W columns of each of C items together."""
+    return weight_OI if unit.item is Item.WEIGHT else weight_OI.reshape(-1, unit.n_items, unit.item_width)
+
+
+def spread(unit: Unit, per_item: Tensor) -> Tensor:
+    """What is known of each item, for the weights [O, I]: as it is of single weights, else for the reader's columns [1, I]."""
+    return per_item if unit.item is Item.WEIGHT else per_item.repeat_interleave(unit.item_width)[None]
+
+
 def _owner(model: nn.Module, unit: Unit) -> nn.Module | nn.Parameter:
-    """The module that a unit names, or the parameter where experts are fused."""
-    parent, _, name = unit.name.rpartition(".")
+    """The module of a unit's matrix, or the parameter where experts are fused."""
+    parent, _, name = unit.matrix.rpartition(".")
     owner: nn.Module | nn.Parameter = getattr(model.get_submodule(parent), name)
     return owner
 

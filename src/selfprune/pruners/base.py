@@ -1,6 +1,6 @@
 """The contract of pruners.
 
-Shape suffixes: O out, I in.
+Shape suffixes: O out, I in, C items, W columns per item.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from selfprune.allocations.unit import Item
 from selfprune.statistics.base import NoStatistics, Statistics
 
 
@@ -17,8 +18,8 @@ class PrunedUnit:
     """What a pruner decided.
 
     Attributes:
-        kept: True for each item that is kept; of single weights [O, I].
-        weight_OI: new values of the weights, zero where pruned; None when kept weights stay as they are.
+        kept: True for each item that is kept; of single weights [O, I], of structures [C].
+        weight_OI: new values of the matrix, zero where pruned; None when kept weights stay as they are.
     """
 
     kept: Tensor
@@ -34,7 +35,8 @@ class PrunedUnit:
 class Pruner(ABC):
     """Decides which items of a unit go, given its weights, statistics and level.
 
-    A search needs many levels of a unit at once, and therefore an order in which its items go (`ranks`).
+    The weights are a matrix [O, I], or [O, C, W] where the items are structures: the columns by which each head or channel is
+    read. A search needs many levels of a unit at once, and therefore an order in which its items go (`ranks`).
 
     Attributes:
         needs_gradients: whether its statistics are fed by a backward pass instead of the units' inputs.
@@ -69,15 +71,15 @@ class Pruner(ABC):
         """
 
     @abstractmethod
-    def ranks(self, weight_OI: Tensor, statistics: Statistics) -> Tensor:
-        """The order in which the items go: a permutation of 0, 1, 2, ... in whole numbers, for weights [O, I].
+    def ranks(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """The order in which the items go: a permutation of 0, 1, 2, ... in whole numbers, for weights [O, I] or structures [C].
 
         Raises:
             PruningError: when it cannot be told, as from statistics that are not finite.
         """
 
     @abstractmethod
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
+    def prune(self, weight: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
         """Removes exactly `n_pruned` items, also where nothing was seen.
 
         Raises:
@@ -87,6 +89,10 @@ class Pruner(ABC):
     def sees_weights_alone(self) -> bool:
         """Whether it gathers nothing, so that no input can change what it does."""
         return isinstance(self.statistics(1, 1, 1), NoStatistics)
+
+    def items(self) -> frozenset[Item]:
+        """What it removes: single weights, unless it says otherwise."""
+        return frozenset({Item.WEIGHT})
 
     def level_fraction(self) -> float | None:
         """The one sparsity besides 0 that a unit may have; None, as by default, where it may have any."""

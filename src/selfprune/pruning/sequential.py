@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from selfprune.allocations.unit import Allocation, Unit
+from selfprune.allocations.unit import Allocation, Item, Unit
 from selfprune.errors import naming_unit
 from selfprune.exports.block_writer import BlockWriter
 from selfprune.models.blocks.walk import walk_blocks
 from selfprune.models.loading import LoadedModel
-from selfprune.models.units import weight_view
-from selfprune.pruners.base import Pruner
+from selfprune.models.units import by_item, spread, weight_view
+from selfprune.pruners.base import PrunedUnit, Pruner
 from selfprune.pruning.calibration import gather_gradients, statistics_maker
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.coverage import Coverage
@@ -31,6 +31,7 @@ def prune_in_place(
     writer: BlockWriter | None = None,
     on_block: Callable[[int], None] = lambda n_done: None,
     coverage: Coverage | None = None,
+    kept: dict[str, Tensor] | None = None,
 ) -> dict[str, int]:
     """Prunes block by block, each on the outputs of the pruned blocks before it.
 
@@ -39,12 +40,13 @@ def prune_in_place(
     Args:
         loaded: the dense model; its weights are changed, where they are not on disk.
         windows_NT: calibration windows.
-        pruner: decides which weights go.
+        pruner: decides what goes.
         allocation: unit name -> items to remove.
         batch_size: windows per forward pass.
         writer: where every block is saved as soon as it is pruned; a walk that was broken off goes on from there.
         on_block: called with the number of blocks that are done.
         coverage: counts the tokens that reach each unit.
+        kept: is told of units of structures which items stay [C], as the checkpoint is cut by it.
 
     Returns:
         unit name -> items removed, equal to the allocation.
@@ -66,7 +68,10 @@ def prune_in_place(
         else:
             statistics = {unit.name: gradients.pop(unit.name) for unit in visit.units}
         for unit in visit.units:
-            removed[unit.name] = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
+            pruned = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
+            removed[unit.name] = pruned.n_removed
+            if kept is not None and unit.item is not Item.WEIGHT:
+                kept[unit.name] = pruned.kept.cpu()
         visit.forward()
         if writer:
             reached = {name: coverage.n_tokens_of[name] for name in removed}
@@ -75,11 +80,11 @@ def prune_in_place(
     return removed
 
 
-def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statistics: Statistics, n_pruned: int) -> int:
+def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statistics: Statistics, n_pruned: int) -> PrunedUnit:
     weight_OI = weight_view(loaded.model, unit)
     with naming_unit(unit.name):
-        pruned = pruner.prune(weight_OI, statistics, n_pruned)
+        pruned = pruner.prune(by_item(unit, weight_OI), statistics, n_pruned)
     if pruned.weight_OI is not None:
         weight_OI.copy_(pruned.weight_OI)
-    weight_OI.masked_fill_(~pruned.kept, 0)
-    return pruned.n_removed
+    weight_OI.masked_fill_(~spread(unit, pruned.kept), 0)
+    return pruned

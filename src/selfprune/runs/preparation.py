@@ -112,7 +112,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     kinds = config.objective.kinds(config.n_search_windows)
     harness = Harness(config.harness)
     with display.stage(f"loading {config.model.path}"):
-        loaded = load_model(config.model)
+        loaded = load_model(config.model).for_items(config.pruner.items())
         # What the model cannot do is said before anything is recorded.
         doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
         for doubt in doubts:

@@ -4,12 +4,15 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 from torch import Tensor
 
 from selfprune.allocations.budget import Measure
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.target import Target
 from selfprune.allocations.unit import Allocation, sparsity_of
 from selfprune.allocations.winners import fits, read_winner
 from selfprune.configs.config import PruneConfig
@@ -23,8 +26,9 @@ from selfprune.models.blocks.walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement
-from selfprune.models.units import n_parameters
+from selfprune.models.units import n_parameters, token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
+from selfprune.pruners.structure_pruner import StructurePruner
 from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.disk_check import check_disk
@@ -37,6 +41,8 @@ from selfprune.timing.machine import peak_memory_bytes
 from selfprune.timing.resources import Resources
 from selfprune.timing.unit_seconds import check_latency_table
 
+ITEM_BY_ITEM = 1e-9
+"""A step of levels so small that it is one head or channel."""
 N_CHECKED_TOKENS = 4096
 """Calibration tokens, in whole windows, on which the dense model is compared with chance."""
 
@@ -91,7 +97,7 @@ def _prune(
     config: PruneConfig, writer: BlockWriter, display: Display, began: float
 ) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
-        loaded = load_model(config.model, scratch=writer.scratch)
+        loaded = load_model(config.model, scratch=writer.scratch).for_items(config.pruner.items())
         for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)
@@ -153,6 +159,11 @@ def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
 def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
     fraction, budget = config.pruner.level_fraction(), config.budget
     sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model))
+    if isinstance(config.pruner, StructurePruner):
+        # a head is too much of a unit for rounding to meet the budget
+        grid = LevelGrid.of_structures(loaded.units, ITEM_BY_ITEM, 1.0, config.pruner.multiple, config.pruner.whole)
+        target = Target.of(budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model))
+        return target.project({unit.name: sparsity for unit in loaded.units})
     if fraction is None:
         return budget.uniform(loaded.units, n_parameters(loaded.model))
     # of another measure than weights, a pattern can hardly save the very share that was asked for, but it may save more

@@ -45,7 +45,7 @@ def gather(
     experts: list[tuple[Tensor, Unit, Statistics]] = []
     with ExitStack() as stack:
         for unit in units:
-            owner = _module_or_parameter(model, unit.name)
+            owner = _module_or_parameter(model, unit.matrix)
             if isinstance(owner, nn.Module):
                 stack.callback(owner.register_forward_pre_hook(sharing.hook(unit)).remove)
             else:

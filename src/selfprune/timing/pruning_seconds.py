@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
+from selfprune.allocations.unit import Item
 from selfprune.models.blocks.calls import capture_calls
 from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import LoadedModel
@@ -58,7 +59,7 @@ def solve_seconds(loaded: LoadedModel, pruner: Pruner) -> float:
 def _inputs(loaded: LoadedModel) -> Iterator[tuple[int, int]]:
     """Row groups and width of every input; units of one module and width are taken to share theirs."""
     inputs = {
-        (unit.name.rpartition(".")[0], weight_view(loaded.model, unit).shape[1]): n_row_groups(loaded.model, unit)
+        (unit.matrix.rpartition(".")[0], weight_view(loaded.model, unit).shape[1]): n_row_groups(loaded.model, unit)
         for unit in loaded.units
     }
     for (_, n_in), n_groups in inputs.items():
@@ -119,10 +120,13 @@ class _Probes:
     def _probe(self, n_out: int, n_in: int) -> tuple[float, float]:
         """Seconds of the preparation and of the pruning of one random matrix."""
         generator = torch.Generator().manual_seed(0)
-        weight_OI = torch.randn(n_out, n_in, generator=generator).to(self.device, self.dtype)
+        weight = torch.randn(n_out, n_in, generator=generator).to(self.device, self.dtype)
+        n_items = weight.numel()
+        if Item.WEIGHT not in self.pruner.items():
+            weight, n_items = weight[:, :, None], n_in  # channels, of which there are more than heads
         statistics: Statistics = self.pruner.statistics(1, n_in, 2)
         fraction = self.pruner.level_fraction()
-        n_pruned = round((0.5 if fraction is None else fraction) * weight_OI.numel())
+        n_pruned = round((0.5 if fraction is None else fraction) * n_items)
         if self.pruner.needs_gradients:
             statistics.update(torch.randn(n_out, n_in, generator=generator).to(self.device))
         else:
@@ -131,7 +135,7 @@ class _Probes:
             statistics.update(inputs_NTI.to(self.device, self.dtype))
         preparing = _seconds(lambda: self.pruner.prepare(statistics))
         # reading a number waits for a GPU to finish
-        return preparing, _seconds(lambda: bool(self.pruner.prune(weight_OI, statistics, n_pruned).kept[0, 0]))
+        return preparing, _seconds(lambda: bool(self.pruner.prune(weight, statistics, n_pruned).kept.any()))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -13,7 +13,8 @@ from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.loading import LoadedModel, max_positions
 from selfprune.models.memory_check import free_memory_bytes
 from selfprune.models.model_config import Placement
-from selfprune.models.units import list_units, n_parameters, n_row_groups, weight_view
+from selfprune.models.structures import list_items
+from selfprune.models.units import n_parameters, n_row_groups, weight_view
 
 GRADIENT_BYTES = 4
 """Memory per weight while a pruner gathers gradients."""
@@ -51,9 +52,9 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     needed += max(of_windows, of_requests, cache_bytes)
     # under SPREAD they lie beside the weights, on devices that the loading chooses
     if config.level_kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
-        units = list_units(skeleton)
+        units = list_items(skeleton, config.pruner.items())
         levels = config.grid(units).levels
-        needed += sum(unit.n_weights * number_dtype(levels[unit.name].n_steps).itemsize for unit in units)
+        needed += sum(unit.n_items * number_dtype(levels[unit.name].n_steps).itemsize for unit in units)
     needed += min(prefix_bytes, search.prefix_cache_mb * 10**6)
     return needed
 
@@ -68,9 +69,10 @@ def level_bytes(config: RunConfig, skeleton: Any, bytes_per_weight: int) -> tupl
     """
     if config.level_kind is LevelKind.MASKS:
         return 0, 0
-    units, levels = list_units(skeleton), config.search.levels
+    units, levels = list_items(skeleton, config.pruner.items()), config.search.levels
     grid = config.grid(units)
-    of_levels = sum(grid.levels[unit.name].n_steps * unit.n_weights * bytes_per_weight for unit in units)
+    n_weights = {unit.name: weight_view(skeleton, unit).numel() for unit in units}
+    of_levels = sum(grid.levels[unit.name].n_steps * n_weights[unit.name] * bytes_per_weight for unit in units)
     # no statistics are larger than the Gram matrices of the inputs, which several units may share
     of_statistics = sum(4 * n_row_groups(skeleton, unit) * weight_view(skeleton, unit).shape[1] ** 2 for unit in units)
     in_memory = min(int(levels.memory_gb * 1e9), of_levels) + min(int(levels.statistics_gb * 1e9), of_statistics)

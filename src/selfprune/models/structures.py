@@ -1,0 +1,148 @@
+"""Lists the structures of a model: attention heads and FFN channels, with every slice of a parameter that goes with each.
+
+Zeroing the reader's columns of an item gives the logits of the model without it, so that pruning and search see one matrix in
+groups of columns; the other slices matter for what an item saves, and where the checkpoint is cut to its real size.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from selfprune.allocations.unit import Item, Unit
+from selfprune.errors import ModelError
+from selfprune.models.families import FAMILIES, Sublayer
+from selfprune.models.units import find_blocks, list_units
+
+WIDTHS_OF_HEADS = ("head_dim", "head_size")
+"""What attention modules call the width of a head."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows, or the columns, of a parameter that belong to the items of a unit.
+
+    Attributes:
+        parameter: its name in the model.
+        axis: along which the items lie.
+        width: entries per item.
+        start: where the first item begins.
+    """
+
+    parameter: str
+    axis: int
+    width: int
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A unit of heads or channels, and all that goes with its items.
+
+    Attributes:
+        unit: the unit; its reader is the last of the matrices.
+        slices: of every parameter that loses something with an item.
+    """
+
+    unit: Unit
+    slices: tuple[Slice, ...]
+
+
+def list_structures(model: nn.Module) -> tuple[Structure, ...]:
+    """The heads and the channels of every block, in model order.
+
+    Heads go by groups that share their keys and values (GQA), and channels one by one.
+
+    Raises:
+        ModelError: when the family has no entry, or a block does not look as its entry says.
+    """
+    family = model.config.get_text_config().model_type  # type: ignore[operator, union-attr]
+    if family not in FAMILIES:
+        raise ModelError(
+            f"heads and channels of models of the type {family} cannot be pruned: expected one of {', '.join(FAMILIES)}; choose "
+            "a pruner of single weights, such as pruner=wanda"
+        )
+    path, blocks = find_blocks(model)
+    return tuple(
+        _structure(f"{path}.{index}", index, block, sublayer)
+        for index, block in enumerate(blocks)
+        for sublayer in FAMILIES[family]
+        if _is_there(block, sublayer)
+    )
+
+
+def list_items(model: nn.Module, items: Collection[Item]) -> tuple[Unit, ...]:
+    """The units whose items are of these kinds: one per linear weight, or the heads and channels.
+
+    Raises:
+        ModelError: when the weights of the blocks, or their heads and channels, are not understood.
+    """
+    if Item.WEIGHT in items:
+        return list_units(model)
+    return tuple(structure.unit for structure in list_structures(model) if structure.unit.item in items)
+
+
+def _is_there(block: nn.Module, sublayer: Sublayer) -> bool:
+    """Whether a block has a sublayer, which may have been cut away."""
+    names = dict(block.named_modules())
+    return (f"{sublayer.path}.{sublayer.reader}" if sublayer.path else sublayer.reader) in names
+
+
+def _structure(block_path: str, index: int, block: nn.Module, sublayer: Sublayer) -> Structure:
+    owner = block.get_submodule(sublayer.path)
+    path = f"{block_path}.{sublayer.path}" if sublayer.path else block_path
+    reader = owner.get_submodule(sublayer.reader)
+    n_columns, is_ffn = _n_in(reader), next(iter(sublayer.writers.values())).strip("[]")[0] == "c"
+    widths, n_items = _item_widths(path, owner, sublayer, n_columns, is_ffn)
+    slices = list(_slices(path, owner, sublayer, widths, n_items))
+    slices.append(Slice(f"{path}.{sublayer.reader}.weight", _input_axis(reader), widths["reader"]))
+    if sublayer.is_whole:
+        slices = [Slice(s.parameter, s.axis, s.width * n_items, s.start) for s in slices]
+        widths, n_items = {"reader": n_columns}, 1
+    parameters = dict(owner.named_parameters(path))
+    per_item = sum(s.width * (parameters[s.parameter].numel() // parameters[s.parameter].shape[s.axis]) for s in slices)
+    item = Item.CHANNEL if is_ffn else Item.HEAD_GROUP
+    name = f"{block_path}.{sublayer.kind}"
+    unit = Unit(name, index, sublayer.kind, n_items, per_item, item, f"{path}.{sublayer.reader}", widths["reader"])
+    return Structure(unit, tuple(slices))
+
+
+def _item_widths(path: str, owner: nn.Module, sublayer: Sublayer, n_columns: int, is_ffn: bool) -> tuple[dict[str, int], int]:
+    """What stands in the rows of a writer -> rows per item, and the number of items."""
+    if is_ffn:
+        return {"c": 1, "reader": 1}, n_columns
+    head_width = next((n for name in WIDTHS_OF_HEADS if isinstance(n := getattr(owner, name, None), int)), 0)
+    n_rows = sum(_n_out(owner.get_submodule(writer)) for writer in sublayer.writers)
+    n_groups, rest = divmod(n_rows - n_columns, 2 * head_width) if head_width else (0, 0)
+    if not n_groups or rest or n_columns % n_groups:
+        raise ModelError(
+            f"the attention {path} is not understood: expected queries as wide as {sublayer.reader} reads and keys and values "
+            f"of whole heads, got {n_rows} rows for {n_columns} columns and heads of {head_width}; choose a pruner of "
+            "single weights"
+        )
+    return {"q": n_columns // n_groups, "k": head_width, "v": head_width, "reader": n_columns // n_groups}, n_groups
+
+
+def _slices(path: str, owner: nn.Module, sublayer: Sublayer, widths: dict[str, int], n_items: int) -> Iterator[Slice]:
+    """The rows of the writers, and their biases."""
+    for writer, rows in sublayer.writers.items():
+        module, start = owner.get_submodule(writer), 0
+        parts = [sum(widths[part] for part in rows[1:-1])] if rows.startswith("[") else [widths[part] for part in rows]
+        for width in parts:
+            yield Slice(f"{path}.{writer}.weight", 1 - _input_axis(module), width, start)
+            if module.bias is not None:
+                yield Slice(f"{path}.{writer}.bias", 0, width, start)
+            start += width * n_items
+
+
+def _input_axis(module: nn.Module) -> int:
+    return 0 if isinstance(module, Conv1D) else 1
+
+
+def _n_in(module: nn.Module) -> int:
+    return int(module.weight.shape[_input_axis(module)])  # type: ignore[index]
+
+
+def _n_out(module: nn.Module) -> int:
+    return int(module.weight.shape[1 - _input_axis(module)])  # type: ignore[index]

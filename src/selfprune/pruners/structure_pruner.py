@@ -1,0 +1,72 @@
+"""What all pruners of heads and channels share: an order by score, in which the lowest go first.
+
+Shape suffixes: O out, C items, W columns per item.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from selfprune.allocations.unit import Item
+from selfprune.errors import ConfigError, PruningError
+from selfprune.pruners.base import PrunedUnit, Pruner
+from selfprune.statistics.base import Statistics
+
+
+@dataclass
+class StructurePruner(Pruner):
+    """A pruner whose items are attention heads, or groups of them, and channels of FFNs.
+
+    Attributes:
+        structures: which of them may go: HEAD_GROUP, CHANNEL or both.
+        multiple: the channels that an FFN keeps are a multiple of this, or none; GPUs are fast at multiples of 8, or better 64.
+        whole: an attention or an FFN goes as a whole or not at all: pruning in depth alone.
+    """
+
+    structures: list[Item] = field(default_factory=lambda: [Item.HEAD_GROUP, Item.CHANNEL])
+    multiple: int = 1
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.structures or Item.WEIGHT in self.structures:
+            raise ConfigError(
+                "pruner.structures must name what may go, as in pruner.structures=[HEAD_GROUP,CHANNEL], got "
+                f"[{','.join(item.value for item in self.structures)}]"
+            )
+        if self.multiple < 1:
+            raise ConfigError(f"pruner.multiple must be 1 or more, got {self.multiple}")
+
+    @abstractmethod
+    def scores(self, weight_OCW: Tensor, statistics: Statistics) -> Tensor:
+        """The importance of each item [C] in fp32; the lowest go first."""
+
+    def ranks(self, weight_OCW: Tensor, statistics: Statistics) -> Tensor:
+        """The order in which the items go, as int64 [C]: ascending by score, ties by index.
+
+        Raises:
+            PruningError: when a score is not finite.
+        """
+        scores_C = self.scores(weight_OCW, statistics)
+        if not torch.isfinite(scores_C).all():
+            raise PruningError(
+                "the scores of a unit are not finite: its weights or its calibration inputs hold NaN or infinity; load the model "
+                "in a wider dtype (model.dtype=FLOAT32) or check the checkpoint"
+            )
+        return scores_C.argsort(stable=True).argsort()
+
+    def prune(self, weight_OCW: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
+        """Keeps the ranks from `n_pruned` on.
+
+        Raises:
+            PruningError: when the count is out of range or a score is not finite.
+        """
+        n_items = weight_OCW.shape[1]
+        if not 0 <= n_pruned <= n_items:
+            raise PruningError(f"a unit of {n_items} heads or channels cannot lose {n_pruned}; ask for 0 to {n_items}")
+        return PrunedUnit(self.ranks(weight_OCW, statistics) >= n_pruned)
+
+    def items(self) -> frozenset[Item]:
+        """The structures that may go."""
+        return frozenset(self.structures)

@@ -1,0 +1,1 @@
+"""Methods that decide which heads and channels go; none knows another."""
