@@ -3,11 +3,14 @@
 Shape suffixes: O out, C items, W columns per item, N sequences, T tokens.
 """
 
+from typing import get_type_hints
+
 import pytest
 import torch
 
 from selfprune.allocations.unit import Item
 from selfprune.configs.methods import find_methods
+from selfprune.configs.mistakes.expected_values import expectation
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.structure_pruner import StructurePruner
 from selfprune.pruners.structures.wanda_sp import WandaSP
@@ -129,3 +132,8 @@ def test_what_is_no_structure_is_refused(structures):
 def test_widths_are_multiples_of_one_or_more():
     with pytest.raises(ConfigError, match=r"pruner\.multiple must be 1 or more, got 0"):
         WandaSP(multiple=0)
+
+
+def test_a_list_of_structures_is_asked_for_by_their_names():
+    asked = expectation(get_type_hints(WandaSP)["structures"], "pruner.structures", "HEAD")
+    assert asked == "a list of WEIGHT, CHANNEL, HEAD_GROUP, as in pruner.structures=[WEIGHT,CHANNEL]"

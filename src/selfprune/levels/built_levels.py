@@ -29,7 +29,7 @@ from selfprune.errors import ConfigError, naming_unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelsConfig
 from selfprune.models.loading import LoadedModel
-from selfprune.models.units import weight_view
+from selfprune.models.units import by_item, spread, weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.kept import KeptStatistics
@@ -115,10 +115,10 @@ class BuiltLevels(LevelStore):
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)
         with naming_unit(unit.name):
-            pruned = self._pruner.prune(dense_OI, self._statistics.of(unit.name), level)
+            pruned = self._pruner.prune(by_item(unit, dense_OI), self._statistics.of(unit.name), level)
         weight_OI = dense_OI if pruned.weight_OI is None else pruned.weight_OI
         self.n_built += 1
-        return weight_OI.masked_fill(~pruned.kept, 0).contiguous().cpu()
+        return weight_OI.masked_fill(~spread(unit, pruned.kept), 0).contiguous().cpu()
 
 
 class _RecentTensors:

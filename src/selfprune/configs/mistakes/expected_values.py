@@ -31,6 +31,9 @@ def expectation(of: Any, name: str, got: str) -> str:
         (some,) = (argument for argument in arguments if argument is not type(None))
         return f"{expectation(some, name, got)}, or null"
     if origin in (list, tuple):
+        if isinstance(arguments[0], type) and issubclass(arguments[0], Enum):
+            names = list(arguments[0].__members__)
+            return f"a list of {', '.join(names)}, as in {name}=[{','.join(names[:2])}]"
         return f"a list of {MANY.get(arguments[0], 'values')}, as in {name}=[{EXAMPLES.get(arguments[0], 'a,b')}]"
     if origin is dict:
         return f"names with {MANY.get(arguments[1], 'options')}, as in {name}.NAME={'OPTION' if arguments[1] is Any else 'VALUE'}"
