@@ -1,10 +1,13 @@
 """Fixtures that several tests share: tiny random models of every family, a tiny tokenizer, and a watch on the network."""
 
 import gc
+import json
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,23 +145,28 @@ def tiny_model_folder(
     return save
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_tiny(
     make_tiny_model: Callable[..., PreTrainedModel],
     tiny_tokenizer: PreTrainedTokenizerFast,
     tiny_model_folder: Callable[[str], Path],
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., LoadedModel]:
-    """Loads a family's tiny model, which may be changed, with changes to its config if there are any."""
+    """Gives a copy, which may be changed, of a family's tiny model as loaded, with changes to its config if there are any."""
 
-    def load(family: str, dtype: DType = DType.FLOAT32, **changes: Any) -> LoadedModel:
-        folder = tmp_path if changes else tiny_model_folder(family)
+    @cache
+    def load(family: str, dtype: DType, changes: str) -> LoadedModel:
+        folder = tmp_path_factory.mktemp(family) if changes else tiny_model_folder(family)
         if changes:
-            make_tiny_model(family, **changes).save_pretrained(folder)
+            make_tiny_model(family, **json.loads(changes)).save_pretrained(folder)
             tiny_tokenizer.save_pretrained(folder)
         return load_model(ModelConfig(str(folder), dtype, device="cpu"))
 
-    return load
+    def copy_of(family: str, dtype: DType = DType.FLOAT32, **changes: Any) -> LoadedModel:
+        loaded = load(family, dtype, json.dumps(changes) if changes else "")
+        return deepcopy(loaded, {id(loaded.tokenizer): loaded.tokenizer})
+
+    return copy_of
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from selfprune.allocations.projection import project
 from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.levels.mask_levels import MaskLevels
-from selfprune.models.loading import load_model
-from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
 from selfprune.proposers.base import Measurement
 from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
@@ -67,8 +65,8 @@ class Consuming(Wanda):
 
 
 @pytest.fixture
-def load(tiny_model_folder):
-    return lambda family="llama": load_model(ModelConfig(str(tiny_model_folder(family)), device="cpu"))
+def load(load_tiny):
+    return lambda family="llama": load_tiny(family)
 
 
 def measure(loaded, pruner, needed):

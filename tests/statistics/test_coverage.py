@@ -1,6 +1,8 @@
 """Weights whose inputs calibration never saw, or hardly saw: what becomes of them, and what a run says about it."""
 
 import json
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -60,8 +62,13 @@ def mamba(make_tiny_model, tiny_tokenizer, tmp_path_factory):
     return folder
 
 
-def load(folder):
+@cache
+def once(folder):
     return load_model(ModelConfig(str(folder), device="cpu"))
+
+
+def load(folder):
+    return deepcopy(once(folder))
 
 
 def halves(loaded):

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from selfprune.configs.methods import find_methods
-from selfprune.models.loading import load_model
-from selfprune.models.model_config import ModelConfig
 from selfprune.pruners.weight_pruner import WeightPruner
 from selfprune.pruners.weights.alps import ALPS
 from selfprune.pruners.weights.wanda import Wanda
@@ -15,8 +13,8 @@ WINDOWS_NT = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed
 
 
 @pytest.fixture
-def loaded(tiny_model_folder):
-    return load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
+def loaded(load_tiny):
+    return load_tiny("llama")
 
 
 @pytest.mark.parametrize("name", find_methods("pruner"))

@@ -10,12 +10,12 @@ from selfprune.models.model_config import ModelConfig, Placement
 WINDOWS_NT = torch.randint(5, 60, (5, 9), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("placement", [Placement.WHOLE, Placement.STREAM])
-def test_the_likelihood_of_a_walk_is_that_of_the_whole_model(family, placement, tiny_model_folder, monkeypatch, tmp_path):
-    path = str(tiny_model_folder(family))
-    whole = load_model(ModelConfig(path, device="cpu")).model
-    expected = cross_entropy(whole(input_ids=WINDOWS_NT).logits[:, :-1].flatten(0, 1), WINDOWS_NT[:, 1:].flatten())
+def test_the_likelihood_of_a_walk_is_that_of_the_whole_model(family, tiny_model_folder, load_tiny, monkeypatch, tmp_path):
+    whole = load_tiny(family)
+    model = whole.model
+    expected = cross_entropy(model(input_ids=WINDOWS_NT).logits[:, :-1].flatten(0, 1), WINDOWS_NT[:, 1:].flatten())
     # three positions at once, so that the last piece of a window is a shorter one
-    monkeypatch.setattr(walk, "N_LOGITS_AT_ONCE", 3 * whole.config.get_text_config().vocab_size + 1)
-    loaded = load_model(ModelConfig(path, device="cpu", placement=placement), tmp_path)
-    assert nll_per_token(loaded, WINDOWS_NT, batch_size=2) == pytest.approx(float(expected), rel=1e-5)
+    monkeypatch.setattr(walk, "N_LOGITS_AT_ONCE", 3 * model.config.get_text_config().vocab_size + 1)
+    streamed = load_model(ModelConfig(str(tiny_model_folder(family)), device="cpu", placement=Placement.STREAM), tmp_path)
+    for loaded in (whole, streamed):
+        assert nll_per_token(loaded, WINDOWS_NT, batch_size=2) == pytest.approx(float(expected), rel=1e-5), loaded.device
