@@ -20,6 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from processes import python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -162,8 +163,11 @@ def in_memory(folder, output, configure, **options):
     return loaded
 
 
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma2", "phi3"])
+@pytest.mark.parametrize(
+    ("family", "pruner"),
+    [*((family, "sparsegpt") for family in ("llama", "gpt2", "mixtral", "gemma2", "phi3")),
+     ("llama", "wanda"), ("mixtral", "wanda"), ("gpt2", "magnitude"), ("mixtral", "magnitude")],
+)  # fmt: skip
 def test_a_model_pruned_from_disk_equals_one_pruned_in_memory(family, pruner, folder_of, prune, configure, tmp_path):
     folder = folder_of(family)
     before = contents(folder)
@@ -329,8 +333,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("placement", ["WHOLE", "STREAM"])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("damage", "placement"), [("sound", "WHOLE"), ("sound", "STREAM"), ("zeros", "STREAM"), ("constant", "WHOLE")]
+)
 def test_a_dense_model_that_is_no_better_than_chance_is_told(damage, placement, prune, tmp_path):
     source = Path(shutil.copytree(files("selfprune.embedded") / "weights", tmp_path / "source"))
     DAMAGE[damage](source)
@@ -403,14 +408,14 @@ main(command)
 """
 """A process that is killed once it has pruned so many blocks."""
 
-ONE_AFTER_THE_OTHER = "import sys; from selfprune.prune import main; sys.exit(any(main(one.split()) for one in sys.argv[1:]))"
+ONE_AFTER_THE_OTHER = """
+import sys
+from selfprune.prune import main
+from selfprune.timing import machine
 
-
-def in_a_process(folder, code, *arguments):
-    """What becomes of code in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+machine.MATMUL_WIDTH = {"cpu": 32}
+sys.exit(any(main(one.split()) for one in sys.argv[1:]))
+"""
 
 
 def n_blocks_done(partial):
@@ -426,7 +431,7 @@ def test_a_pruning_that_is_interrupted_and_then_killed_can_still_be_ended(folder
     monkeypatch.setattr(prune_once, "prune_in_place", Interrupting(after=1, how=lambda: signal.raise_signal(signal.SIGINT)))
     check_paragraph(prune_command(*command), 130, "interrupted; the blocks that were pruned are kept")
     assert n_blocks_done(partial) == 1
-    killed = in_a_process(tmp_path, KILLED_ON_THE_WAY, "2", *command)
+    killed = python("-c", KILLED_ON_THE_WAY, "2", *command, folder=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed
     assert n_blocks_done(partial) == 3
     assert not (tmp_path / "out").exists()
@@ -436,10 +441,7 @@ def test_a_pruning_that_is_interrupted_and_then_killed_can_still_be_ended(folder
     assert contents(tmp_path / "out") == contents(prune(folder, tmp_path / "unbroken", **{"model.placement": "STREAM"}))
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
-def test_a_full_disk_is_told_in_one_paragraph_and_the_next_call_goes_on(
-    family, folder_of, prune, prune_command, monkeypatch, tmp_path
-):
+def test_a_full_disk_is_told_in_one_paragraph_and_the_next_call_goes_on(folder_of, prune, prune_command, monkeypatch, tmp_path):
     def save(tensors, path, metadata):
         if "model-00003" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -448,12 +450,12 @@ def test_a_full_disk_is_told_in_one_paragraph_and_the_next_call_goes_on(
     options = {"model.placement": "STREAM"}
     with monkeypatch.context() as patched:
         patched.setattr("selfprune.storage.tensor_file.save_file", save)
-        full = prune_command(*as_overrides(folder_of(family), tmp_path / "out", **options))
+        full = prune_command(*as_overrides(folder_of("mixtral"), tmp_path / "out", **options))
     check_paragraph(full, 2, "the disk is full. Everything before it is kept; free some space and give the same command again")
     monkeypatch.setattr(prune_once, "prune_in_place", rest := Interrupting())
-    prune(folder_of(family), tmp_path / "out", **options)
+    prune(folder_of("mixtral"), tmp_path / "out", **options)
     assert rest.visited == [2, 3]
-    assert contents(tmp_path / "out") == contents(prune(folder_of(family), tmp_path / "unbroken"))
+    assert contents(tmp_path / "out") == contents(prune(folder_of("mixtral"), tmp_path / "unbroken"))
 
 
 def test_a_disk_that_is_too_small_is_refused_but_needs_no_room_for_what_is_written(folder_of, prune, monkeypatch, tmp_path):
@@ -640,6 +642,7 @@ def test_a_real_runs_winner_gives_the_same_weights_as_the_run_itself(folder_of, 
     options += ["data.n_search=8", "data.n_report=4", "proposer=random"]
     options += ["harness=none", "~yardsticks.owl", "~controls.random", "search.max_tokens=1000", "search.n_sensitivity_windows=0"]
     options += ["search.ladder.n_windows=[2,8]", "search.ladder.n_survivors=[2]", "search.batch_size=4"]
+    monkeypatch.setattr("selfprune.reports.report._draw", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["selfprune", *options, f"run_folder={tmp_path / 'run'}"])
     assert selfprune.__main__.main() == 0
     GlobalHydra.instance().clear()
@@ -699,7 +702,7 @@ def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_to
     assert n_bytes > 180_000_000  # allocators and mapped files take some 100 MB, more or less from run to run
     # in one process, so that both have the same libraries in memory; its peak is that of the larger
     commands = [" ".join(as_overrides(tmp_path / name, tmp_path / f"{name}-out", **options)) for name in ("tiny", "big")]
-    done = in_a_process(tmp_path, ONE_AFTER_THE_OTHER, *commands)
+    done = python("-c", ONE_AFTER_THE_OTHER, *commands, folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     records = {name: record_of(tmp_path / f"{name}-out") for name in ("tiny", "big")}
     took, base = (records[name]["measured"]["peak_memory_bytes"] for name in ("big", "tiny"))
