@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 
 # The same examples every time, and a failing one is told as it was found: smaller ones would be looked for for minutes.
 # `pytest --hypothesis-profile=default` draws others and makes the one that fails smaller.
-settings.register_profile("suite", derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
+settings.register_profile("suite", derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate], max_examples=60)
 settings.load_profile("suite")
 
 # What these build takes so long that one worker should do it for all tests that use it.
@@ -103,11 +103,16 @@ def family(request: pytest.FixtureRequest) -> str:
 def make_tiny_model() -> Callable[..., PreTrainedModel]:
     """Makes a tiny random model: `make_tiny_model("gpt2", seed=0, n_layer=3)`; further arguments go to its configuration."""
 
+    made: dict[str, PreTrainedModel] = {}
+
     def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            config = AutoConfig.for_model(family, **(FAMILIES.get(family, GQA) | changes))
-            return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        key = repr((family, seed, changes))
+        if key not in made:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                config = AutoConfig.for_model(family, **(FAMILIES.get(family, GQA) | changes))
+                made[key] = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        return deepcopy(made[key])
 
     return make
 

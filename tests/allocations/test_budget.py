@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from in_turn import in_turn
 
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.level_grid import LevelGrid
@@ -19,15 +20,13 @@ def grid_of(n_weights):
     return LevelGrid.with_constant_step([Unit("a", 0, "w", n_weights)], 0.05)
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.2, 70, math.nan, math.inf])
+@in_turn("sparsity", [-0.1, 1.0, 1.2, 70, math.nan, math.inf])
 def test_a_sparsity_outside_its_range_is_refused(sparsity):
     with pytest.raises(ConfigError, match=r"budget.sparsity must lie above 0 and below 1, got"):
         Budget(sparsity)
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "n_weights", "n_target"), [(0.0, 7, 0), (0.5, 7, 4), (0.7, 1000, 700), (0.29, 100, 29), (0.1, 30, 3)]
-)
+@in_turn(("sparsity", "n_weights", "n_target"), [(0.0, 7, 0), (0.5, 7, 4), (0.7, 1000, 700), (0.29, 100, 29), (0.1, 30, 3)])
 def test_the_target_is_the_sparsity_rounded_up_to_a_weight(sparsity, n_weights, n_target):
     assert Target.of(Budget(sparsity), grid_of(n_weights), 0, all_tokens).n_saved == n_target
 

@@ -4,6 +4,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from in_turn import in_turn
 
 from selfprune.allocations.latency_table import LatencyTable
 from selfprune.allocations.unit import Unit
@@ -102,7 +103,7 @@ def test_a_table_of_this_machine_and_model_is_taken_without_a_word():
     assert (measured().contradiction(HERE), measured().doubts(HERE)) == ("", [])
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("changes", "said"),
     [
         ({"dtype": "bfloat16"}, "was measured with dtype=bfloat16, but this run has dtype=float32"),
@@ -115,7 +116,7 @@ def test_a_table_of_another_model_dtype_or_number_of_tokens_contradicts_the_run(
     assert measured(**changes).contradiction({}) == ""
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("changes", "said"),
     [
         ({"machine": "B"}, "elsewhere: machine B there and A here"),

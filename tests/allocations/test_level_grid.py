@@ -4,6 +4,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from in_turn import in_turn
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.levels import Levels
@@ -170,7 +171,7 @@ def test_the_largest_remainder_is_rounded_up_first():
     assert project({"a": 0.54, "b": 151 / 300}, GRID.levels, 205) == {"a": 55, "b": 150}
 
 
-@pytest.mark.parametrize("wish", [math.nan, math.inf, -math.inf])
+@in_turn("wish", [math.nan, math.inf, -math.inf])
 def test_a_wish_that_is_not_finite_is_refused_by_name(wish):
     with pytest.raises(AllocationError, match=r"must be finite, got .* for b"):
         project({"a": 0.5, "b": wish}, GRID.levels, 200)
@@ -226,7 +227,7 @@ def test_a_grid_without_units_is_refused(make):
         make([], 0.5)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("allocation", "message"),
     [
         ({"a": 0, "b": 0, "bb": 0}, "'bb', which this model lacks; its units, nearest first: b, a"),

@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_turn import in_turn
 
 from selfprune.allocations.candidate import Proposal
 from selfprune.allocations.level_grid import LevelGrid
@@ -51,7 +52,7 @@ def test_the_default_is_the_text_alone():
     assert Objective(0, 0, 0.2).kinds(3) == ["tasks"] * 3
 
 
-@pytest.mark.parametrize("share", [-0.1, math.nan, math.inf])
+@in_turn("share", [-0.1, math.nan, math.inf])
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ConfigError, match=r"objective\.tasks must be a finite share of 0 or more, got"):
         Objective(tasks=share)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import config as datasets_config
 from huggingface_hub import constants
+from in_turn import in_turn
 
 from selfprune.data.data_config import DataConfig, Source
 from selfprune.data.self_generated import generate_tokens
@@ -192,7 +193,7 @@ def test_a_window_longer_than_the_models_positions_is_refused(tiny_tokenizer):
     assert draw_splits(DataConfig(**SMALL), tiny_tokenizer, seed=0, max_positions=16).search_NT.shape == (6, 16)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("changes", "message"),
     [
         ({"n_tokens_per_window": 1}, "data.n_tokens_per_window must be at least 2, got 1"),

@@ -1,7 +1,7 @@
 import json
 import random
 
-import pytest
+from in_turn import in_turn
 
 from selfprune.embedded import corpus as corpus_module
 from selfprune.embedded.corpus import write_corpus
@@ -35,14 +35,12 @@ def test_corpus_ends_with_the_document_that_reaches_the_length():
     assert text.endswith(".\n")
 
 
-@pytest.mark.parametrize(("noun", "expected"), [("fox", "foxes"), ("hero", "heroes"), ("child", "children"), ("boat", "boats")])
+@in_turn(("noun", "expected"), [("fox", "foxes"), ("hero", "heroes"), ("child", "children"), ("boat", "boats")])
 def test_plural_is_regular_but_for_child(noun, expected):
     assert plural(noun) == expected
 
 
-@pytest.mark.parametrize(
-    ("verb", "expected"), [("watch", "watches"), ("carry", "carries"), ("see", "sees"), ("praise", "praises")]
-)
+@in_turn(("verb", "expected"), [("watch", "watches"), ("carry", "carries"), ("see", "sees"), ("praise", "praises")])
 def test_verb_agrees_with_its_subject(verb, expected):
     assert conjugate(verb, is_plural=False) == expected
     assert conjugate(verb, is_plural=True) == verb

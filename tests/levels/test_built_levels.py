@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from calibrated import fill, mask_levels, statistics_of
+from in_turn import in_turn
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.errors import ConfigError, PruningError, SelfpruneError
@@ -479,8 +480,8 @@ def test_no_two_processes_use_a_folder_at_once(build, folder):
     assert "BlockingIOError" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-@pytest.mark.parametrize("name", ["cache_gb", "memory_gb", "statistics_gb"])
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+@in_turn("name", ["cache_gb", "memory_gb", "statistics_gb"])
+@in_turn("value", [-1, float("nan"), float("inf")])
 def test_bounds_must_be_numbers(name, value):
     with pytest.raises(ConfigError, match=rf"search\.levels\.{name} must be a number of GB, 0 or more, got {value}"):
         LevelsConfig(**{name: value})

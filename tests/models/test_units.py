@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from in_turn import in_turn
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -82,7 +83,7 @@ def test_a_weight_view_has_outputs_as_rows(family, make_tiny_model):
         torch.testing.assert_close(output_NTO, expected if module.bias is None else expected + module.bias)
 
 
-@pytest.mark.parametrize("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@in_turn("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_fused_experts_are_one_unit_with_a_row_group_per_expert(moe, make_tiny_model):
     model = make_tiny_model(moe)
     units = [unit for unit in list_units(model) if ".experts." in unit.name]
@@ -98,7 +99,7 @@ def test_a_linear_layer_is_one_row_group(make_tiny_model):
     assert {n_row_groups(model, unit) for unit in list_units(model)} == {1}
 
 
-@pytest.mark.parametrize("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@in_turn("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_a_router_that_is_a_linear_layer_is_no_unit(moe, make_tiny_model):
     model = make_tiny_model(moe)
     for block in find_blocks(model)[1]:
@@ -115,7 +116,7 @@ def test_experts_in_a_list_are_units_and_their_router_is_not(make_tiny_model):
     assert {unit.kind for unit in list_units(model)} == KINDS["llama"].keys() | added
 
 
-@pytest.mark.parametrize("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@in_turn("moe", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_fused_experts_see_the_share_of_tokens_that_is_sent_to_them(moe, make_tiny_model):
     model = make_tiny_model(moe, num_experts_per_tok=3)
     shares = {unit.kind: token_share(model, unit) for unit in list_units(model)}

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from in_turn import in_turn
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.weight_pruner import Scope
@@ -132,7 +133,7 @@ def test_conjugate_gradients_reach_the_exact_solution_in_as_many_steps_as_a_row_
     torch.testing.assert_close(solution_OI, expected_OI, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("is_growing", "n_changed", "factor", "verdict"),
     [
         (False, 101, 1.3, Verdict.GO_ON),
@@ -288,7 +289,7 @@ def test_options_out_of_range_are_refused(method, option, value, message):
         method(**{option: value})
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("method", "options", "message"),
     [
         (ADMM, {"n_iterations": 0}, "pruner.n_iterations must be at least 1, got 0"),

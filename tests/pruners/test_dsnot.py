@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from in_turn import in_turn
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.selection import parse_pattern
@@ -132,7 +133,7 @@ def test_the_swaps_equal_a_plain_loop_over_the_rows(pattern, options):
     assert n_swaps > 20
 
 
-@pytest.mark.parametrize("n_pruned", [1, 5, 12, 30, 97, 143, 200, 287])
+@in_turn("n_pruned", [1, 5, 12, 30, 97, 143, 200, 287])
 def test_the_swaps_equal_a_plain_loop_at_counts_that_the_rows_do_not_share_evenly(n_pruned):
     weight_OI = normal(N_OUT, N_IN)
     expected_OI, _ = by_loops(DSnoT(), weight_OI, inputs(), n_pruned)
@@ -266,8 +267,8 @@ def test_a_removed_weight_of_a_constant_channel_is_the_first_to_grow():
     assert removed(heedless, weight_OI, 2, inputs_NTI).tolist() == [[True, False, True, False]]
 
 
-@pytest.mark.parametrize("name", ["max_cycles", "update_threshold", "regrowing_variance_power"])
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
+@in_turn("name", ["max_cycles", "update_threshold", "regrowing_variance_power"])
+@in_turn("value", [-1, math.nan, math.inf])
 def test_options_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"pruner.{name} must be a finite number from 0 on, got {value}"):
         DSnoT(**{name: value})

@@ -11,6 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 from calibrated import statistics_of
+from in_turn import in_turn
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -61,7 +62,7 @@ def layer(case, tensors):
     return pruner, weight_OI, gathered(pruner, tensors[case["inputs"]["X"]]), tensors[case["outputs"][0]["tensor"]].bool()
 
 
-@pytest.mark.parametrize("case", [case for case in LAYERS if case["tolerance"]["mask"] == "exact"], ids=lambda case: case["id"])
+@in_turn("case", [case for case in LAYERS if case["tolerance"]["mask"] == "exact"], ids=lambda case: case["id"])
 def test_masks_equal_the_reference_at_its_own_count(case, tensors):
     pruner, weight_OI, statistics, expected_OI = layer(case, tensors)
     n_pruned = int((~expected_OI).sum())
@@ -80,14 +81,14 @@ def test_inside_ties_the_groups_keep_as_many_and_the_rows_as_much(case, tensors)
     torch.testing.assert_close((metric_OI * mask_OI).sum(dim=1), (metric_OI * expected_OI).sum(dim=1), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("case", [case for case in LAYERS if case["activation_statistic"]], ids=lambda case: case["id"])
+@in_turn("case", [case for case in LAYERS if case["activation_statistic"]], ids=lambda case: case["id"])
 def test_the_wanda_statistic_equals_the_reference(case, tensors):
     _, _, statistics, _ = layer(case, tensors)
     expected_I = tensors[case["activation_statistic"][0]["tensor"]]
     torch.testing.assert_close(statistics.means()[0], expected_I, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("case_id", ["L1_fp32_256.magnitude.0.5", "L2_fp32_200.magnitude.0.5", "L4_ties_128.magnitude.0.5"])
+@in_turn("case_id", ["L1_fp32_256.magnitude.0.5", "L2_fp32_200.magnitude.0.5", "L4_ties_128.magnitude.0.5"])
 def test_the_reference_removes_one_weight_more_than_asked_for_and_we_do_not(case_id, tensors):
     case = BY_ID[case_id]
     pruner, weight_OI, statistics, expected_OI = layer(case, tensors)
@@ -99,7 +100,7 @@ def test_the_reference_removes_one_weight_more_than_asked_for_and_we_do_not(case
     assert weight_OI[extra_OI].abs().tolist() == [weight_OI.abs().flatten().sort().values[n_pruned].item()]
 
 
-@pytest.mark.parametrize("case", [case for case in LAYERS if case["method"] == "magnitude"], ids=lambda case: case["id"])
+@in_turn("case", [case for case in LAYERS if case["method"] == "magnitude"], ids=lambda case: case["id"])
 def test_with_its_threshold_magnitude_equals_the_reference_at_the_ratio_asked_for(case, tensors):
     weight_OI, expected_OI = tensors[case["inputs"]["W"]], tensors[case["outputs"][0]["tensor"]].bool()
     pruner = Magnitude(pattern=make_pruner(case).pattern, reference_threshold=True)
@@ -131,7 +132,7 @@ def sparsegpt_layer(case, tensors):
     return weight_OI, inputs_NTI.flatten(0, 1).double(), pruner.prune(weight_OI, statistics, n_pruned)
 
 
-@pytest.mark.parametrize("case", SPARSEGPT_LAYERS, ids=lambda case: case["id"])
+@in_turn("case", SPARSEGPT_LAYERS, ids=lambda case: case["id"])
 def test_sparsegpt_equals_the_reference(case, tensors):
     weight_OI, inputs_KI, ours = sparsegpt_layer(case, tensors)
     expected_OI, expected_weight_OI = (tensors[output["tensor"]] for output in case["outputs"])
@@ -150,7 +151,7 @@ def test_sparsegpt_equals_the_reference(case, tensors):
     assert float(change_KO.square().sum() / outputs_KO.square().sum()) == expected_error
 
 
-@pytest.mark.parametrize("case", SPARSEGPT_LAYERS, ids=lambda case: case["id"])
+@in_turn("case", SPARSEGPT_LAYERS, ids=lambda case: case["id"])
 def test_sparsegpt_itself_removes_exactly_what_is_asked_for_and_nearly_what_the_reference_does(case, tensors):
     weight_OI, inputs_NTI = tensors[case["inputs"]["W"]], tensors[case["inputs"]["X"]]
     pruner, n_pruned = SparseGPT(make_sparsegpt(case).pattern), int(weight_OI.numel() * case["arguments"]["sparsity"])
@@ -159,7 +160,7 @@ def test_sparsegpt_itself_removes_exactly_what_is_asked_for_and_nearly_what_the_
     assert (mask_OI != tensors[case["outputs"][0]["tensor"]].bool()).sum() <= 1e-3 * weight_OI.numel()
 
 
-@pytest.mark.parametrize("case", [c for c in SPARSEGPT_LAYERS if c["method"] == "sparsegpt"], ids=lambda case: case["id"])
+@in_turn("case", [c for c in SPARSEGPT_LAYERS if c["method"] == "sparsegpt"], ids=lambda case: case["id"])
 def test_the_sparsegpt_hessian_equals_the_reference(case, tensors):
     factor = gathered(SparseGPT(), tensors[case["inputs"]["X"]])
     ours = {"sparsegpt_H_diag": 2 * factor.means()[0], "sparsegpt_H": 2 * factor.sums()[0] / factor.n_sequences}

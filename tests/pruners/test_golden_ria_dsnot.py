@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_turn import in_turn
 from safetensors.torch import load_file
 
 from selfprune.pruners.weight_pruner import Scope
@@ -72,7 +73,7 @@ def n_allowed(case):
     return 2 if case["independent_check"]["min_relative_gap_at_threshold"] < 1e-5 else 0
 
 
-@pytest.mark.parametrize("case", RIA_CASES, ids=case_id)
+@in_turn("case", RIA_CASES, ids=case_id)
 def test_ria_masks_equal_the_reference(case, tensors):
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     assert float((~expected_OI).float().mean()) == pytest.approx(case["expected_sparsity"], abs=1e-6)
@@ -81,7 +82,7 @@ def test_ria_masks_equal_the_reference(case, tensors):
     assert int((mask_OI != expected_OI).sum()) <= n_allowed(case)
 
 
-@pytest.mark.parametrize("case", RIA_CASES, ids=case_id)
+@in_turn("case", RIA_CASES, ids=case_id)
 def test_ria_itself_removes_exactly_what_is_asked_for_and_nothing_that_the_reference_keeps(case, tensors):
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     pruner, n_pruned = ria(case), asked_for(case, weight_OI)
@@ -92,7 +93,7 @@ def test_ria_itself_removes_exactly_what_is_asked_for_and_nothing_that_the_refer
     assert int((~expected_OI).sum()) - n_pruned == (1 if is_over_a_matrix else 0)
 
 
-@pytest.mark.parametrize("case", RIA_CASES, ids=case_id)
+@in_turn("case", RIA_CASES, ids=case_id)
 def test_the_ria_statistic_equals_the_reference(case, tensors):
     _, inputs_NTI, _ = layer(case, tensors)
     expected_I = tensors[case["activation_statistic"][0]["tensor"]]
@@ -124,7 +125,7 @@ def dsnot(case, **options):
     )
 
 
-@pytest.mark.parametrize("case", DSNOT_CASES, ids=case_id)
+@in_turn("case", DSNOT_CASES, ids=case_id)
 def test_dsnot_with_reference_swaps_equals_the_reference(case, tensors):
     weight_OI, inputs_NTI, expected_OI = layer(case, tensors)
     pruner = dsnot(case, reference_swaps=True)
@@ -133,7 +134,7 @@ def test_dsnot_with_reference_swaps_equals_the_reference(case, tensors):
     assert n_wrong <= case["tolerance"]["mask_mismatch_max_fraction"] * expected_OI.numel()
 
 
-@pytest.mark.parametrize("case", DSNOT_CASES, ids=case_id)
+@in_turn("case", DSNOT_CASES, ids=case_id)
 def test_the_dsnot_statistics_equal_the_reference_however_they_are_fed(case, tensors):
     _, inputs_NTI, _ = layer(case, tensors)
     at_once = dsnot(case).statistics(1, inputs_NTI.shape[2], len(inputs_NTI))
@@ -151,7 +152,7 @@ def test_the_options_of_dsnot_are_those_of_the_published_run():
     assert all(dsnot(case) == DSnoT(pattern=pattern(case)) for case in DSNOT_CASES)
 
 
-@pytest.mark.parametrize("case", DSNOT_CASES, ids=case_id)
+@in_turn("case", DSNOT_CASES, ids=case_id)
 def test_dsnot_itself_keeps_counts_and_groups_and_lowers_the_expected_error_of_the_rows(case, tensors):
     weight_OI, inputs_NTI, _ = layer(case, tensors)
     pruner, n_pruned = dsnot(case), asked_for(case, weight_OI)
@@ -166,7 +167,7 @@ def test_dsnot_itself_keeps_counts_and_groups_and_lowers_the_expected_error_of_t
     assert ours_O.mean() < 0.7 * wandas_O.mean()
 
 
-@pytest.mark.parametrize("case", [case for case in DSNOT_CASES if not case["arguments"]["prune_m"]], ids=case_id)
+@in_turn("case", [case for case in DSNOT_CASES if not case["arguments"]["prune_m"]], ids=case_id)
 def test_dsnot_itself_leaves_less_error_than_the_reference(case, tensors):
     weight_OI, inputs_NTI, _ = layer(case, tensors)
     pruner = dsnot(case)

@@ -1,4 +1,4 @@
-"""What every pruner of single weights must do; all are found. `pytest tests/pruners/test_pruners.py -k NAME` looks at one.
+"""What every pruner of single weights must do; all are found, and a failure names them.
 
 Shape suffixes: O out, I in, N sequences, T tokens, E experts.
 """
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_turn import in_turn
 
 from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError, PruningError
@@ -59,11 +60,10 @@ def in_every_form(methods):
     forms = []
     for method in methods:
         has_scope = "scope" in (field.name for field in dataclasses.fields(method))
-        scopes = [({"scope": scope}, scope.value) for scope in Scope] if has_scope else [({}, "plain")]
-        own = [(options, "-".join(map(str, options.values()))) for options in OWN_FORMS.get(method, [])]
-        for options, name in [*scopes, *(({"pattern": pattern}, pattern) for pattern in PATTERNS), *own]:
-            forms.append(pytest.param(method(**options), id=f"{method.__name__}-{name}"))
-    return pytest.mark.parametrize("pruner", forms)
+        scopes = [{"scope": scope} for scope in Scope] if has_scope else [{}]
+        patterns = [{"pattern": pattern} for pattern in PATTERNS]
+        forms += [method(**options) for options in (*scopes, *patterns, *OWN_FORMS.get(method, []))]
+    return in_turn("pruner", forms)
 
 
 def normal(*shape, seed=0):
@@ -132,9 +132,9 @@ def n_lost(weight_OI, removed_OI, new_OI):
     return int(((new_OI == 0) & (weight_OI != 0) & ~removed_OI).sum())
 
 
-@in_every_form(PRUNERS)
 class TestEveryPruner:
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @in_every_form(PRUNERS)
+    @in_turn("dtype", DTYPES)
     def test_exactly_as_many_weights_are_zero_as_are_asked_for(self, pruner, dtype):
         weight_OI = normal(N_OUT, N_IN).to(dtype)
         assert (weight_OI != 0).all()
@@ -145,12 +145,14 @@ class TestEveryPruner:
             assert torch.equal(new_OI == 0, removed_OI)
             assert n_pruned > 0 or torch.equal(new_OI, weight_OI)
 
+    @in_every_form(PRUNERS)
     def test_the_ranks_are_a_permutation(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         ranks_OI = pruner.ranks(weight_OI, gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1)))
         assert (ranks_OI.dtype, ranks_OI.shape) == (torch.int32, weight_OI.shape)
         assert torch.equal(ranks_OI.flatten().sort().values, torch.arange(N_ALL, dtype=torch.int32))
 
+    @in_every_form(PRUNERS)
     def test_weights_and_statistics_stay_as_they_are(self, pruner):
         weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
         copies = weight_OI.clone(), inputs_NTI.clone()
@@ -166,6 +168,7 @@ class TestEveryPruner:
         assert torch.equal(weight_OI, copies[0])
         assert torch.equal(inputs_NTI, copies[1])
 
+    @in_every_form(PRUNERS)
     def test_a_transposed_view_is_pruned_like_its_copy(self, pruner):
         weight_OI = normal(N_IN, N_OUT).T
         statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1))
@@ -174,7 +177,8 @@ class TestEveryPruner:
         assert torch.equal(of_view[0], of_copy[0])
         assert torch.equal(of_view[1], of_copy[1])
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @in_every_form(PRUNERS)
+    @in_turn("dtype", [torch.float32, torch.bfloat16])
     def test_degenerate_weights_and_inputs_prune_exactly(self, pruner, dtype):
         wrong = []
         for case, of_case in degenerate(normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)).items():
@@ -186,6 +190,7 @@ class TestEveryPruner:
                     wrong.append((case, n_pruned))
         assert wrong == []
 
+    @in_every_form(PRUNERS)
     def test_weights_that_are_not_finite_are_refused(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1))
@@ -194,9 +199,10 @@ class TestEveryPruner:
             with pytest.raises(PruningError, match="not finite"):
                 pruner.prune(weight_OI, statistics, n_pruned)
 
+    @in_every_form(PRUNERS)
     def test_inputs_that_are_not_finite_are_refused_however_often(self, pruner):
         if pruner.sees_weights_alone():
-            pytest.skip("it looks at no inputs")
+            return  # it looks at no inputs
         for value in (math.nan, math.inf):
             inputs_NTI = normal(3, 5, N_IN)
             inputs_NTI[1, 2, 3] = value
@@ -207,15 +213,17 @@ class TestEveryPruner:
                 with pytest.raises(PruningError, match="not finite"):
                     pruner.ranks(normal(N_OUT, N_IN), statistics)
 
+    @in_every_form(PRUNERS)
     def test_a_count_out_of_range_is_refused(self, pruner):
         for n_pruned in (-1, N_ALL + 1):
             with pytest.raises(PruningError, match=f"288 weights cannot lose {n_pruned}; ask for 0 to 288"):
                 removed(pruner, normal(N_OUT, N_IN), n_pruned)
 
+    @in_every_form(PRUNERS)
     def test_every_group_of_rows_is_pruned_by_the_inputs_that_it_saw(self, pruner):
         has_own_order = type(pruner).ranks is not WeightPruner.ranks
         if isinstance(pruner, ScorePruner) and pruner.scope is Scope.MATRIX and not (pruner.pattern or has_own_order):
-            pytest.skip("over the whole matrix its groups of rows compete with each other")
+            return  # over the whole matrix its groups of rows compete with each other
         weight_EOI, inputs_ENTI = normal(3, 4, N_IN), normal(3, 2, 30, N_IN, seed=1) * torch.linspace(0.5, 2, N_IN)
         fused = gathered(pruner, weight_EOI.flatten(0, 1), *inputs_ENTI)
         removed_OI, new_OI = outcome(pruner, weight_EOI.flatten(0, 1), fused, 144)
@@ -226,6 +234,7 @@ class TestEveryPruner:
             assert torch.equal(part_OI, alone_OI)
             torch.testing.assert_close(new_part_OI, new_alone_OI)
 
+    @in_every_form(PRUNERS)
     def test_a_group_of_rows_that_saw_nothing_loses_its_smallest_weights(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1), None, normal(3, 2, N_IN, seed=2))
@@ -244,6 +253,7 @@ class TestEveryPruner:
         for goes_OI in (outcome(pruner, weight_OI, statistics, n_half)[0], ranks_OI < n_half):
             assert 20 <= goes_OI[4:8].sum() <= 76
 
+    @in_every_form(PRUNERS)
     def test_a_unit_that_saw_nothing_loses_its_smallest_weights(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         statistics = gathered(pruner, weight_OI, torch.zeros(3, 5, N_IN))
@@ -255,9 +265,9 @@ class TestEveryPruner:
             assert torch.equal(new_OI, weight_OI.masked_fill(removed_OI, 0))
 
 
-@in_every_form(NESTED)
 class TestNestedPruners:
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @in_every_form(NESTED)
+    @in_turn("dtype", DTYPES)
     def test_each_level_contains_the_one_below_and_the_masks_follow_the_ranks(self, pruner, dtype):
         weight_OI = normal(N_OUT, N_IN).to(dtype)
         statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1).to(dtype))
@@ -267,6 +277,7 @@ class TestNestedPruners:
             assert pruned.weight_OI is None
             assert torch.equal(pruned.kept, ranks_OI >= n_pruned)
 
+    @in_every_form(NESTED)
     def test_ties_go_by_index(self, pruner):
         weight_OI = torch.ones(N_OUT, N_IN)
         statistics = gathered(pruner, weight_OI, torch.ones(3, 5, N_IN), errors=torch.ones)
@@ -279,6 +290,7 @@ class TestNestedPruners:
             expected_OI = index_OI < 144 if pruner.scope is Scope.MATRIX else index_OI % N_IN < N_IN // 2
         assert torch.equal(removed_OI, expected_OI)
 
+    @in_every_form(NESTED)
     def test_a_zero_weight_goes_before_any_other_of_its_row(self, pruner):
         weight_OI = normal(N_OUT, N_IN)
         weight_OI[:, ::8] = 0
@@ -288,7 +300,7 @@ class TestNestedPruners:
 @in_every_form([method for method in PRUNERS if not method().sees_weights_alone()])
 def test_of_columns_whose_inputs_were_zero_the_smallest_weights_go_first(pruner):
     if getattr(pruner, "permute_channels", False):
-        pytest.skip("its groups are not of columns side by side")
+        return  # its groups are not of columns side by side
     weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
     dead = slice(0, 16)
     inputs_NTI[..., dead] = 0
@@ -306,7 +318,7 @@ def test_of_columns_whose_inputs_were_zero_the_smallest_weights_go_first(pruner)
     torch.testing.assert_close(new_OI[:, dead], weight_OI[:, dead] * ~expected_OI, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("method", PRUNERS)
+@in_turn("method", PRUNERS)
 def test_a_pattern_keeps_n_of_every_m_at_its_level(method):
     for pattern in ("2:4", "4:8", "1:4", "3:4", "1:3", "3:8"):
         n_kept, width = map(int, pattern.split(":"))
@@ -316,7 +328,7 @@ def test_a_pattern_keeps_n_of_every_m_at_its_level(method):
         assert (kept_OI.view(-1, width).sum(dim=1) == n_kept).all(), pattern
 
 
-@pytest.mark.parametrize("method", [method for method in PRUNERS if method not in NESTED])
+@in_turn("method", [method for method in PRUNERS if method not in NESTED])
 def test_a_count_that_is_no_level_of_the_pattern_is_refused_where_levels_do_not_nest(method):
     for pattern, level in (("2:4", 144), ("1:4", 216)):
         for n_pruned in (1, level - 1, level + 1, N_ALL):
@@ -325,7 +337,7 @@ def test_a_count_that_is_no_level_of_the_pattern_is_refused_where_levels_do_not_
                 removed(method(pattern=pattern), normal(N_OUT, N_IN), n_pruned)
 
 
-@pytest.mark.parametrize("method", NESTED)
+@in_turn("method", NESTED)
 def test_the_rows_take_turns(method):
     pruner, weight_OI = method(scope=Scope.ROW), normal(N_OUT, N_IN)
     for n_pruned in range(0, N_ALL, 5):
@@ -334,7 +346,7 @@ def test_the_rows_take_turns(method):
     assert pruner.level_fraction() is None
 
 
-@pytest.mark.parametrize("method", NESTED)
+@in_turn("method", NESTED)
 def test_the_remainder_goes_to_the_rows_with_the_lowest_scores(method):
     pruner, weight_OI = method(scope=Scope.ROW), normal(N_OUT, N_IN)
     statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1))
@@ -343,7 +355,7 @@ def test_the_remainder_goes_to_the_rows_with_the_lowest_scores(method):
     assert set((per_row == 4).nonzero().flatten().tolist()) == set(fourth_O.argsort()[:5].tolist())
 
 
-@pytest.mark.parametrize("method", NESTED)
+@in_turn("method", NESTED)
 def test_the_reference_threshold_takes_what_lies_on_it_over_the_whole_matrix_only(method):
     weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
     for options, n_more in [({"scope": Scope.MATRIX}, 1), ({"scope": Scope.ROW}, 0), ({"pattern": "2:4"}, 0)]:
@@ -355,7 +367,7 @@ def test_the_reference_threshold_takes_what_lies_on_it_over_the_whole_matrix_onl
     assert all_OI.all()
 
 
-@pytest.mark.parametrize("method", PRUNERS)
+@in_turn("method", PRUNERS)
 def test_a_width_that_the_pattern_does_not_divide_is_refused(method):
     permuting = [options for options in OWN_FORMS.get(method, []) if options.get("pattern") == "4:8"]
     for options in ({"pattern": "4:8"}, *permuting):
@@ -364,7 +376,7 @@ def test_a_width_that_the_pattern_does_not_divide_is_refused(method):
                 removed(method(**options), normal(4, 12), n_pruned)
 
 
-@pytest.mark.parametrize("method", PRUNERS)
+@in_turn("method", PRUNERS)
 def test_a_pattern_that_is_none_is_refused(method):
     for pattern in ("2", "4:2", "2 of 4"):
         with pytest.raises(ConfigError, match=r"must read N:M .* got .*; for example 2:4"):
@@ -416,7 +428,7 @@ def test_any_pattern_is_exact_in_every_group(method, data):
     assert n_lost(weight_OI, removed_OI, new_OI) == 0
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.7, 1.0])
+@in_turn("ratio", [0.0, 0.25, 0.5, 0.7, 1.0])
 def test_wanda_equals_a_sort_of_every_row_in_fp64(ratio):
     weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
     n_per_row = int(N_IN * ratio)
@@ -429,7 +441,7 @@ def test_wanda_equals_a_sort_of_every_row_in_fp64(ratio):
     assert torch.equal(removed(Wanda(), weight_OI, n_per_row * N_OUT, inputs_NTI), expected_OI)
 
 
-@pytest.mark.parametrize("n_pruned", [1, 100, 287])
+@in_turn("n_pruned", [1, 100, 287])
 def test_magnitude_equals_a_sort_of_the_whole_matrix(n_pruned):
     weight_OI = normal(N_OUT, N_IN)
     order = sorted(range(N_OUT * N_IN), key=lambda i: abs(float(weight_OI.view(-1)[i])))

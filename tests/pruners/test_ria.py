@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from in_turn import in_turn
 
 from selfprune.errors import ConfigError
 from selfprune.pruners.weight_pruner import Scope
@@ -55,8 +56,8 @@ def by_loops(weight_OI, inputs_NTI, power):
     return scores
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_turn("power", [0.0, 0.5, 1.0])
+@in_turn("dtype", DTYPES)
 def test_the_scores_equal_the_formula(power, dtype):
     weight_OI, inputs_NTI = normal(7, 12).to(dtype), normal(3, 5, 12, seed=1)
     weight_OI[2], weight_OI[:, 4], inputs_NTI[..., 9] = 0, 0, 0
@@ -66,8 +67,8 @@ def test_the_scores_equal_the_formula(power, dtype):
     torch.testing.assert_close(scores_OI.double(), by_loops(weight_OI, inputs_NTI, power), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("scope", list(Scope))
-@pytest.mark.parametrize("n_per_row", [1, 6, 11])
+@in_turn("scope", list(Scope))
+@in_turn("n_per_row", [1, 6, 11])
 def test_the_lowest_of_the_row_or_of_the_matrix_go(scope, n_per_row):
     weight_OI, inputs_NTI = normal(7, 12), normal(3, 5, 12, seed=1)
     scores_OI = by_loops(weight_OI, inputs_NTI, 0.5)
@@ -85,7 +86,7 @@ def test_the_whole_matrix_competes_by_default():
     assert removed(RIA(), weight_OI, 96).sum(dim=1).unique().numel() > 1
 
 
-@pytest.mark.parametrize("power", [-0.1, math.nan, math.inf])
+@in_turn("power", [-0.1, math.nan, math.inf])
 def test_a_power_out_of_range_is_refused(power):
     with pytest.raises(ConfigError, match=r"pruner.activation_power must be a finite number from 0 on, got"):
         RIA(activation_power=power)
@@ -126,10 +127,8 @@ def kept(scores_OI, order, n_kept, width):
     return sum(sum(sorted(row[channel] for channel in group)[-n_kept:]) for row in rows for group in groups)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "n_kept", "width"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:4", 3, 4), ("1:2", 1, 2)]
-)
-@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+@in_turn(("pattern", "n_kept", "width"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:4", 3, 4), ("1:2", 1, 2)])
+@in_turn("spread", [0.0, 1.0, 3.0])
 def test_permuted_groups_keep_no_less_and_n_of_every_m(pattern, n_kept, width, spread):
     for seed in range(5):
         weight_OI, inputs_NTI = normal(9, 32, seed=seed), normal(3, 5, 32, seed=seed + 50)
@@ -189,7 +188,7 @@ def partitions(channels, width):
             yield (*group, *others)
 
 
-@pytest.mark.parametrize(("n_kept", "width", "n_channels"), [(1, 2, 6), (2, 4, 8), (1, 3, 6), (2, 3, 6)])
+@in_turn(("n_kept", "width", "n_channels"), [(1, 2, 6), (2, 4, 8), (1, 3, 6), (2, 3, 6)])
 def test_the_order_is_close_to_the_best_of_all(n_kept, width, n_channels):
     gains = []
     for seed in range(12):
@@ -202,7 +201,7 @@ def test_the_order_is_close_to_the_best_of_all(n_kept, width, n_channels):
     assert sum(ours for ours, _ in gains) > 0.85 * sum(best for _, best in gains)
 
 
-@pytest.mark.parametrize(("n_kept", "width"), [(2, 4), (1, 4), (3, 4), (1, 2)])
+@in_turn(("n_kept", "width"), [(2, 4), (1, 4), (3, 4), (1, 2)])
 def test_every_assignment_is_the_best_of_all_permutations_at_its_place(n_kept, width):
     for seed in range(3):
         scores_OI = normal(24, 4 * width, seed=seed).abs()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from in_turn import in_turn
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners import selection
@@ -84,14 +85,12 @@ def test_a_transposed_view_is_looked_at_like_its_copy():
         assert torch.equal(lowest_round_robin(scores_RW, n_pruned), lowest_round_robin(scores_RW.contiguous(), n_pruned))
 
 
-@pytest.mark.parametrize(("pattern", "expected"), [("2:4", (2, 4)), ("1:2", (1, 2)), ("15:16", (15, 16))])
+@in_turn(("pattern", "expected"), [("2:4", (2, 4)), ("1:2", (1, 2)), ("15:16", (15, 16))])
 def test_a_pattern_says_how_many_are_kept_of_how_many(pattern, expected):
     assert parse_pattern(pattern) == expected
 
 
-@pytest.mark.parametrize(
-    "pattern", ["", ":", "2", "4:2", "4:4", "0:4", "2:4:8", "a:b", "-1:4", "2 of 4", "2:", ":4", " 2:4", "2.0:4", "²:4"]
-)
+@in_turn("pattern", ["", ":", "2", "4:2", "4:4", "0:4", "2:4:8", "a:b", "-1:4", "2 of 4", "2:", ":4", " 2:4", "2.0:4", "²:4"])
 def test_what_is_no_pattern_is_refused(pattern):
     with pytest.raises(ConfigError) as error:
         parse_pattern(pattern)
@@ -115,7 +114,7 @@ def test_ties_at_zero_are_broken_by_magnitude_and_other_scores_stay(dtype):
     assert scores_OI.tolist() == [[0.0, 0.0, 0.0, 0.25, 0.0, 0.0, 0.25]]
 
 
-@pytest.mark.parametrize("scores", [[[1.0, 0.5]], [[0.0, 0.5]], [[]]])
+@in_turn("scores", [[[1.0, 0.5]], [[0.0, 0.5]], [[]]])
 def test_scores_that_are_zero_for_zeros_alone_are_handed_through(scores):
     scores_OI = torch.tensor(scores)
     assert untied(scores_OI, scores_OI.clone()) is scores_OI

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from in_turn import in_turn
 
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners import updates
@@ -94,22 +95,20 @@ def assert_equals_surgeon(pruner, weight_OI, inputs_NTI, n_pruned, block_width, 
     return pruned
 
 
-@pytest.mark.parametrize("n_pruned", [1, 29, 66, 100, 131])
-@pytest.mark.parametrize("block_width", [1, 4, 21, 128])
+@in_turn("n_pruned", [1, 29, 66, 100, 131])
+@in_turn("block_width", [1, 4, 21, 128])
 def test_pruning_equals_optimal_brain_surgeon_with_explicit_inverses(block_width, n_pruned):
     weight_OI, inputs_NTI = normal(N_OUT, 22), correlated(22)
     assert_equals_surgeon(SparseGPT(block_width=block_width), weight_OI, inputs_NTI, n_pruned, block_width)
 
 
-@pytest.mark.parametrize("n_in", [1, 2, 15, 16, 17, 40, 133])
+@in_turn("n_in", [1, 2, 15, 16, 17, 40, 133])
 def test_blocks_and_strips_may_end_anywhere(n_in):
     assert_equals_surgeon(SparseGPT(), normal(N_OUT, n_in), correlated(n_in, 400), N_OUT * n_in // 2, 128)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "n_kept", "width"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:4", 3, 4), ("1:3", 1, 3)]
-)
-@pytest.mark.parametrize("block_width", [2, 10, 128])
+@in_turn(("pattern", "n_kept", "width"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:4", 3, 4), ("1:3", 1, 3)])
+@in_turn("block_width", [2, 10, 128])
 def test_under_a_pattern_every_group_is_chosen_from_the_weights_as_updated_so_far(block_width, pattern, n_kept, width):
     weight_OI, inputs_NTI = normal(N_OUT, 48), correlated(48)
     pruner, n_pruned = SparseGPT(pattern, block_width=block_width), N_OUT * 48 // width * (width - n_kept)
@@ -124,7 +123,7 @@ def test_what_is_chosen_together_makes_a_difference():
     assert len({tuple(mask_OI.flatten().tolist()) for mask_OI in masks}) == 5
 
 
-@pytest.mark.parametrize("pruner", [SparseGPT(), SparseGPT(block_width=4), SparseGPT("2:4")], ids=["128", "4", "2:4"])
+@in_turn("pruner", [SparseGPT(), SparseGPT(block_width=4), SparseGPT("2:4")], ids=["128", "4", "2:4"])
 def test_the_error_lies_between_those_of_the_best_and_of_no_update_for_the_same_mask(pruner):
     weight_OI, inputs_NTI = normal(N_OUT, 24), correlated(24)
     hessian_II = damped(inputs_NTI)
@@ -246,7 +245,7 @@ def test_damping_is_raised_until_a_singular_hessian_can_be_factorised(inputs_NTI
     assert torch.equal(same.weight_OI, pruned.weight_OI)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30, 6e18])
+@in_turn("value", [math.nan, math.inf, 1e30, 6e18])
 def test_a_hessian_that_is_not_finite_is_refused_however_often(value):
     inputs_NTI = correlated(24)
     inputs_NTI[0, 2, :6] = value
@@ -257,7 +256,7 @@ def test_a_hessian_that_is_not_finite_is_refused_however_often(value):
                 ask()
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("options", "message"),
     [
         ({"block_width": 0}, "block_width must be at least 1, got 0"),
@@ -321,8 +320,8 @@ def test_once_the_factor_is_taken_it_takes_no_more_inputs_and_has_no_sums(ask):
     assert not factor.dead().any()
 
 
-@pytest.mark.parametrize("n_in", [1, 7, 8, 100, 129])
-@pytest.mark.parametrize("make", [InputGram, HessianFactor])
+@in_turn("n_in", [1, 7, 8, 100, 129])
+@in_turn("make", [InputGram, HessianFactor])
 def test_the_gram_matrix_is_the_sum_over_all_inputs_however_they_come(make, n_in):
     inputs_NTI = normal(4, 9, n_in).to(torch.bfloat16)
     gram = make(3, n_in, n_sequences=4)

@@ -3,6 +3,7 @@ from importlib.resources import files
 
 import jsonschema
 import pytest
+from in_turn import in_turn
 from markdown_it import MarkdownIt
 
 from selfprune.allocations.candidate import RE_ENTRY, Candidate, Proposal, State
@@ -144,7 +145,7 @@ def test_a_dialogue_tells_prompt_reply_and_fate():
     assert "the score fell by 0.125. Repaired: `a percent clipped`.\n" in page
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("candidate", "ending"),
     [
         (told(1, (0, 0)), "It became candidate 1. Score 0.5 on 8 windows: raced to the end, but did not beat the incumbent."),

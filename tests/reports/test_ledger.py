@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from in_turn import in_turn
 
 from selfprune.allocations.candidate import FINAL, RE_ENTRY, Candidate, Proposal, State
 from selfprune.language_models.base import Reply
@@ -115,7 +116,7 @@ def test_a_reply_that_the_record_does_not_hold_is_passed_over():
     assert ours["valid"] == 1
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("failure", "text", "left"),
     [
         ("no JSON object with moves: {bad", "{bad and more", "no JSON object with moves"),

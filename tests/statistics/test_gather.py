@@ -6,6 +6,7 @@ Shape suffixes: N sequences, T tokens, O out, I in, E experts, K tokens.
 import pytest
 import torch
 from calibrated import statistics_of
+from in_turn import in_turn
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -181,7 +182,7 @@ def test_units_that_had_inputs_of_their_own_at_first_keep_statistics_of_their_ow
     assert (values(statistics["a"]), values(statistics["b"])) == ([1, 1], [2, 1])
 
 
-@pytest.mark.parametrize("later", ["a1 b2", "b1", "b1 a1"])
+@in_turn("later", ["a1 b2", "b1", "b1 a1"])
 def test_sharing_that_ends_in_a_later_pass_is_refused(later):
     with pytest.raises(ModelError, match="b had the same input as a in one forward pass and another in the next"):
         branches("a1 b1", "a1 b1", later)

@@ -3,8 +3,8 @@
 Shape suffixes: I in, N sequences, T tokens, G groups of rows.
 """
 
-import pytest
 import torch
+from in_turn import in_turn
 
 from selfprune.statistics.input_moments import InputMoments
 
@@ -27,7 +27,7 @@ def gathered(inputs_NTI):
     return statistics
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_turn("dtype", DTYPES)
 def test_they_are_sums_per_sequence_and_variances_within_them(dtype):
     sequences = [inputs(6, seed=n, n_sequences=1, n_tokens=3 + 4 * n)[0].to(dtype) for n in range(3)]
     statistics = InputMoments(1, 6, 3)

@@ -1,7 +1,7 @@
 """Statistics hand out all their tensors and take others in their place, so that they can be kept anywhere."""
 
-import pytest
 import torch
+from in_turn import in_turn
 from torch import Tensor
 
 from selfprune.statistics.base import NoStatistics
@@ -47,7 +47,7 @@ MAKE = {kind.__name__: lambda kind=kind: gathered(kind) for kind in (InputSquare
 MAKE |= {"WeightGradients": lambda: gathered(WeightGradients), "factorised": factorised, "nothing": nothing}
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@in_turn("make", MAKE.values(), ids=MAKE)
 def test_no_tensor_is_left_out_and_each_comes_back_to_its_place(make):
     statistics = make()
     assert {id(tensor) for tensor in held(statistics)} == {id(tensor) for tensor in statistics.tensors()}

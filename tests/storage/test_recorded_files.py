@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from in_turn import in_turn
 from typing_extensions import TypedDict
 
 from selfprune.allocations.archive import CandidateLine, read_archive, to_record
@@ -64,7 +65,7 @@ def test_json_that_is_not_what_was_written_is_refused_with_file_and_line(value, 
     assert read_json_lines(path, Scores, "do this", n_lines=1) == [{"window_scores": [1.0], "seconds": 0.0}]
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0, -1e300])
+@in_turn("value", [math.inf, -math.inf, math.nan, 0.0, -1e300])
 def test_measurements_of_a_broken_model_are_what_was_written(value):
     record = {"window_scores": [value], "seconds": 0.5}
     assert repr(conforming(json.loads(json.dumps(record)), Scores)) == repr(record)
