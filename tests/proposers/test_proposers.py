@@ -24,6 +24,7 @@ from selfprune.language_models.base import Reply
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart
 from selfprune.proposers.closed_forms.atp import ATP
+from selfprune.proposers.closed_forms.block_influence import BlockInfluence
 from selfprune.proposers.closed_forms.dlp import MedianMetric
 from selfprune.proposers.closed_forms.owl import OutlierRatio
 from selfprune.proposers.closed_forms.sensitivity import Sensitivity
@@ -100,6 +101,7 @@ MEASURED = {
     OutlierRatio(5.0): {0: 0.004, 1: 0.011, 2: 0.006},
     TailExponent(TailStart.PEAK): {0: 3.1, 1: 2.2, 2: 5.0},
     TailExponent(TailStart.MIDDLE): {0: 3.1, 1: math.nan, 2: 5.0},
+    BlockInfluence(): {0: 0.4, 1: 0.1, 2: math.nan},
     MedianMetric(): {0: 0.2, 1: 0.0, 2: 0.9},
 }
 
@@ -232,7 +234,7 @@ def test_another_seed_gives_other_proposals(proposer):
     assert converse(PROPOSERS[proposer], make_space(), 7) != converse(PROPOSERS[proposer], make_space(), 8)
 
 
-@pytest.mark.parametrize("proposer", ["uniform", "owl", "alphapruning", "dlp", "atp_flat", "stored"])
+@pytest.mark.parametrize("proposer", ["uniform", "owl", "alphapruning", "block_influence", "dlp", "atp_flat", "stored"])
 def test_a_closed_form_speaks_once(proposer):
     working = PROPOSERS[proposer].build(make_space(), 0, Draws())
     assert [len(working.ask(3)) for _ in range(3)] == [1, 0, 0]

@@ -11,8 +11,9 @@ from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelKind, LevelsConfig
 from selfprune.levels.mask_levels import MaskLevels
 from selfprune.models.units import weight_view
-from selfprune.proposers.base import Measurement
+from selfprune.proposers.base import WeightMeasurement
 from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExponent, TailStart, tail_exponent
+from selfprune.proposers.closed_forms.block_influence import BlockInfluence
 from selfprune.proposers.closed_forms.dlp import DLP, MedianMetric
 from selfprune.proposers.closed_forms.owl import OWL, OutlierRatio, outlier_ratio
 from selfprune.proposers.closed_forms.uniform import Uniform
@@ -33,7 +34,7 @@ ALL = [OutlierRatio(2.0), OutlierRatio(5.0), MedianMetric(), TailExponent(TailSt
 
 
 @dataclass(frozen=True)
-class Shapes(Measurement):
+class Shapes(WeightMeasurement):
     """Keeps the shapes that it is shown."""
 
     seen: tuple[list, list]
@@ -106,6 +107,15 @@ def test_whatever_the_pruner_the_measurements_are_those_of_the_dense_model(prune
         exponents = [tail_exponent(weight_view(loaded.model, unit), TailStart.PEAK) for unit in units]
         assert measured[TailExponent(TailStart.PEAK)][block] == pytest.approx(sum(exponents) / len(exponents))
     assert measured[OutlierRatio(2.0)][0] > measured[OutlierRatio(5.0)][0]
+
+
+def test_the_influence_of_a_block_is_how_far_it_turns_the_hidden_states(load):
+    loaded = load()
+    states = loaded.model(input_ids=WINDOWS_NT, output_hidden_states=True).hidden_states
+    measured, _ = measure(loaded, Magnitude(), [BlockInfluence()])
+    cosine = torch.cosine_similarity(states[0], states[1], dim=-1).mean()
+    assert measured[BlockInfluence()][0] == pytest.approx(1 - float(cosine), rel=1e-4)
+    assert measured[BlockInfluence()].keys() == {0, 1}
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)

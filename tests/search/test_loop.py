@@ -25,6 +25,7 @@ from selfprune.models.units import find_blocks, list_units
 from selfprune.proposers.base import FixedProposals, ProposerConfig, SearchSpace
 from selfprune.proposers.closed_forms.alphapruning import AlphaPruning
 from selfprune.proposers.closed_forms.atp import ATP
+from selfprune.proposers.closed_forms.block_influence import LeastInfluence
 from selfprune.proposers.closed_forms.dlp import DLP
 from selfprune.proposers.closed_forms.owl import OWL
 from selfprune.proposers.closed_forms.sensitivity import Sensitivity
@@ -224,6 +225,7 @@ def proposers(space):
     return looking | {
         "alphapruning": AlphaPruning(),
         "atp": ATP(),
+        "block_influence": LeastInfluence(),
         "dlp": DLP(),
         "evolutionary": Evolutionary(),
         "evopress": EvoPress(),
@@ -243,7 +245,7 @@ def proposers(space):
 def test_no_proposer_spends_more_than_the_tokens(name, bench, space, tmp_path, monkeypatch):
     """Budgets from less than a window to several rounds; from what the first round needs on, candidates are scored."""
     monkeypatch.chdir(tmp_path)
-    measured = {m: {0: 0.1, 1: 0.3} for form in (OWL(), AlphaPruning(), DLP()) for m in form.measurements()}
+    measured = {m: {0: 0.1, 1: 0.3} for form in (OWL(), AlphaPruning(), DLP(), LeastInfluence()) for m in form.measurements()}
     proposer = proposers(space)[name]
     for i, (ladder, max_tokens) in enumerate([(GROWING, N_TOKENS - 1), (GROWING, 500), (FRESH, 170), (SINGLE, 170)]):
         bench[0].restore()

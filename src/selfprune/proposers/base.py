@@ -1,6 +1,6 @@
 """The proposer contract, and the two shapes that proposers take.
 
-Shape suffixes: O out, I in.
+Shape suffixes: O out, I in, N sequences, T tokens, D hidden width.
 """
 
 from abc import ABC, abstractmethod
@@ -20,10 +20,16 @@ from selfprune.proposers.move_values import MoveOracle
 
 
 @dataclass(frozen=True)
-class Measurement(ABC):
+class Measurement(ABC):  # noqa: B024 - what it looks at, its two kinds say
     """One number per block of the dense model, taken during calibration for the closed forms that need it.
 
     Equal settings are the same measurement, which is taken once, however many closed forms need it.
+    """
+
+
+@dataclass(frozen=True)
+class WeightMeasurement(Measurement):
+    """A measurement of a block's weights.
 
     Attributes:
         needs_inputs: whether it looks at the Wanda metrics; one that looks at weights alone asks for no statistics.
@@ -38,6 +44,20 @@ class Measurement(ABC):
         Args:
             weights: the block's weights, one matrix [O, I] per Linear and expert.
             metrics: their Wanda metrics |W|·sqrt(s) in fp32 in the same order; empty unless `needs_inputs`.
+        """
+
+
+@dataclass(frozen=True)
+class HiddenMeasurement(Measurement):
+    """A measurement of the hidden states around a block."""
+
+    @abstractmethod
+    def of_block(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+        """The number of one block.
+
+        Args:
+            inputs: per batch of calibration windows the hidden states [N, T, D] that enter the block.
+            outputs: those that leave it.
         """
 
 

@@ -33,7 +33,8 @@ def calibrate(
 ) -> None:
     """Fills the measurements and the level store in one walk over the blocks, with one block's statistics at a time.
 
-    The blocks are walked a second time only for measurements that look at inputs which the pruner does not gather.
+    The blocks are walked once more for measurements that look at inputs which the pruner does not gather, and for those that look
+    at hidden states.
 
     Args:
         loaded: the dense model.
@@ -54,6 +55,10 @@ def calibrate(
     if not measurements.are_complete:
         for units, squares in calibrate_blocks(loaded, windows_NT, Wanda(), batch_size):
             measurements.take(units, squares)
+    if measurements.need_hidden_states:
+        for visit in walk_blocks(loaded, windows_NT, batch_size):
+            visit.forward()
+            measurements.take_hidden(visit.index, visit.inputs, visit.hidden)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What closed forms need to know about the blocks of the dense model.
 
-Shape suffixes: O out, I in.
+Shape suffixes: O out, I in, N sequences, T tokens, D hidden width.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from selfprune.allocations.unit import Unit
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
-from selfprune.proposers.base import Measurement, ProposerConfig
+from selfprune.proposers.base import HiddenMeasurement, Measurement, ProposerConfig, WeightMeasurement
 from selfprune.pruners.weights.wanda import wanda_metric
 from selfprune.statistics.base import Statistics
 
@@ -43,8 +43,13 @@ class Measurements:
 
     @property
     def are_complete(self) -> bool:
-        """Whether every measurement was taken, after all blocks came: the statistics may have lacked the means of the inputs."""
-        return all(self.of_blocks.values())
+        """Whether all that statistics tell was taken, after all blocks came: they may have lacked the means of the inputs."""
+        return all(of_blocks for measurement, of_blocks in self.of_blocks.items() if isinstance(measurement, WeightMeasurement))
+
+    @property
+    def need_hidden_states(self) -> bool:
+        """Whether some look at the hidden states around the blocks."""
+        return any(isinstance(measurement, HiddenMeasurement) for measurement in self.of_blocks)
 
     def take(self, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> None:
         """Measures what was not measured of a block yet, as far as its statistics tell.
@@ -54,7 +59,8 @@ class Measurements:
             statistics: unit name -> complete statistics.
         """
         block = units[0].block
-        left = [measurement for measurement, of_blocks in self.of_blocks.items() if block not in of_blocks]
+        wanted = [measurement for measurement, of_blocks in self.of_blocks.items() if block not in of_blocks]
+        left = [measurement for measurement in wanted if isinstance(measurement, WeightMeasurement)]
         weights = [matrix_OI for unit in units for matrix_OI in self._matrices(unit)] if left else []
         metrics = self._metrics(units, statistics) if any(measurement.needs_inputs for measurement in left) else []
         for measurement in left:
@@ -62,6 +68,18 @@ class Measurements:
                 self.of_blocks[measurement][block] = measurement.of_block(weights, [])
             elif metrics is not None:
                 self.of_blocks[measurement][block] = measurement.of_block(weights, metrics)
+
+    def take_hidden(self, block: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Measures what looks at the hidden states around a block.
+
+        Args:
+            block: its index.
+            inputs: per batch the hidden states [N, T, D] that enter it.
+            outputs: those that leave it.
+        """
+        for measurement, of_blocks in self.of_blocks.items():
+            if isinstance(measurement, HiddenMeasurement):
+                of_blocks[block] = measurement.of_block(inputs, outputs)
 
     def _metrics(self, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> list[Tensor] | None:
         """The Wanda metrics of a block, one matrix [O, I] per Linear and expert; None where the inputs are not known."""

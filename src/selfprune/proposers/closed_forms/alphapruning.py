@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, between_extremes
+from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, WeightMeasurement, between_extremes
 
 N_BINS = 100
 
@@ -37,7 +37,7 @@ class TailStart(str, Enum):
 
 
 @dataclass(frozen=True)
-class TailExponent(Measurement):
+class TailExponent(WeightMeasurement):
     """The mean α of a block's matrices; NaN where none has a tail."""
 
     tail_start: TailStart

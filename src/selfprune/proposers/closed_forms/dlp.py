@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, between_extremes
+from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, WeightMeasurement, between_extremes
 
 
 @dataclass(frozen=True)
-class MedianMetric(Measurement):
+class MedianMetric(WeightMeasurement):
     """U, the median of a block's Wanda metrics; of two in the middle, the lower one."""
 
     def of_block(self, weights: Sequence[Tensor], metrics: Sequence[Tensor]) -> float:

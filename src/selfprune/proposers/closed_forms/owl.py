@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, between_extremes
+from selfprune.proposers.base import ClosedForm, Measurement, SearchSpace, WeightMeasurement, between_extremes
 
 
 @dataclass(frozen=True)
-class OutlierRatio(Measurement):
+class OutlierRatio(WeightMeasurement):
     """D, the share of a block's Wanda metrics that are outliers (eq. 2), as a fraction.
 
     Attributes:
