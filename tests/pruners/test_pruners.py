@@ -1,9 +1,11 @@
-"""What every pruner of single weights must do; all are found, and a failure names them.
+"""What every pruner of single weights must do; all are found. `pytest tests/pruners/test_pruners.py -k NAME` looks at one.
 
 Shape suffixes: O out, I in, N sequences, T tokens, E experts.
 """
 
 import dataclasses
+import functools
+import inspect
 import itertools
 import math
 
@@ -55,15 +57,26 @@ def degenerate(weight_OI, inputs_NTI):
     }
 
 
+def forms_of(method):
+    """A method over every scope that it has, under patterns, and with options of its own."""
+    has_scope = "scope" in (field.name for field in dataclasses.fields(method))
+    scopes = [{"scope": scope} for scope in Scope] if has_scope else [{}]
+    patterns = [{"pattern": pattern} for pattern in PATTERNS]
+    return [method(**options) for options in (*scopes, *patterns, *OWN_FORMS.get(method, []))]
+
+
 def in_every_form(methods):
-    """Each method over every scope that it has, under patterns, and with options of its own."""
-    forms = []
-    for method in methods:
-        has_scope = "scope" in (field.name for field in dataclasses.fields(method))
-        scopes = [{"scope": scope} for scope in Scope] if has_scope else [{}]
-        patterns = [{"pattern": pattern} for pattern in PATTERNS]
-        forms += [method(**options) for options in (*scopes, *patterns, *OWN_FORMS.get(method, []))]
-    return in_turn("pruner", forms)
+    """Each method in a test of its own, which goes through its forms."""
+
+    def decorate(test):
+        def go_through(*arguments, method):
+            in_turn("pruner", forms_of(method))(test)(*arguments)
+
+        parameters = [p.replace(name="method") if p.name == "pruner" else p for p in inspect.signature(test).parameters.values()]
+        go_through.__signature__ = inspect.Signature(parameters)
+        return pytest.mark.parametrize("method", methods)(functools.update_wrapper(go_through, test, ("__name__", "__doc__"), ()))
+
+    return decorate
 
 
 def normal(*shape, seed=0):
@@ -318,7 +331,7 @@ def test_of_columns_whose_inputs_were_zero_the_smallest_weights_go_first(pruner)
     torch.testing.assert_close(new_OI[:, dead], weight_OI[:, dead] * ~expected_OI, rtol=1e-4, atol=0)
 
 
-@in_turn("method", PRUNERS)
+@pytest.mark.parametrize("method", PRUNERS)
 def test_a_pattern_keeps_n_of_every_m_at_its_level(method):
     for pattern in ("2:4", "4:8", "1:4", "3:4", "1:3", "3:8"):
         n_kept, width = map(int, pattern.split(":"))
@@ -328,7 +341,7 @@ def test_a_pattern_keeps_n_of_every_m_at_its_level(method):
         assert (kept_OI.view(-1, width).sum(dim=1) == n_kept).all(), pattern
 
 
-@in_turn("method", [method for method in PRUNERS if method not in NESTED])
+@pytest.mark.parametrize("method", [method for method in PRUNERS if method not in NESTED])
 def test_a_count_that_is_no_level_of_the_pattern_is_refused_where_levels_do_not_nest(method):
     for pattern, level in (("2:4", 144), ("1:4", 216)):
         for n_pruned in (1, level - 1, level + 1, N_ALL):
@@ -337,7 +350,7 @@ def test_a_count_that_is_no_level_of_the_pattern_is_refused_where_levels_do_not_
                 removed(method(pattern=pattern), normal(N_OUT, N_IN), n_pruned)
 
 
-@in_turn("method", NESTED)
+@pytest.mark.parametrize("method", NESTED)
 def test_the_rows_take_turns(method):
     pruner, weight_OI = method(scope=Scope.ROW), normal(N_OUT, N_IN)
     for n_pruned in range(0, N_ALL, 5):
@@ -346,7 +359,7 @@ def test_the_rows_take_turns(method):
     assert pruner.level_fraction() is None
 
 
-@in_turn("method", NESTED)
+@pytest.mark.parametrize("method", NESTED)
 def test_the_remainder_goes_to_the_rows_with_the_lowest_scores(method):
     pruner, weight_OI = method(scope=Scope.ROW), normal(N_OUT, N_IN)
     statistics = gathered(pruner, weight_OI, normal(3, 5, N_IN, seed=1))
@@ -355,7 +368,7 @@ def test_the_remainder_goes_to_the_rows_with_the_lowest_scores(method):
     assert set((per_row == 4).nonzero().flatten().tolist()) == set(fourth_O.argsort()[:5].tolist())
 
 
-@in_turn("method", NESTED)
+@pytest.mark.parametrize("method", NESTED)
 def test_the_reference_threshold_takes_what_lies_on_it_over_the_whole_matrix_only(method):
     weight_OI, inputs_NTI = normal(N_OUT, N_IN), normal(3, 5, N_IN, seed=1)
     for options, n_more in [({"scope": Scope.MATRIX}, 1), ({"scope": Scope.ROW}, 0), ({"pattern": "2:4"}, 0)]:
@@ -367,7 +380,7 @@ def test_the_reference_threshold_takes_what_lies_on_it_over_the_whole_matrix_onl
     assert all_OI.all()
 
 
-@in_turn("method", PRUNERS)
+@pytest.mark.parametrize("method", PRUNERS)
 def test_a_width_that_the_pattern_does_not_divide_is_refused(method):
     permuting = [options for options in OWN_FORMS.get(method, []) if options.get("pattern") == "4:8"]
     for options in ({"pattern": "4:8"}, *permuting):
@@ -376,7 +389,7 @@ def test_a_width_that_the_pattern_does_not_divide_is_refused(method):
                 removed(method(**options), normal(4, 12), n_pruned)
 
 
-@in_turn("method", PRUNERS)
+@pytest.mark.parametrize("method", PRUNERS)
 def test_a_pattern_that_is_none_is_refused(method):
     for pattern in ("2", "4:2", "2 of 4"):
         with pytest.raises(ConfigError, match=r"must read N:M .* got .*; for example 2:4"):
