@@ -2,6 +2,8 @@
 
 import errno
 import json
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -25,12 +27,13 @@ ORIGIN = {"config": {"seed": 0}}
 N_BLOCKS = 4
 
 
-@pytest.fixture
-def folder_of(make_tiny_model, tiny_tokenizer, tmp_path):
-    """Saves a tiny model of several blocks in several shards."""
+@pytest.fixture(scope="module")
+def folder_of(make_tiny_model, tiny_tokenizer, tmp_path_factory):
+    """Saves a tiny model of several blocks in several shards, once for all tests: none changes it."""
 
+    @cache
     def save(family, **changes):
-        folder = tmp_path / f"{family}-dense"
+        folder = tmp_path_factory.mktemp(f"{family}-dense")
         n_blocks = "n_layer" if family == "gpt2" else "num_hidden_layers"
         make_tiny_model(family, **({n_blocks: N_BLOCKS} | changes)).save_pretrained(folder, max_shard_size="20KB")
         tiny_tokenizer.save_pretrained(folder)
@@ -40,7 +43,14 @@ def folder_of(make_tiny_model, tiny_tokenizer, tmp_path):
     return save
 
 
+@cache
+def whole(folder):
+    return load_model(ModelConfig(str(folder), device="cpu"))
+
+
 def load(folder, tmp_path, placement=Placement.WHOLE):
+    if placement is Placement.WHOLE:
+        return deepcopy(whole(folder))
     return load_model(ModelConfig(str(folder), device="cpu", placement=placement), scratch=tmp_path / "scratch")
 
 
@@ -105,7 +115,7 @@ def test_a_checkpoint_of_shards_holds_what_save_pretrained_writes(family, folder
         assert (tmp_path / "out" / name).read_text() == (folder / name).read_text()
     again, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True, local_files_only=True)
     assert not any(loading.values()), loading
-    check_equal(again.state_dict(), AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).state_dict())
+    check_equal(again.state_dict(), whole(folder).model.state_dict())
     tied = again.get_output_embeddings().weight is again.get_input_embeddings().weight
     assert tied == bool(again.config.tie_word_embeddings)
 

@@ -1,15 +1,15 @@
 """What the source of a pruned model held and its checkpoint must hold too: every tensor bit for bit, and every file."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.dynamic_module_utils import HF_MODULES_CACHE
 
 from selfprune.errors import ModelError
 from selfprune.exports.block_writer import BlockWriter
@@ -71,8 +71,9 @@ def save_source(folder, tokenizer, config, dtype=torch.bfloat16, more=None):
 
 def prune_both_ways(folder, tmp_path, dtype=DType.AUTO, trusting=False):
     """The pruned checkpoints of one source, by a search's writer and by that of one pruning; with what was told."""
+    dense = load_model(ModelConfig(str(folder), dtype, "cpu", trust_remote_code=trusting))
     for kind in ("whole", "blocks"):
-        loaded = load_model(ModelConfig(str(folder), dtype, "cpu", trust_remote_code=trusting))
+        loaded = deepcopy(dense)
         allocation = {unit.name: unit.n_items // 2 for unit in loaded.units}
         target = tmp_path / kind
         if kind == "blocks":
@@ -328,7 +329,7 @@ def shifted(logits):
 }
 
 
-def test_a_model_with_code_of_its_own_loads_in_a_fresh_process(tiny_model_folder, tmp_path):
+def test_a_model_with_code_of_its_own_loads_where_no_module_of_it_is_known(tiny_model_folder, monkeypatch, tmp_path):
     source = shutil.copytree(tiny_model_folder("llama"), tmp_path / "source")
     for name, content in CUSTOM.items():
         (source / name).write_text(content)
@@ -336,19 +337,18 @@ def test_a_model_with_code_of_its_own_loads_in_a_fresh_process(tiny_model_folder
     auto_map = {"AutoConfig": "configuration_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
     config |= {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": auto_map}
     (source / "config.json").write_text(json.dumps(config))
-    load = (
-        "import sys, torch; from transformers import AutoModelForCausalLM;"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, local_files_only=True);"
-        "torch.save(model(input_ids=torch.arange(9)[None]).logits.detach(), sys.argv[2]); print(type(model).__name__)"
-    )
     for loaded, pruned, left_out in prune_both_ways(source, tmp_path, trusting=True):
         assert left_out == []
         assert {name: (pruned / name).read_text() for name in CUSTOM} == CUSTOM
-        if pruned.name == "whole":
-            continue
-        # dynamic modules are copied to a cache, which another process must fill from the pruned model alone
-        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / f"modules {pruned.name}"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", load, str(pruned), str(tmp_path / "logits.pt")]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (process.returncode, process.stdout) == (0, "MineForCausalLM\n"), process.stderr
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), loaded.model(input_ids=torch.arange(9)[None]).logits)
+        # dynamic modules are copied to a cache, which a process that knows none must fill from the pruned model alone
+        cache = tmp_path / f"modules {pruned.name}"
+        with monkeypatch.context() as patched:
+            patched.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
+            patched.setattr(sys, "path", [path for path in sys.path if path != HF_MODULES_CACHE])
+            for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+                patched.delitem(sys.modules, name)
+            again = AutoModelForCausalLM.from_pretrained(pruned, trust_remote_code=True, local_files_only=True)
+        assert {path.name for path in cache.rglob("*.py")} >= CUSTOM.keys()
+        assert type(again).__name__ == "MineForCausalLM"
+        assert sys.modules[type(again).__module__] is not sys.modules[type(loaded.model).__module__]
+        assert torch.equal(again(input_ids=torch.arange(9)[None]).logits, loaded.model(input_ids=torch.arange(9)[None]).logits)

@@ -277,8 +277,7 @@ def factor_of(*inputs_of_groups, n_sequences=1, percent_damping=0.01):
     return factor
 
 
-@pytest.mark.parametrize("n_in", [1, 5, 16, 25, 130, 300])
-@pytest.mark.parametrize("percent_damping", [0.01, 0.1, 1.0])
+@in_turn(("n_in", "percent_damping"), [(1, 0.01), (5, 0.1), (16, 1.0), (25, 0.01), (25, 1.0), (130, 0.1), (300, 0.01)])
 @pytest.mark.usefixtures("panel_width")
 def test_the_factor_is_the_inverse_of_that_of_the_published_three_steps(n_in, percent_damping):
     groups = [correlated(n_in, 2 * n_in + 3, seed=seed) for seed in (1, 2)]
@@ -290,7 +289,7 @@ def test_the_factor_is_the_inverse_of_that_of_the_published_three_steps(n_in, pe
         expected_II = torch.linalg.inv(torch.linalg.cholesky(inverse_II, upper=True))
         atol = 1e-5 * float(expected_II.abs().max())
         torch.testing.assert_close(factor.block(group, 0, n_in), expected_II, rtol=1e-3, atol=atol)
-        for width in (n_in, 7, 1):
+        for width in (n_in, 7, 1)[: 2 if n_in == 300 else 3]:
             for start in range(0, n_in, width):
                 stop = min(start + width, n_in)
                 block_BF = factor.block(group, start, stop)

@@ -3,6 +3,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from calibrated import statistics_of
+from in_turn import in_turn
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
@@ -48,7 +49,7 @@ def n_hooks(model):
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
 
-@pytest.mark.parametrize("batch_size", [3, 8])
+@in_turn("batch_size", [3, 8])
 def test_a_walk_gives_each_block_the_hidden_states_of_a_full_pass(batch_size, family, load_tiny):
     check_walk(load_tiny(family), batch_size)
 
@@ -93,7 +94,7 @@ def test_a_block_that_returns_no_hidden_states_is_refused():
         first_tensor({"hidden": torch.zeros(1, 1, 1)})
 
 
-@pytest.mark.parametrize("batch_size", [3, 7])
+@in_turn("batch_size", [3, 7])
 def test_input_squares_equal_those_of_plain_hooks(batch_size, family, load_tiny):
     loaded = load_tiny(family)
     statistics = statistics_of(loaded, WINDOWS_NT, Wanda(), batch_size)

@@ -1,4 +1,5 @@
 import itertools
+from functools import cache
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +12,8 @@ KINDS = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
 TITLES = ["uniform", "owl", "alphapruning", "dlp", "winner"]
 
 
-def drawn(n_blocks, kinds=KINDS):
+@cache
+def drawn(n_blocks, kinds=tuple(KINDS)):
     grid = LevelGrid.with_constant_step([Unit(f"{b}.{kind}", b, kind, 100) for b in range(n_blocks) for kind in kinds], 0.05)
     allocations = {title: {unit.name: 10 * i for unit in grid.units} for i, title in enumerate(TITLES)}
     figure = sparsity_figure(allocations, grid)
@@ -19,7 +21,7 @@ def drawn(n_blocks, kinds=KINDS):
     return figure, [axes for axes in figure.axes if axes.get_title()]
 
 
-@pytest.mark.parametrize("n_blocks", [1, 8, 12, 16, 17, 32, 80, 126])
+@pytest.mark.parametrize("n_blocks", [1, 8, 17, 126])
 def test_panels_stack_and_no_label_runs_into_another(n_blocks):
     figure, panels = drawn(n_blocks)
     assert [axes.get_title() for axes in panels] == TITLES
@@ -38,12 +40,12 @@ def test_the_lowest_panel_of_every_column_names_the_blocks():
 
 
 def test_many_kinds_of_modules_keep_a_panel_on_the_page():
-    figure, panels = drawn(24, [f"mlp.experts.{e}.{kind}" for e in range(64) for kind in ("gate", "up", "down")])
+    figure, panels = drawn(24, tuple(f"mlp.experts.{e}.{kind}" for e in range(64) for kind in ("gate", "up", "down")))
     assert figure.get_size_inches()[1] <= 6 * len(panels)
     labels = [label.get_window_extent() for label in panels[0].get_yticklabels()]
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(labels))
 
 
 def test_few_blocks_carry_their_numbers():
-    _, panels = drawn(2, KINDS[:1])
+    _, panels = drawn(2, tuple(KINDS[:1]))
     assert [text.get_text() for text in panels[1].texts] == ["10", "10"]
