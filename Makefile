@@ -16,7 +16,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 
 # pip would compile 18,000 files, most of which nothing imports. Left to Python's own cache, the first import compiles the few that count;
-# so the cache must be allowed.
+# so the cache must be allowed, and a set-up for tests ends by looking for them, since workers would each compile all for themselves.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup run test
@@ -50,4 +50,5 @@ $(RUNTIME): $(CREATED) pyproject.toml
 $(DEVELOPMENT): $(CREATED) pyproject.toml
 	@echo "Installing what selfprune needs to run and to be tested into $(VENV); this takes a minute or two."
 	$(INSTALL) --no-build-isolation -e '.[dev]'
+	-@$(BIN)/python -m pytest --collect-only --quiet > /dev/null
 	@touch $(RUNTIME) $@

@@ -7,13 +7,17 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from selfprune.__main__ import main
 from selfprune.configs.command_line import guarded
+from selfprune.configs.conf_path import conf_folder
+from selfprune.configs.config import register_schemas
 from selfprune.configs.mistakes.command_mistakes import mistake_of
 from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.errors import ModelError
+from selfprune.runs.composed_run import run_composed
 
 WRONG = {
     "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
@@ -60,6 +64,30 @@ WRONG = {
 }
 
 
+# One of every kind goes through the command, which composes several times over; the others begin where its job does.
+BY_THE_COMMAND = (
+    "added key", "added group", "launcher that is not installed", "sparsity of one", "missing folder", "short text",
+    "resume of nothing", "an arm that is a text", "an arm without its share",
+)  # fmt: skip
+
+
+@pytest.fixture
+def job(monkeypatch, capsys, tmp_path):
+    """Does what the command does once its overrides are composed, in an empty folder; returns exit code, output and errors."""
+    register_schemas()
+
+    def call(*overrides):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides))
+        code = guarded(lambda: run_composed(composed, list(overrides)), explained, str)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
 @pytest.fixture
 def selfprune(monkeypatch, capsys, tmp_path):
     """Runs the program in this process, in an empty folder; returns exit code, output and errors."""
@@ -88,12 +116,12 @@ def check_paragraph(result, expected):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, tmp_path, selfprune):
+def test_a_mistake_is_told_in_one_paragraph_and_leaves_nothing(name, tmp_path, selfprune, job):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("The boats near the old soldiers tremble. " * 20)
     before = sorted(tmp_path.iterdir())
     overrides, expected = WRONG[name]
-    check_paragraph(selfprune(*overrides), expected)
+    check_paragraph((selfprune if name in BY_THE_COMMAND else job)(*overrides), expected)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -117,9 +145,8 @@ def test_an_unknown_architecture_is_refused(tmp_path, selfprune):
     check_paragraph(selfprune("model=local", "model.path=model", "run_folder=run"), "no_such_architecture")
 
 
-def test_a_mistake_ends_the_process_with_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "selfprune", "budget.sparsity=1.2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+def test_a_mistake_ends_the_process_with_exit_code_2(python, tmp_path):
+    done = python("-m", "selfprune", "budget.sparsity=1.2", folder=tmp_path)
     check_paragraph((done.returncode, done.stdout, done.stderr), "got 1.2")
 
 

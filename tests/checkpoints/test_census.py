@@ -17,6 +17,12 @@ N_EXPERTS, HIDDEN, WIDTH = 3, 16, 24
 
 
 @pytest.fixture
+def family(any_family):
+    """Every family, not one of each layout alone."""
+    return any_family
+
+
+@pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
 

@@ -2,9 +2,17 @@
 
 from collections import Counter
 
+import pytest
+
 from selfprune.checkpoints.reader import Checkpoint
 from selfprune.checkpoints.stored_units import find_units
 from selfprune.models.units import list_units, n_row_groups, stored_weight, weight_view
+
+
+@pytest.fixture
+def family(any_family):
+    """Every family, not one of each layout alone."""
+    return any_family
 
 
 def test_the_units_of_every_family_have_the_same_names_shapes_and_sizes_in_memory_and_on_disk(family, make_tiny_model, tmp_path):

@@ -42,6 +42,14 @@ def composed():
     return call
 
 
+@pytest.fixture(scope="module")
+def default():
+    """The default run's config."""
+    register_schemas()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return to_config(compose("config"), RunConfig)
+
+
 @pytest.fixture
 def composed_pruning():
     register_schemas()
@@ -76,9 +84,9 @@ def in_hydra(monkeypatch):
 
 
 @pytest.mark.parametrize("name", GROUPS["experiment"])
-def test_every_experiment_composes_and_converts(name, composed, in_hydra):
+def test_every_experiment_composes_and_converts(name, composed, default, in_hydra):
     in_hydra(f"+experiment={name}")
-    assert composed(f"+experiment={name}") != composed()
+    assert composed(f"+experiment={name}") != default
 
 
 def test_evopress_composes_with_the_published_numbers(composed):
@@ -129,7 +137,18 @@ def check_choices(config, chosen):
             assert type(getattr(config, group)) is find_methods(group)[name]
 
 
-@pytest.mark.parametrize("chosen", abreast(*sorted(GROUPS.keys() - {"experiment", "objective", "search"})), ids=str)
+def test_every_proposer_composes_and_converts_beside_the_others(composed, finished_run):
+    names = [name for name in GROUPS["proposer"] if name != "random"]
+    needs = [need.format(finished_run=finished_run) for name in names for need in NEEDS.get(("proposer", name), [])]
+    needs = [need.replace("proposer.", "controls.stored.") for need in needs]
+    alone = ["~yardsticks.uniform", "~yardsticks.owl"]
+    controls = composed(*alone, *(f"+proposer@controls.{name}={name}" for name in names), *needs).controls
+    for name in names:
+        if name in find_methods("proposer"):
+            assert type(controls[name]) is find_methods("proposer")[name]
+
+
+@pytest.mark.parametrize("chosen", abreast(*sorted(GROUPS.keys() - {"experiment", "objective", "search", "proposer"})), ids=str)
 def test_every_choice_of_every_group_composes_and_converts(chosen, composed, finished_run):
     needs = [need.format(finished_run=finished_run) for choice in chosen.items() for need in NEEDS.get(choice, [])]
     check_choices(composed(*(f"{group}={name}" for group, name in chosen.items()), *needs), chosen)

@@ -1,9 +1,8 @@
 """How a method joins: by the steps of the README, as written; and what is said of one that is not complete."""
 
-import os
+import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,21 @@ BLOCKS = re.findall(
     r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text().partition("## Add a pruner in three steps")[2], re.DOTALL
 )
 STEPS = dict(BLOCKS[:3])
+
+
+ONE_AFTER_THE_OTHER = """
+import json, os, runpy, sys
+import pytest
+# forked from a process that has the libraries, and selfprune with them, which is to be that of this folder
+for name in [name for name in sys.modules if name.partition(".")[0] in ("selfprune", "conftest", "shared")]:
+    del sys.modules[name]
+sys.path.insert(0, os.path.join(os.getcwd(), "src"))
+conformance, pruning = map(json.loads, sys.argv[1:])
+assert pytest.main(conformance) == 0
+sys.argv = pruning
+runpy.run_module(pruning[0], run_name="__main__", alter_sys=True)
+"""
+"""Both commands in one process."""
 
 
 @pytest.fixture
@@ -61,7 +75,7 @@ def compose_with(tmp_path, monkeypatch):
         ConfigStore.instance().repo[group].pop("mine_schema.yaml", None)
 
 
-def test_the_three_steps_of_the_readme_work_as_written(tmp_path):
+def test_the_three_steps_of_the_readme_work_as_written(python, tmp_path):
     for name in ("src", "conf", "tests/pruners"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "tests/in_turn.py", tmp_path / "src")
@@ -70,16 +84,12 @@ def test_the_three_steps_of_the_readme_work_as_written(tmp_path):
     conformance, pruning = STEPS["bash"].splitlines()
     assert conformance.split()[0] == "pytest"
     smaller = "data.n_tokens_per_window=32 data.n_calibration=2"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-m", *conformance.split(), "-q", "-p", "no:cacheprovider"]]
-    commands.append([sys.executable, *f"{pruning} {smaller}".replace("FOLDER", str(tmp_path / "out")).split()[1:]])
-    started = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in commands
-    ]
-    said = [process.communicate()[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    assert int(re.search(r"(\d+) passed", said[0])[1]) > 20
+    interpreter, _, module, *overrides = f"{pruning} {smaller}".replace("FOLDER", str(tmp_path / "out")).split()
+    assert (interpreter, module) == ("python", "selfprune.prune")
+    both = [*conformance.split()[1:], "-q", "-p", "no:cacheprovider"], [module, *overrides]
+    done = python("-c", ONE_AFTER_THE_OTHER, *map(json.dumps, both), folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20
     record = (tmp_path / "out" / "selfprune.json").read_text()
     assert '"power": 0.7' in record
     assert '"sparsity": 0.5' in record

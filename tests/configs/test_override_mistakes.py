@@ -65,9 +65,8 @@ TYPED = {
 }  # fmt: skip
 # One of every kind goes through the command; what is said of the others is asked of the command line alone.
 BY_THE_COMMAND = (
-    "serch=default", "budget.sparsity=abc", "budget.sparsity=0.5,0.6", "budget.sparsity=${nope}", "seed=${budget.measure}",
-    "harness.tasks=[a", "a b=3", "budget", "=default", "search=nope", "proposer=[1,2]", "budget=null", "experiment=smoke",
-    "+budget.sparsity=0.5", "~search", "~controls.nope",
+    "serch=default", "budget.sparsity=abc", "budget.sparsity=0.5,0.6", "budget.sparsity=${nope}", "harness.tasks=[a",
+    "proposer=[1,2]", "search=nope", "experiment=smoke", "+budget.sparsity=0.5", "~search",
 )  # fmt: skip
 
 
@@ -152,7 +151,7 @@ def test_a_sweep_tells_a_mistake_once_before_it_makes_a_folder(overrides, typed,
 @pytest.mark.parametrize("typed", ["budget.sparsity=1.5", "budget.sparsity=${nope}"])
 def test_a_mistake_that_all_jobs_share_is_told_once(typed, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert run(["-m", typed, "seed=0,1,2"]) == 2
+    assert run(["-m", typed, "seed=0,1"]) == 2
     GlobalHydra.instance().clear()
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("selfprune: ") == 1

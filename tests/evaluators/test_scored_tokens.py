@@ -16,6 +16,12 @@ ROUNDING = 2e-5
 
 
 @pytest.fixture
+def family(any_family):
+    """Every family, not one of each layout alone."""
+    return any_family
+
+
+@pytest.fixture
 def requests():
     """Answers of one to nine tokens, some of one token after the same context, one longer than the model's positions."""
     rng = random.Random(0)

@@ -1,6 +1,7 @@
 import json
 import logging
 import socket
+import ssl
 import struct
 import threading
 
@@ -21,9 +22,14 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 PROMPT = "Name a number as JSON: "
 
 
+CONTEXT = ssl.create_default_context()
+
+
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # certificates, which no server here asks for, are read once for all clients
+    monkeypatch.setattr("ssl.create_default_context", lambda *_, **__: CONTEXT)
     with serving() as endpoint:
         yield endpoint
 

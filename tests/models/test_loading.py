@@ -17,6 +17,12 @@ from selfprune.models.units import find_blocks, list_units, weight_view
 TOKENS_NT = torch.arange(24).view(2, 12)
 
 
+@pytest.fixture
+def family(any_family):
+    """Every family, not one of each layout alone."""
+    return any_family
+
+
 def copied(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "model"))
 

@@ -40,6 +40,12 @@ BLOCKS = {"opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers", "gpt2": 
 TOKENS_NT = torch.arange(24).view(2, 12)
 
 
+@pytest.fixture
+def family(any_family):
+    """Every family, not one of each layout alone."""
+    return any_family
+
+
 def test_units_have_exact_kinds_and_sizes_in_every_block(family, make_tiny_model):
     units = list_units(make_tiny_model(family))
     for block in (0, 1):

@@ -29,11 +29,13 @@ def go(tiny_model_folder):
     small = ["data.n_calibration=4", "search.max_tokens=2_000", "harness=none", "harness.tasks=[]", "harness.search_tasks=[]"]
     search = ["budget.sparsity=0.5", "proposer=evolutionary", "search.n_per_round=3", "~yardsticks.owl"]
 
-    def call(*overrides):
+    def call(*overrides, pictures=False):
         given = list(overrides)
         if not any(override.startswith("resume=") for override in given):
             given = ["+experiment=smoke", *model, *small, *search, *given]
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"), pytest.MonkeyPatch.context() as patched:
+            if not pictures:
+                patched.setattr("selfprune.reports.report._draw", lambda *_: None)
             return run_composed(compose("config", overrides=given), given)
 
     return call
@@ -129,7 +131,7 @@ def test_an_extended_run_repeats_to_the_same_records(options, extended, go, tmp_
     assert (tmp_path / "run/extensions.jsonl").read_text().count("\n") == 1
 
 
-@pytest.mark.parametrize("share", [0.55, 0.8, 0.97])
+@pytest.mark.parametrize("share", [0.55, 0.97])
 def test_an_extension_that_was_killed_goes_on_to_the_same_archive(share, finished, extended, go, tmp_path):
     n_first, n_all = (len((folder / "evaluations.jsonl").read_text().splitlines()) for folder in (finished, extended))
     broken = broken_after(extended, tmp_path / "run", max(n_first + 1, int(share * n_all)))
@@ -140,7 +142,7 @@ def test_an_extension_that_was_killed_goes_on_to_the_same_archive(share, finishe
     }
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_broken_run_is_extended_to_the_archive_of_one_that_had_finished(share, finished, extended, go, tmp_path):
     n_lines = int(share * len((finished / "evaluations.jsonl").read_text().splitlines()))
     broken = broken_after(finished, tmp_path / "run", n_lines)
@@ -172,9 +174,8 @@ def test_a_model_that_was_deleted_is_made_again_with_its_report_and_pictures(fin
     folder = shutil.copytree(finished, tmp_path / "run")
     expected = {path.name: path.read_bytes() for path in (finished / "model").iterdir()}
     shutil.rmtree(folder / "model")
-    for name in ("report.md", "sparsity.png", "progress.png"):
-        (folder / name).unlink()
-    go(f"resume={folder}")
+    (folder / "report.md").unlink()
+    go(f"resume={folder}", pictures=True)
     assert {path.name: path.read_bytes() for path in (folder / "model").iterdir()} == expected
     (folder / "model/model.safetensors").unlink()
     go(f"resume={folder}")

@@ -20,7 +20,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from processes import python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -165,8 +164,8 @@ def in_memory(folder, output, configure, **options):
 
 @pytest.mark.parametrize(
     ("family", "pruner"),
-    [*((family, "sparsegpt") for family in ("llama", "gpt2", "mixtral", "gemma2", "phi3")),
-     ("llama", "wanda"), ("mixtral", "wanda"), ("gpt2", "magnitude"), ("mixtral", "magnitude")],
+    [("llama", "sparsegpt"), ("mixtral", "sparsegpt"), ("gpt2", "sparsegpt"), ("gemma2", "wanda"), ("mixtral", "wanda"),
+     ("phi3", "magnitude")],
 )  # fmt: skip
 def test_a_model_pruned_from_disk_equals_one_pruned_in_memory(family, pruner, folder_of, prune, configure, tmp_path):
     folder = folder_of(family)
@@ -425,7 +424,9 @@ def n_blocks_done(partial):
         return json.loads(file.metadata()["progress"])["next_block"]
 
 
-def test_a_pruning_that_is_interrupted_and_then_killed_can_still_be_ended(folder_of, prune, prune_command, monkeypatch, tmp_path):
+def test_a_pruning_that_is_interrupted_and_then_killed_can_still_be_ended(
+    folder_of, prune, prune_command, python, monkeypatch, tmp_path
+):
     folder, partial = folder_of("llama", n_blocks=6), tmp_path / "out.partial"
     command = as_overrides(folder, tmp_path / "out", **{"model.placement": "STREAM"})
     monkeypatch.setattr(prune_once, "prune_in_place", Interrupting(after=1, how=lambda: signal.raise_signal(signal.SIGINT)))
@@ -695,7 +696,7 @@ def save_random_llama(folder, tokenizer, n_blocks, width):
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_tokenizer, configure, tmp_path):
+def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_tokenizer, python, tmp_path):
     options = {"model.placement": "STREAM"}
     n_bytes = save_random_llama(tmp_path / "big", tiny_tokenizer, BIG_BLOCKS, width=512)
     save_random_llama(tmp_path / "tiny", tiny_tokenizer, 1, width=32)
@@ -708,8 +709,6 @@ def test_a_model_pruned_from_disk_takes_a_fraction_of_its_size_in_memory(tiny_to
     took, base = (records[name]["measured"]["peak_memory_bytes"] for name in ("big", "tiny"))
     # the whole model would take all of it and more
     assert 0 < took - base < 0.9 * n_bytes
-    in_memory(tmp_path / "big", tmp_path / "saved", configure)
-    check_equal(tensors(tmp_path / "big-out"), tensors(tmp_path / "saved"))
     expected, measured = records["big"]["expected"], records["big"]["measured"]
     assert measured["disk_bytes"] == pytest.approx(expected["disk_bytes"], rel=0.05)
     # of the interpreter and its libraries, which differ from machine to machine, only the order is foreseen
