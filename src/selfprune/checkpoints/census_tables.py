@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,10 +14,10 @@ from rich.table import Table
 
 from selfprune.checkpoints.census import Census, Count, add, take_census
 from selfprune.checkpoints.reader import Checkpoint
+from selfprune.checkpoints.widths import block_widths, is_per_layer
 from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
 
 HEADER = ("weights", "zeros", "sparsity", "N:M")
-Section = tuple[str, list[Count]]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,9 +43,9 @@ def show_census(command: str, arguments: Sequence[str]) -> int:
         checkpoint = Checkpoint(options.folder.expanduser())
         census = take_census(checkpoint)
         if options.json:
-            sys.stdout.write(json.dumps(to_json(checkpoint.folder, census), indent=2) + "\n")
+            sys.stdout.write(json.dumps(to_json(checkpoint, census), indent=2) + "\n")
         else:
-            _show(checkpoint.folder, census)
+            _show(checkpoint, census)
         sys.stdout.flush()
     except SelfpruneError as error:
         return complain(str(error))
@@ -58,21 +59,23 @@ def show_census(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def to_json(folder: Path, census: Census) -> dict[str, Any]:
+def to_json(checkpoint: Checkpoint, census: Census) -> dict[str, Any]:
     """The census as an object of plain values.
 
     Args:
-        folder: of the checkpoint.
+        checkpoint: what was counted.
         census: its zeros.
 
     Returns:
-        the keys `folder`, `units`, `kinds`, `blocks`, `other`, `tied` and `total`.
+        the keys `folder`, `export`, `widths`, `units`, `kinds`, `blocks`, `other`, `tied` and `total`.
     """
     places = [{"list": place.path, "block": place.block, "kind": place.kind} for place in census.units]
     units = [place | _plain(count) for place, count in zip(places, census.units.values(), strict=True)]
     units_total, other_total, total = _totals(census)
     return {
-        "folder": str(folder),
+        "folder": str(checkpoint.folder),
+        "export": "per-layer" if is_per_layer(checkpoint.config) else "plain",
+        "widths": [asdict(width) for width in block_widths(checkpoint.config)],
         "units": units,
         "kinds": [_plain(count) for count in census.kinds()],
         "blocks": [_plain(count) for count in census.blocks()],
@@ -98,29 +101,31 @@ def _totals(census: Census) -> tuple[Count, Count, Count]:
     return units, other, add("whole checkpoint", [units, other])
 
 
-def _show(folder: Path, census: Census) -> None:
+def _show(checkpoint: Checkpoint, census: Census) -> None:
     """Tables for a terminal, aligned text for a file or a pipe."""
-    sections: list[Section] = [
-        ("unit", list(census.units.values())),
-        ("type", census.kinds()),
-        ("block", census.blocks()),
-        ("other weights", census.other),
-        ("total", list(_totals(census))),
-    ]
-    sections = [section for section in sections if section[1]]
+    folder, widths = checkpoint.folder, _width_table(checkpoint)
+    counted = {
+        "unit": list(census.units.values()),
+        "type": census.kinds(),
+        "block": census.blocks(),
+        "other weights": census.other,
+        "total": list(_totals(census)),
+    }
+    sections = [[(title, *HEADER), *map(_cells, counts)] for title, counts in counted.items() if counts]
+    sections[-1:-1] = [widths] if widths else []
     tied = f"Counted once, since tied: {', '.join(census.tied)}" if census.tied else ""
     if not sys.stdout.isatty():
-        lines = [line for section in sections for line in (*_align(*section), "")]
+        lines = [line for section in sections for line in (*_align(section), "")]
         sys.stdout.write("\n".join([str(folder), "", *lines, *([tied] if tied else [])]).rstrip() + "\n")
         return
     console = Console()
     console.print(str(folder), highlight=False, markup=False)
-    for title, counts in sections:
+    for (title, *header), *rows in sections:
         table = Table()
         table.add_column(title, overflow="fold")
-        for name in HEADER:
+        for name in header:
             table.add_column(name, justify="right", no_wrap=True)
-        for row in map(_cells, counts):
+        for row in rows:
             table.add_row(*row)
         console.print(table)
     if tied:
@@ -132,8 +137,16 @@ def _cells(count: Count) -> tuple[str, ...]:
     return count.name, f"{count.n_items:,}", f"{count.n_zeros:,}", f"{count.sparsity:.2%}", patterns
 
 
-def _align(title: str, counts: Iterable[Count]) -> list[str]:
-    rows = [(title, *HEADER), *map(_cells, counts)]
+def _width_table(checkpoint: Checkpoint) -> list[tuple[str, ...]]:
+    """The widths of a model whose blocks were cut to different ones; a model of one width has it in its config.json."""
+    if not is_per_layer(checkpoint.config):
+        return []
+    widths = block_widths(checkpoint.config)
+    rows = [(str(w.block), f"{w.n_heads:,}", f"{w.n_kv_heads:,}", f"{w.n_channels:,}") for w in widths]
+    return [("block (loads with trust_remote_code=True)", "heads", "KV heads", "channels"), *rows]
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for first, *others in rows:

@@ -7,14 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from selfprune.allocations.unit import Item
 from selfprune.checkpoints.carried_files import CarriedFiles
 from selfprune.checkpoints.reader import INDEX, SINGLE
 from selfprune.checkpoints.source import AnySource, open_source
 from selfprune.checkpoints.stored_tensors import DTYPES, torch_dtype
 from selfprune.errors import ModelError
+from selfprune.exports.cutting import cuttable, n_kept, write_cut
 from selfprune.exports.stored_parts import list_parts
 from selfprune.models.loading import LoadedModel
-from selfprune.storage.tensor_file import write_tensors
+from selfprune.models.per_layer import FAMILIES
+from selfprune.models.structures import family_of
+from selfprune.storage.tensor_file import reading, write_tensors
 from selfprune.storage.whole_files import disk_error, write_whole
 
 MAX_FILE_BYTES = 4_000_000_000
@@ -37,6 +41,7 @@ class PrunedCheckpoint:
     Attributes:
         files: name of each file of weights -> names of its tensors; the files of the blocks come first, in order.
         n_bytes: of all files.
+        cut: names of the tensors of sublayers that may be cut, which are not stored where a sublayer is gone as a whole.
         left_out: paragraphs about what the source holds and the result lacks.
 
     Raises:
@@ -47,8 +52,11 @@ class PrunedCheckpoint:
         self._loaded = loaded
         self.left_out: list[str] = []
         self._source = self._open_source()
-        self._parts = list_parts(loaded, self._source)
+        self._structures = cuttable(loaded)
+        self._parts = list_parts(loaded, self._source, self._structures)
         self._told = {name: told for part in self._parts for name, told in part.stored.items()}
+        sublayers = tuple(f"{structure.unit.name}." for structure in self._structures)
+        self.cut = {name for name, told in self._told.items() if told.reverted.startswith(sublayers)}
         self._drop_source_unless_it_holds_the_units()
         self._main_dtype = _main_dtype(self._source)
         groups = [[name for name in part.stored if not self._source or name in self._source] for part in self._parts]
@@ -58,6 +66,11 @@ class PrunedCheckpoint:
         self._n_tensor_bytes = sum(sizes.values())
         self._carried = CarriedFiles(loaded.source, target) if loaded.source else None
         self.n_bytes = self._n_tensor_bytes + (self._carried.n_bytes if self._carried else 0)
+        if not self._structures and any(unit.item is not Item.WEIGHT for unit in loaded.units):
+            self.left_out.append(
+                f"the pruned model keeps its size: heads and channels that are gone are zeros in it, since models of the type "
+                f"{family_of(loaded.model)} cannot be cut; those that can are {', '.join(FAMILIES)}"
+            )
         if self._carried and self._carried.left_out:
             told = "; ".join(f"{name}: {reason}" for name, reason in self._carried.left_out.items())
             self.left_out.append(f"not everything in {loaded.source} was copied to the pruned model: {told}")
@@ -79,9 +92,13 @@ class PrunedCheckpoint:
         made = {name for name in wanted if not self._source or (name in self._told and self._told[name].is_of_unit)}
         for part in self._parts:
             if made & part.stored.keys():
-                tensors |= {stored: tensor for stored, tensor in part.make(self._loaded).items() if stored in made}
+                made_of = part.make(self._loaded, self._structures)
+                tensors |= {stored: tensor for stored, tensor in made_of.items() if stored in made}
         tensors |= {stored: self._source[stored].read().to(self._dtype(stored)) for stored in wanted - made}
-        write_tensors(folder / name, {stored: tensors[stored] for stored in self.files[name]}, {"format": "pt"}, remedy)
+        empty = {self._told[stored].reverted for stored in wanted & self.cut if not tensors[stored].numel()}
+        gone = tuple(f"{s.unit.name}." for s in self._structures if s.slices[-1].parameter in empty)
+        left = [n for n in self.files[name] if n not in self.cut or not self._told[n].reverted.startswith(gone)]
+        write_tensors(folder / name, {stored: tensors[stored] for stored in left}, {"format": "pt"}, remedy)
 
     def write_rest(self, folder: Path, remedy: str) -> None:
         """Writes all that is no weight: the index, the configuration, the tokenizer and the source's other files.
@@ -101,12 +118,31 @@ class PrunedCheckpoint:
                 model.config.architectures = [type(model).__name__]
                 model.config.save_pretrained(folder)
                 self._loaded.tokenizer.save_pretrained(folder)
+            written = self._written(folder, remedy) if self._structures else {}
+            if written:
+                shapes = {self._told[name].reverted: shape for name, (_, shape, _) in written.items() if name in self._told}
+                write_cut(folder, model.config, n_kept(self._structures, shapes))
         except OSError as error:
             raise disk_error(folder, error, remedy) from error
         if SINGLE not in self.files:
             weight_map = {name: file for file, names in self.files.items() for name in names}
-            index = {"metadata": {"total_size": self._n_tensor_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            n_bytes = self._n_tensor_bytes
+            if written:
+                weight_map = {name: file for name, (file, _, _) in written.items()}
+                n_bytes = sum(own for _, _, own in written.values())
+            index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
             write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n", remedy)
+
+    def _written(self, folder: Path, remedy: str) -> dict[str, tuple[str, tuple[int, ...], int]]:
+        """Name in the checkpoint -> file, shape and bytes of what was written of it."""
+        found: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        for name in self.files:
+            with reading(folder / name, remedy) as file:
+                for stored in list(file.keys()):
+                    content = file.get_slice(stored)
+                    shape = tuple(content.get_shape())
+                    found[stored] = name, shape, torch.Size(shape).numel() * torch_dtype(stored, content.get_dtype()).itemsize
+        return found
 
     def _open_source(self) -> dict[str, AnySource]:
         """Name -> tensor of the source; empty where it cannot be read tensor by tensor."""

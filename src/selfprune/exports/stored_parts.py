@@ -1,6 +1,6 @@
 """What a checkpoint of a model's architecture calls the tensors that the model holds, which it may also split or join."""
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 
+from selfprune.exports.cutting import cut, kept_items
 from selfprune.models.loading import LoadedModel
+from selfprune.models.structures import Structure
 from selfprune.models.units import stored_weight
 
 UNIT_MARK, OTHER_MARK = torch.float64, torch.float32
@@ -44,25 +46,34 @@ class Part:
     names: tuple[str, ...]
     stored: dict[str, Told]
 
-    def make(self, loaded: LoadedModel) -> dict[str, Tensor]:
-        """Name in the checkpoint -> tensor as the model has it now."""
+    def make(self, loaded: LoadedModel, structures: Collection[Structure] = ()) -> dict[str, Tensor]:
+        """Name in the checkpoint -> tensor as the model has it now.
+
+        Args:
+            loaded: the model.
+            structures: whose items are cut out where they are gone.
+        """
         tensors = _tensors(loaded)
         own = {name: tensors[name].detach() for name in self.names}
         # what lies outside the blocks may have been left in main memory or on disk
         own = {n: load_offloaded_parameter(loaded.model, n) if tensor.is_meta else tensor for n, tensor in own.items()}
+        whole = [s for s in structures if s.slices[-1].parameter in own]
+        own = cut(own, whole, {s.unit.name: kept_items(loaded.model, s) for s in whole})
         reverted = revert_weight_conversion(loaded.model, own)
         return {name: reverted[told.reverted] for name, told in self.stored.items()}
 
 
-def list_parts(loaded: LoadedModel, known: Container[str]) -> list[Part]:
+def list_parts(loaded: LoadedModel, known: Container[str], structures: Collection[Structure] = ()) -> list[Part]:
     """The blocks in order, and last what lies outside them.
 
     Args:
         loaded: the model; nothing of it is read.
         known: the names in the checkpoint that it was loaded from, which may lack the prefix of the decoder or have one more.
+        structures: that may be cut, so that all that belongs to them comes from the model.
     """
     tensors = _tensors(loaded)
     units = {id(stored_weight(loaded.model, unit)) for unit in loaded.units}
+    units |= {id(tensors[part.parameter]) for structure in structures for part in structure.slices}
     prefixes = [loaded.block_prefix(index) for index in range(len(loaded.blocks))]
     groups = [[name for name in tensors if name.startswith(prefix)] for prefix in prefixes]
     groups.append([name for name in tensors if not name.startswith(tuple(prefixes))])

@@ -1,7 +1,9 @@
 """Loads a causal language model after it is known to be understood and to fit."""
 
+import json
 import logging
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -20,6 +22,7 @@ from selfprune.models.forward_check import check_by_running, check_entry, check_
 from selfprune.models.load_failures import Result, Step, attempt, without_load_report
 from selfprune.models.memory_check import MoreBytes, Preflight, check_memory
 from selfprune.models.model_config import DType, ModelConfig, Placement
+from selfprune.models.per_layer import register
 from selfprune.models.placement import entry_device, loading_options, n_parameters_at_once
 from selfprune.models.structures import list_items
 from selfprune.models.units import find_blocks, list_units
@@ -149,8 +152,15 @@ def _attempt(config: ModelConfig, path: str, step: Step, call: Callable[[], Resu
     return attempt(config.path, Path(path) if Path(path).is_dir() else None, step, call)
 
 
+def register_per_layer(folder: Path) -> None:
+    """Lets transformers know the type of a folder's model where its blocks were cut to different widths."""
+    with suppress(OSError, ValueError, AttributeError):  # whatever is wrong with it is told when it is read for good
+        register(json.loads((folder / "config.json").read_bytes()).get("model_type", ""))
+
+
 def load_skeleton(config: ModelConfig, path: str, options: dict[str, Any]) -> Any:
     """The model without its weights."""
+    _attempt(config, path, Step.CONFIGURATION, lambda: register_per_layer(Path(path)))
     architecture = _attempt(config, path, Step.CONFIGURATION, lambda: AutoConfig.from_pretrained(path, **options))
     if getattr(architecture, "is_encoder_decoder", False):
         raise ModelError(

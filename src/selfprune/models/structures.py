@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ModelError
 from selfprune.models.families import FAMILIES, Sublayer
+from selfprune.models.per_layer import PREFIX
 from selfprune.models.units import find_blocks, list_units
 
 WIDTHS_OF_HEADS = ("head_dim", "head_size")
@@ -57,7 +58,7 @@ def list_structures(model: nn.Module) -> tuple[Structure, ...]:
     Raises:
         ModelError: when the family has no entry, or a block does not look as its entry says.
     """
-    family = model.config.get_text_config().model_type  # type: ignore[operator, union-attr]
+    family = family_of(model)
     if family not in FAMILIES:
         raise ModelError(
             f"heads and channels of models of the type {family} cannot be pruned: expected one of {', '.join(FAMILIES)}; choose "
@@ -70,6 +71,12 @@ def list_structures(model: nn.Module) -> tuple[Structure, ...]:
         for sublayer in FAMILIES[family]
         if _is_there(block, sublayer)
     )
+
+
+def family_of(model: nn.Module) -> str:
+    """The family of a model, whether its blocks are all of one width or not."""
+    model_type: str = model.config.get_text_config().model_type  # type: ignore[operator, union-attr]
+    return model_type.removeprefix(PREFIX)
 
 
 def list_items(model: nn.Module, items: Collection[Item]) -> tuple[Unit, ...]:

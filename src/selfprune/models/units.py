@@ -156,7 +156,7 @@ def _outermost_lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Mod
         child_path = f"{path}.{name}" if path else name
         if not isinstance(child, nn.ModuleList):
             yield from _outermost_lists(child, child_path)
-        elif len({type(member) for member in child}) == 1 and _holds_linear(child[0]):
+        elif len({type(member) for member in child}) == 1 and any(map(_holds_linear, child)):
             yield child_path, child
 
 

@@ -1,0 +1,141 @@
+"""Cuts pruned heads and channels out of a checkpoint's tensors, and says in its configuration how wide each block is.
+
+An item is gone when its columns of the reader are zero: the model without it gives the same logits. So what is cut is read off
+the weights themselves, and heads and channels that never did anything go with those that were pruned.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfprune.allocations.unit import Item
+from selfprune.models.loading import LoadedModel
+from selfprune.models.per_layer import FAMILIES, PREFIX, class_names
+from selfprune.models.structures import Structure, family_of, list_structures
+from selfprune.models.units import by_item, weight_view
+
+MODELLING = "per_layer.py"
+"""The file that a checkpoint of blocks of different widths brings along; named as the module that it is a copy of."""
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+def cuttable(loaded: LoadedModel) -> tuple[Structure, ...]:
+    """The structures that are cut when the checkpoint is written: none of a model whose single weights are pruned."""
+    if all(unit.item is Item.WEIGHT for unit in loaded.units) or family_of(loaded.model) not in FAMILIES:
+        return ()
+    return list_structures(loaded.model)
+
+
+def kept_items(model: nn.Module, structure: Structure) -> Tensor:
+    """Which items [C] of a structure are there: those whose columns of the reader are not all zero."""
+    return (by_item(structure.unit, weight_view(model, structure.unit)) != 0).any(2).any(0)
+
+
+def cut(tensors: Mapping[str, Tensor], structures: Iterable[Structure], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what belongs to items that are gone.
+
+    Args:
+        tensors: name in the model -> tensor; those of no structure stay as they are.
+        structures: whose slices are cut.
+        kept: name of a unit -> which of its items stay [C].
+    """
+    entries: dict[tuple[str, int], Tensor] = {}
+    for structure in structures:
+        for part in structure.slices:
+            if part.parameter in tensors:
+                key = part.parameter, part.axis
+                size = tensors[part.parameter].shape[part.axis]
+                mask = entries.setdefault(key, torch.ones(size, dtype=torch.bool))
+                own = kept[structure.unit.name].cpu().repeat_interleave(part.width)
+                mask[part.start : part.start + len(own)] &= own
+    result = dict(tensors)
+    for (name, axis), mask in entries.items():
+        result[name] = result[name].index_select(axis, mask.nonzero().flatten().to(result[name].device))
+    return result
+
+
+def n_kept(structures: Iterable[Structure], shapes: Mapping[str, tuple[int, ...]]) -> dict[Structure, int]:
+    """How many items of each structure stayed, by the shape that its reader has in the checkpoint.
+
+    Args:
+        structures: of the model.
+        shapes: name in the checkpoint -> shape.
+    """
+    readers = {structure: structure.slices[-1] for structure in structures}
+    return {s: shapes[r.parameter][r.axis] // r.width if r.parameter in shapes else 0 for s, r in readers.items()}
+
+
+def cut_config(config: Any, kept: Mapping[Structure, int]) -> dict[str, Any]:
+    """What changes in the configuration of a model whose structures were cut.
+
+    Args:
+        config: of the model as it was.
+        kept: how many items of each structure stayed.
+
+    Returns:
+        new values of a config.json: widths where all blocks have the same, else those of each block and the code that reads them.
+    """
+    blocks = [_widths(block) for block in config.per_layer_config]
+    for structure, n in kept.items():
+        own, unit = blocks[structure.unit.block], structure.unit
+        if unit.item is Item.CHANNEL:
+            own["intermediate_size"] = n
+        else:
+            n_groups = n if unit.n_items > 1 else n * own["num_key_value_heads"]
+            own["num_attention_heads"] = own["num_attention_heads"] // own["num_key_value_heads"] * n_groups
+            own["num_key_value_heads"] = n_groups
+        if n == 0:
+            own["skip"].append("mlp" if unit.item is Item.CHANNEL else "attention")
+    for own in blocks:
+        # numbers that a configuration takes, of what is not there
+        own |= dict.fromkeys(WIDTHS[:2], 1) if "attention" in own["skip"] else {}
+        own |= {"intermediate_size": 1} if "mlp" in own["skip"] else {}
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if all(own == blocks[0] and not own["skip"] for own in blocks):
+        of_all = {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS}
+        if _is_accepted(config, of_all):
+            return of_all
+    family = config.model_type.removeprefix(PREFIX)
+    config_name, model_name = class_names(family)
+    stem = MODELLING.removesuffix(".py")
+    return {
+        "model_type": PREFIX + family,
+        "architectures": [model_name],
+        "auto_map": {"AutoConfig": f"{stem}.{config_name}", "AutoModelForCausalLM": f"{stem}.{model_name}"},
+        "allow_global_per_layer_attribute_access": True,
+        "head_dim": head_dim,
+        "per_layer_config": {f"{i:02d}": {key: value for key, value in own.items() if value} for i, own in enumerate(blocks)},
+    }
+
+
+def write_cut(folder: Path, config: Any, kept: Mapping[Structure, int]) -> None:
+    """Writes the changed values into a checkpoint's config.json, and the code beside it where its blocks differ.
+
+    Raises:
+        OSError: when the disk is full or the folder cannot be written.
+    """
+    path = folder / "config.json"
+    content = json.loads(path.read_bytes())
+    changed = cut_config(config, kept)
+    path.write_text(json.dumps(content | changed, indent=2) + "\n")
+    if "per_layer_config" in changed:
+        (folder / MODELLING).write_bytes((files("selfprune.models") / MODELLING).read_bytes())
+
+
+def _widths(block: Any) -> dict[str, Any]:
+    """What a block's configuration says of its widths, and of the sublayers that were gone already."""
+    return {name: getattr(block, name) for name in WIDTHS} | {"skip": list(getattr(block, "skip", ()))}
+
+
+def _is_accepted(config: Any, changed: Mapping[str, Any]) -> bool:
+    """Whether the family's own configuration takes these widths: some want heads that divide the hidden width."""
+    try:
+        type(config)(**{**config.to_dict(), **changed})
+    except Exception:  # each family refuses in its own way
+        return False
+    return not config.model_type.startswith(PREFIX)

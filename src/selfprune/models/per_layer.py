@@ -1,0 +1,111 @@
+"""Causal language models whose blocks differ in their numbers of heads and channels, as structured pruning leaves them.
+
+This file needs torch and transformers alone, so that a copy of it beside a checkpoint builds the model anywhere:
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. In a process that imports selfprune, `register` does
+without trust.
+
+The configuration is that of the family with `per_layer_config`, which transformers has known since 5.15: for each block its
+`num_attention_heads`, `num_key_value_heads` and `intermediate_size`, and in `skip` the sublayers that are gone.
+Caches and RoPE read it; the layers of the families do not, and are built anew from it here.
+
+Limits: an attention that is gone keeps one KV head of zeros in the cache, which tells its length by that of any layer.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+PREFIX = "per_layer_"
+FAMILIES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}
+"""What `skip` names -> the module of a block."""
+
+
+class NoAttention(nn.Module):
+    """Stands where an attention was: adds nothing, and tells the cache how many tokens it has seen.
+
+    Args:
+        attention: what was there.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.layer_idx: Any = attention.layer_idx
+        self.head_dim: Any = attention.head_dim
+
+    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:
+        """Zeros in the shape of the hidden states [N, T, D]."""
+        if past_key_values is not None:
+            n, t = hidden_states.shape[:2]
+            nothing = hidden_states.new_zeros(n, 1, t, self.head_dim)
+            past_key_values.update(nothing, nothing, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoFFN(nn.Module):
+    """Stands where an FFN was: adds nothing."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Zeros in the shape of the hidden states [N, T, D]."""
+        return torch.zeros_like(hidden_states)
+
+
+def class_names(family: str) -> tuple[str, str]:
+    """What the configuration and the model of a family are called here."""
+    stem = "PerLayer" + "".join(part.capitalize() for part in family.split("_"))
+    return f"{stem}Config", f"{stem}ForCausalLM"
+
+
+def _build_blocks(model: Any) -> None:
+    """Replaces the blocks by ones that are as wide as the configuration says of each."""
+    blocks = model.model.layers
+    for index, config in enumerate(model.config.per_layer_config):
+        blocks[index] = type(blocks[index])(config, index)
+        for name in getattr(config, "skip", ()):
+            gone = getattr(blocks[index], SUBLAYERS[name])
+            setattr(blocks[index], SUBLAYERS[name], NoAttention(gone) if name == "attention" else NoFFN())
+
+
+def _classes(family: str) -> tuple[Any, Any]:
+    stock_config: Any = CONFIG_MAPPING[family]
+    stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
+    config_name, model_name = class_names(family)
+    config_class = type(config_name, (stock_config,), {"__module__": __name__, "model_type": PREFIX + family})
+
+    def init(self: Any, config: Any) -> None:
+        of_one_width = copy.copy(config)
+        of_one_width.per_layer_config = None
+        stock_model.__init__(self, of_one_width)
+        config._attn_implementation = of_one_width._attn_implementation
+        for module in self.modules():
+            if getattr(module, "config", None) is of_one_width:
+                module.config = config
+        _build_blocks(self)
+        self.post_init()
+
+    body = {"__module__": __name__, "__init__": init, "config_class": config_class}
+    return config_class, type(model_name, (stock_model,), body)
+
+
+def __getattr__(name: str) -> Any:
+    """Makes the classes of a family when one of them is asked for."""
+    for family in FAMILIES:
+        if name in class_names(family):
+            globals().update(zip(class_names(family), _classes(family), strict=True))
+            return globals()[name]
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def register(model_type: str) -> None:
+    """Lets `AutoConfig` and `AutoModelForCausalLM` know a type of per-layer models, as `per_layer_llama`."""
+    family = model_type.removeprefix(PREFIX)
+    if not model_type.startswith(PREFIX) or family not in FAMILIES or model_type in CONFIG_MAPPING:
+        return
+    config_class, model_class = (globals().get(name) or __getattr__(name) for name in class_names(family))
+    AutoConfig.register(model_type, config_class)
+    AutoModelForCausalLM.register(config_class, model_class)
+    config_class.register_for_auto_class()
+    model_class.register_for_auto_class("AutoModelForCausalLM")
