@@ -25,6 +25,7 @@ NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
     "pruners/weight_pruner": "what pruners of single weights share",
     "pruners/structure_pruner": "what pruners of heads and channels share",
+    "pruners/refit": "least squares of the columns that stay",
     "pruners/selection": "which weights go first",
     "pruners/updates": "what pruners that change the kept weights share",
     "pruners/weights/scaled_layer": "what ADMM and ALPS share",

@@ -40,8 +40,6 @@ class Pruner(ABC):
 
     Attributes:
         needs_gradients: whether its statistics are fed by a backward pass instead of the units' inputs.
-        builds_levels: whether a search compares the weights that it makes, unless told otherwise; worth it where they differ much
-            from the masks of its scores, and cost little beside a score (experiments/equal_budget).
 
     Example:
         >>> pruner = Wanda()
@@ -51,7 +49,6 @@ class Pruner(ABC):
     """
 
     needs_gradients: ClassVar[bool] = False
-    builds_levels: ClassVar[bool] = False
 
     @abstractmethod
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
@@ -93,6 +90,14 @@ class Pruner(ABC):
     def items(self) -> frozenset[Item]:
         """What it removes: single weights, unless it says otherwise."""
         return frozenset({Item.WEIGHT})
+
+    @property
+    def builds_levels(self) -> bool:
+        """Whether a search compares the weights that it makes, unless told otherwise.
+
+        Worth it where they differ much from the masks of its scores, and cost little beside a score (experiments/equal_budget).
+        """
+        return False
 
     def level_fraction(self) -> float | None:
         """The one sparsity besides 0 that a unit may have; None, as by default, where it may have any."""

@@ -1,6 +1,6 @@
 """Wanda-sp: Wanda's metric summed over a structure (the baseline of FLAP, An et al., 2023, arXiv 2312.11983, §4.1).
 
-Limits: an item is judged by what reads it alone, and nothing makes up for what goes.
+Limits: an item is judged by what reads it alone.
 
 Shape suffixes: O out, C items, W columns per item.
 """
@@ -18,7 +18,7 @@ from selfprune.statistics.input_squares import InputSquares
 class WandaSP(StructurePruner):
     """Σ |W| · ‖x‖ over the outputs and over the columns of an item."""
 
-    def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
+    def own_statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """Squares of the inputs."""
         return InputSquares(n_row_groups, n_in, n_sequences)
 

@@ -7,7 +7,6 @@ Shape suffixes: O out, I in, B columns of a block, S columns of a strip.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +37,6 @@ class SparseGPT(WeightPruner):
     block_width: int = 128
     percent_damping: float = 0.01
     reference_threshold: bool = False
-    builds_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +46,11 @@ class SparseGPT(WeightPruner):
             raise ConfigError(
                 f"pruner.percent_damping must lie in [0, 1], got {self.percent_damping}; the published value is 0.01"
             )
+
+    @property
+    def builds_levels(self) -> bool:
+        """Its updates decide what a level is worth."""
+        return True
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The Hessian."""
