@@ -52,3 +52,8 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(20_000)  # configs make thousands of objects each
     gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """Lets the process end: pytest looks five times for garbage in all that is left of the tests."""
+    gc.freeze()

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MAX_BLOCKS = 10_000
+"""Beyond any model: a config.json that names more is not believed."""
 KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
@@ -36,14 +38,18 @@ def block_widths(config: Mapping[str, Any]) -> list[Width]:
         config: the content of config.json.
     """
     own = config.get("per_layer_config")
-    blocks = {int(index): values for index, values in own.items()} if isinstance(own, dict) else {}
+    blocks = {int(key): values for key, values in own.items() if key.isdecimal()} if isinstance(own, dict) else {}
+    n_blocks = _number(config, "num_hidden_layers") or 0
+    if n_blocks > MAX_BLOCKS or not all(isinstance(values, dict) for values in blocks.values()):
+        return []
     found = []
-    for index in range(_number(config, "num_hidden_layers") or 0):
+    for index in range(n_blocks):
         block = {**config, **blocks.get(index, {})}
         heads, kv_heads, channels = (_number(block, key) for key in KEYS)
         if heads is None or channels is None:
             return []
-        gone = block.get("skip", ())
+        gone = block.get("skip")
+        gone = gone if isinstance(gone, list) else []
         attention = (0, 0) if "attention" in gone else (heads, heads if kv_heads is None else kv_heads)
         found.append(Width(index, *attention, 0 if "mlp" in gone else channels))
     return found
