@@ -8,12 +8,9 @@ from selfprune.evaluators.task_loading import TASK_FOLDER, _members
 
 NAMED = {
     "a task": ["gsm8k"],
-    "tasks of several folders": ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"],
-    "a tag": ["ai2_arc"],
-    "a group of one folder": ["mmlu"],
-    "a group of several folders": ["openllm"],
-    "groups of groups": ["leaderboard"],
-    "an old group": ["pythia"],
+    "a tag and tasks of several folders": ["ai2_arc", "boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "openbookqa"],
+    "groups of one folder and of several": ["mmlu", "openllm"],
+    "groups of groups and an old one": ["leaderboard", "pythia"],
 }
 
 
