@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from selfprune.allocations.unit import Allocation, Item, Unit
+from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import naming_unit
 from selfprune.exports.block_writer import BlockWriter
 from selfprune.models.blocks.walk import walk_blocks
@@ -31,7 +31,6 @@ def prune_in_place(
     writer: BlockWriter | None = None,
     on_block: Callable[[int], None] = lambda n_done: None,
     coverage: Coverage | None = None,
-    kept: dict[str, Tensor] | None = None,
 ) -> dict[str, int]:
     """Prunes block by block, each on the outputs of the pruned blocks before it.
 
@@ -46,7 +45,6 @@ def prune_in_place(
         writer: where every block is saved as soon as it is pruned; a walk that was broken off goes on from there.
         on_block: called with the number of blocks that are done.
         coverage: counts the tokens that reach each unit.
-        kept: is told of units of structures which items stay [C], as the checkpoint is cut by it.
 
     Returns:
         unit name -> items removed, equal to the allocation.
@@ -70,8 +68,6 @@ def prune_in_place(
         for unit in visit.units:
             pruned = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
             removed[unit.name] = pruned.n_removed
-            if kept is not None and unit.item is not Item.WEIGHT:
-                kept[unit.name] = pruned.kept.cpu()
         visit.forward()
         if writer:
             reached = {name: coverage.n_tokens_of[name] for name in removed}
