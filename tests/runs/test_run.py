@@ -30,7 +30,7 @@ from selfprune.configs.methods import find_methods
 from selfprune.errors import ConfigError, DataError
 from selfprune.models.loading import register_per_layer
 from selfprune.models.structures import list_items
-from selfprune.models.units import list_units, weight_view
+from selfprune.models.units import list_units, n_parameters, weight_view
 from selfprune.runs.composed_run import run_composed
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +194,10 @@ def test_every_kind_of_pruner_goes_through_the_main_job(pruner, tiny_model_folde
         left = {unit.name: unit.n_items for unit in list_items(model, items)}
         removed = {unit.name: unit.n_items - left.get(unit.name, 0) for unit in units}
     assert removed == winner.allocation
+    size = report_of(folder)["model"]
+    assert size["parameters"] == n_parameters(model)
+    assert size["bytes"] == sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
+    assert (size["parameters"] < size["dense_parameters"]) == (Item.WEIGHT not in items)
     n_weights = sum(removed[unit.name] * unit.weights_per_item for unit in units)
     assert 0.5 <= n_weights / sum(unit.n_weights for unit in units) == rows["winner"]["sparsity"]
     assert not (folder / "levels").exists()

@@ -121,6 +121,19 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def size_sentence(model: Mapping[str, int]) -> str:
+    """How large the winner's checkpoint is beside the dense model.
+
+    Args:
+        model: of `report.json`.
+    """
+    n_left, n_dense, size = model["parameters"], model["dense_parameters"], f"{model['bytes'] / 1e6:,.1f} MB of weights"
+    if n_left < n_dense:
+        share = f"{n_left:,} of the dense model's {n_dense:,} parameters ({n_left / n_dense:.1%})"
+        return f"The winner's checkpoint holds {share}, in {size}."
+    return f"The winner's checkpoint keeps all {n_dense:,} parameters of the dense model, zeros among them, in {size}."
+
+
 def cost_sentence(report: Mapping[str, Any]) -> str:
     """What the main search and all searches spent, and why the main one ended.
 

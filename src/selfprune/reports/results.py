@@ -67,6 +67,7 @@ class Results:
         window_start: the tokens that every window begins with, as the tokenizer spells them.
         expected: what the run was thought to take before it began.
         measured: what it took; after a resume, the time since then.
+        n_parameters: of the dense model.
         calibration: the tokens that reached the units, for JSON.
         warnings: what makes the results doubtful, a paragraph each.
     """
@@ -86,5 +87,6 @@ class Results:
     window_start: list[str]
     expected: Resources
     measured: Resources
+    n_parameters: int
     calibration: dict[str, Any]
     warnings: Sequence[str] = ()
