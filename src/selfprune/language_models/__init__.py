@@ -1,4 +1,4 @@
-"""Who is asked for allocations.
+"""Models that complete prompts, local or behind an endpoint, and a record of every call.
 
-They complete prompts, and do not know what the prompts are about.
+They do not know what the prompts are about.
 """

@@ -1,4 +1,4 @@
-"""Who asks for allocations to be scored.
+"""Methods that propose allocations, by a formula, a search or a language model's replies.
 
 They see units, scores and gradients, and never a weight.
 """

@@ -1,4 +1,4 @@
-"""One run as a story: preparation, yardsticks, searches, contest, final pruning, report."""
+"""One run as a story: preparation, yardsticks, searches, contest of the finalists, rows pruned afresh and measured, report."""
 
 import logging
 import math
