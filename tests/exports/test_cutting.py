@@ -32,7 +32,7 @@ def remove(loaded, shares):
     """Zeros what reads the first items of every structure; returns how many weights go with them."""
     n_weights = 0
     for structure in list_structures(loaded.model):
-        unit, reader = structure.unit, structure.slices[-1]
+        unit, reader = structure.unit, structure.reader
         n = int(shares[unit.block]["mlp" in unit.kind] * unit.n_items)
         n_weights += n * unit.weights_per_item
         loaded.model.get_parameter(reader.parameter).narrow(reader.axis, 0, n * reader.width).zero_()

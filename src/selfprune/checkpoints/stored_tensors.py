@@ -3,6 +3,7 @@
 Shape suffixes: O out, I in.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,15 @@ class StoredTensor:
     dtype: str
     path: Path
     start: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that it takes in the file.
+
+        Raises:
+            ModelError: when torch has no such format.
+        """
+        return math.prod(self.shape) * torch_dtype(self.name, self.dtype).itemsize
 
     def read(self) -> Tensor:
         """The whole tensor.

@@ -6,7 +6,7 @@ from typing import Any
 
 MAX_BLOCKS = 10_000
 """Beyond any model: a config.json that names more is not believed."""
-KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def block_widths(config: Mapping[str, Any]) -> list[Width]:
     found = []
     for index in range(n_blocks):
         block = {**config, **blocks.get(index, {})}
-        heads, kv_heads, channels = (_number(block, key) for key in KEYS)
+        heads, kv_heads, channels = (_number(block, key) for key in WIDTHS)
         if heads is None or channels is None:
             return []
         gone = block.get("skip")

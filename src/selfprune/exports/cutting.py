@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Item
+from selfprune.checkpoints.widths import WIDTHS
 from selfprune.models.loading import LoadedModel
 from selfprune.models.per_layer import FAMILIES, PREFIX, class_names
 from selfprune.models.structures import Structure, family_of, list_structures
@@ -21,14 +22,16 @@ from selfprune.models.units import by_item, weight_view
 
 MODELLING = "per_layer.py"
 """The file that a checkpoint of blocks of different widths brings along; named as the module that it is a copy of."""
-WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+def loses_structures(loaded: LoadedModel) -> bool:
+    """Whether heads or channels of a model are pruned, and not single weights."""
+    return any(unit.item is not Item.WEIGHT for unit in loaded.units)
 
 
 def cuttable(loaded: LoadedModel) -> tuple[Structure, ...]:
     """The structures that are cut when the checkpoint is written: none of a model whose single weights are pruned."""
-    if all(unit.item is Item.WEIGHT for unit in loaded.units) or family_of(loaded.model) not in FAMILIES:
-        return ()
-    return list_structures(loaded.model)
+    return list_structures(loaded.model) if loses_structures(loaded) and family_of(loaded.model) in FAMILIES else ()
 
 
 def kept_items(model: nn.Module, structure: Structure) -> Tensor:
@@ -66,8 +69,9 @@ def n_kept(structures: Iterable[Structure], shapes: Mapping[str, tuple[int, ...]
         structures: of the model.
         shapes: name in the checkpoint -> shape.
     """
-    readers = {structure: structure.slices[-1] for structure in structures}
-    return {s: shapes[r.parameter][r.axis] // r.width if r.parameter in shapes else 0 for s, r in readers.items()}
+    return {
+        s: shapes[s.reader.parameter][s.reader.axis] // s.reader.width if s.reader.parameter in shapes else 0 for s in structures
+    }
 
 
 def cut_config(config: Any, kept: Mapping[Structure, int]) -> dict[str, Any]:

@@ -7,18 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfprune.allocations.unit import Item
 from selfprune.checkpoints.carried_files import CarriedFiles
-from selfprune.checkpoints.reader import INDEX, SINGLE
+from selfprune.checkpoints.reader import INDEX, SINGLE, open_file
 from selfprune.checkpoints.source import AnySource, open_source
-from selfprune.checkpoints.stored_tensors import DTYPES, torch_dtype
+from selfprune.checkpoints.stored_tensors import DTYPES, StoredTensor, torch_dtype
 from selfprune.errors import ModelError
-from selfprune.exports.cutting import cuttable, n_kept, write_cut
+from selfprune.exports.cutting import cuttable, loses_structures, n_kept, write_cut
 from selfprune.exports.stored_parts import list_parts
 from selfprune.models.loading import LoadedModel
 from selfprune.models.per_layer import FAMILIES
 from selfprune.models.structures import family_of
-from selfprune.storage.tensor_file import reading, write_tensors
+from selfprune.storage.tensor_file import write_tensors
 from selfprune.storage.whole_files import disk_error, write_whole
 
 MAX_FILE_BYTES = 4_000_000_000
@@ -66,7 +65,7 @@ class PrunedCheckpoint:
         self._n_tensor_bytes = sum(sizes.values())
         self._carried = CarriedFiles(loaded.source, target) if loaded.source else None
         self.n_bytes = self._n_tensor_bytes + (self._carried.n_bytes if self._carried else 0)
-        if not self._structures and any(unit.item is not Item.WEIGHT for unit in loaded.units):
+        if not self._structures and loses_structures(loaded):
             self.left_out.append(
                 f"the pruned model keeps its size: heads and channels that are gone are zeros in it, since models of the type "
                 f"{family_of(loaded.model)} cannot be cut; those that can are {', '.join(FAMILIES)}"
@@ -96,7 +95,7 @@ class PrunedCheckpoint:
                 tensors |= {stored: tensor for stored, tensor in made_of.items() if stored in made}
         tensors |= {stored: self._source[stored].read().to(self._dtype(stored)) for stored in wanted - made}
         empty = {self._told[stored].reverted for stored in wanted & self.cut if not tensors[stored].numel()}
-        gone = tuple(f"{s.unit.name}." for s in self._structures if s.slices[-1].parameter in empty)
+        gone = tuple(f"{s.unit.name}." for s in self._structures if s.reader.parameter in empty)
         left = [n for n in self.files[name] if n not in self.cut or not self._told[n].reverted.startswith(gone)]
         write_tensors(folder / name, {stored: tensors[stored] for stored in left}, {"format": "pt"}, remedy)
 
@@ -118,9 +117,9 @@ class PrunedCheckpoint:
                 model.config.architectures = [type(model).__name__]
                 model.config.save_pretrained(folder)
                 self._loaded.tokenizer.save_pretrained(folder)
-            written = self._written(folder, remedy) if self._structures else {}
+            written = self._written(folder) if self._structures else {}
             if written:
-                shapes = {self._told[name].reverted: shape for name, (_, shape, _) in written.items() if name in self._told}
+                shapes = {self._told[name].reverted: tensor.shape for name, tensor in written.items() if name in self._told}
                 write_cut(folder, model.config, n_kept(self._structures, shapes))
         except OSError as error:
             raise disk_error(folder, error, remedy) from error
@@ -128,21 +127,14 @@ class PrunedCheckpoint:
             weight_map = {name: file for file, names in self.files.items() for name in names}
             n_bytes = self._n_tensor_bytes
             if written:
-                weight_map = {name: file for name, (file, _, _) in written.items()}
-                n_bytes = sum(own for _, _, own in written.values())
+                weight_map = {name: tensor.path.name for name, tensor in written.items()}
+                n_bytes = sum(tensor.n_bytes for tensor in written.values())
             index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
             write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n", remedy)
 
-    def _written(self, folder: Path, remedy: str) -> dict[str, tuple[str, tuple[int, ...], int]]:
-        """Name in the checkpoint -> file, shape and bytes of what was written of it."""
-        found: dict[str, tuple[str, tuple[int, ...], int]] = {}
-        for name in self.files:
-            with reading(folder / name, remedy) as file:
-                for stored in list(file.keys()):
-                    content = file.get_slice(stored)
-                    shape = tuple(content.get_shape())
-                    found[stored] = name, shape, torch.Size(shape).numel() * torch_dtype(stored, content.get_dtype()).itemsize
-        return found
+    def _written(self, folder: Path) -> dict[str, StoredTensor]:
+        """Name in the checkpoint -> what was written of it."""
+        return {name: tensor for file in self.files for name, tensor in open_file(folder / file).items()}
 
     def _open_source(self) -> dict[str, AnySource]:
         """Name -> tensor of the source; empty where it cannot be read tensor by tensor."""

@@ -57,8 +57,8 @@ class Part:
         own = {name: tensors[name].detach() for name in self.names}
         # what lies outside the blocks may have been left in main memory or on disk
         own = {n: load_offloaded_parameter(loaded.model, n) if tensor.is_meta else tensor for n, tensor in own.items()}
-        whole = [s for s in structures if s.slices[-1].parameter in own]
-        own = cut(own, whole, {s.unit.name: kept_items(loaded.model, s) for s in whole})
+        here = [structure for structure in structures if structure.reader.parameter in own]
+        own = cut(own, here, {structure.unit.name: kept_items(loaded.model, structure) for structure in here})
         reverted = revert_weight_conversion(loaded.model, own)
         return {name: reverted[told.reverted] for name, told in self.stored.items()}
 

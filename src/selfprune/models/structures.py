@@ -42,12 +42,17 @@ class Structure:
     """A unit of heads or channels, and all that goes with its items.
 
     Attributes:
-        unit: the unit; its reader is the last of the matrices.
-        slices: of every parameter that loses something with an item.
+        unit: the unit.
+        slices: of every parameter that loses something with an item; that of the reader comes last.
     """
 
     unit: Unit
     slices: tuple[Slice, ...]
+
+    @property
+    def reader(self) -> Slice:
+        """The columns of the matrix that reads the items."""
+        return self.slices[-1]
 
 
 def list_structures(model: nn.Module) -> tuple[Structure, ...]:

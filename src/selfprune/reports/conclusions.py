@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from selfprune.allocations.paired import paired_difference
+from selfprune.checkpoints.reader import open_tensors
 from selfprune.reports.results import Contest
 from selfprune.search.sign_test import LEVEL
 
@@ -119,6 +121,21 @@ def _by(comparison: Mapping[str, Any]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def size_record(folder: Path, n_dense: int) -> dict[str, int]:
+    """How large the winner's checkpoint is, for `report.json`.
+
+    Args:
+        folder: of the checkpoint.
+        n_dense: parameters of the dense model.
+
+    Raises:
+        ModelError: when the checkpoint is not whole.
+    """
+    tensors = open_tensors(folder).values()
+    n_bytes = sum(path.stat().st_size for path in {tensor.path for tensor in tensors})
+    return {"parameters": sum(math.prod(tensor.shape) for tensor in tensors), "dense_parameters": n_dense, "bytes": n_bytes}
 
 
 def size_sentence(model: Mapping[str, int]) -> str:

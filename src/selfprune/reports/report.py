@@ -21,6 +21,7 @@ from selfprune.reports.conclusions import (
     contest_record,
     contest_sentence,
     cost_sentence,
+    size_record,
     size_sentence,
     verdict_sentence,
 )
@@ -33,7 +34,6 @@ from selfprune.reports.results import Results, Spent
 from selfprune.reports.sparsity_picture import sparsity_figure
 from selfprune.reports.task_columns import standard_error, task_lines
 from selfprune.storage.environment import read_environment
-from selfprune.storage.tensor_file import stored_size
 from selfprune.storage.whole_files import write_whole
 from selfprune.timing.resources import Resources
 
@@ -57,8 +57,7 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
     environment = read_environment(folder)
     overrides = [*environment["overrides"], *extended]
-    n_numbers, n_bytes = stored_size(folder / "model")
-    report["model"] = {"parameters": n_numbers, "dense_parameters": results.n_parameters, "bytes": n_bytes}
+    report["model"] = size_record(folder / "model", results.n_parameters)
     report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
     files = {
         "table.csv": table_csv(report),

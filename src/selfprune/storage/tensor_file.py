@@ -1,6 +1,5 @@
 """Writes files of tensors so that they appear whole or not at all, and tells the true reason when they cannot be written."""
 
-import math
 import os
 import re
 import shutil
@@ -70,16 +69,6 @@ def reading(path: Path, remedy: str) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read back: {error}; {remedy}") from error
-
-
-def stored_size(folder: Path) -> tuple[int, int]:
-    """How many numbers the safetensors files of a folder hold, and how many bytes the files have."""
-    paths = sorted(folder.glob("*.safetensors"))
-    n_numbers = 0
-    for path in paths:
-        with reading(path, "remove the folder and resume the run, which writes it anew") as file:
-            n_numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
-    return n_numbers, sum(path.stat().st_size for path in paths)
 
 
 def _system_error(error: SafetensorError) -> OSError:
