@@ -12,6 +12,7 @@ Limits: an attention that is gone keeps one KV head of zeros in the cache, which
 """
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,7 +70,9 @@ def _build_blocks(model: Any) -> None:
             setattr(blocks[index], SUBLAYERS[name], NoAttention(gone) if name == "attention" else NoFFN())
 
 
+@cache
 def _classes(family: str) -> tuple[Any, Any]:
+    """The classes of a family, made when one of them is asked for."""
     stock_config: Any = CONFIG_MAPPING[family]
     stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
     config_name, model_name = class_names(family)
@@ -91,11 +94,10 @@ def _classes(family: str) -> tuple[Any, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """Makes the classes of a family when one of them is asked for."""
+    """The class of this name, as `auto_map` asks for it."""
     for family in FAMILIES:
         if name in class_names(family):
-            globals().update(zip(class_names(family), _classes(family), strict=True))
-            return globals()[name]
+            return dict(zip(class_names(family), _classes(family), strict=True))[name]
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
@@ -104,7 +106,7 @@ def register(model_type: str) -> None:
     family = model_type.removeprefix(PREFIX)
     if not model_type.startswith(PREFIX) or family not in FAMILIES or model_type in CONFIG_MAPPING:
         return
-    config_class, model_class = (globals().get(name) or __getattr__(name) for name in class_names(family))
+    config_class, model_class = _classes(family)
     AutoConfig.register(model_type, config_class)
     AutoModelForCausalLM.register(config_class, model_class)
     config_class.register_for_auto_class()

@@ -22,10 +22,11 @@ def damped(gram_II: Tensor, share: float) -> Tensor:
         raise PruningError(
             "the inputs of a unit are not finite; load the model in a wider dtype (model.dtype=FLOAT32) or check the checkpoint"
         )
-    diagonal_I = gram_II.diagonal()
-    added_I = (share * diagonal_I.mean()).expand_as(diagonal_I).clone()
-    added_I[diagonal_I + added_I == 0] = 1
-    return gram_II + added_I.diag()
+    damped_II = gram_II.clone()
+    diagonal_I = damped_II.diagonal()
+    diagonal_I += share * diagonal_I.mean()
+    diagonal_I[diagonal_I == 0] = 1
+    return damped_II
 
 
 def fit_kept(weight_OI: Tensor, gram_II: Tensor, kept_I: Tensor, percent_damping: float) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfprune.statistics.input_squares import InputSquares
+from selfprune.statistics.input_squares import InputSquares, as_sequences
 
 
 class InputFluctuation(InputSquares):
@@ -37,7 +37,7 @@ class InputFluctuation(InputSquares):
         self.fluctuations_GI = self.fluctuations_GI.to(inputs.device)
         if not inputs.numel():
             return
-        for inputs_TI in inputs.float().reshape(-1, *(inputs[None] if inputs.ndim == 1 else inputs).shape[-2:]):
+        for inputs_TI in as_sequences(inputs):
             n = int(self.n_seen_G[row_group])
             mean_I, fluctuation_I = self.means_GI[row_group], self.fluctuations_GI[row_group]
             mean_I.mul_(n / (n + 1)).add_(inputs_TI.mean(dim=0) / (n + 1))

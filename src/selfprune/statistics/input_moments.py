@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfprune.statistics.input_squares import InputSquares
+from selfprune.statistics.input_squares import InputSquares, as_sequences
 
 
 class InputMoments(InputSquares):
@@ -34,7 +34,7 @@ class InputMoments(InputSquares):
         self.deviations_GI = self.deviations_GI.to(inputs.device)
         if not inputs.numel():
             return
-        inputs_NTI = inputs.float().reshape(-1, *(inputs[None] if inputs.ndim == 1 else inputs).shape[-2:])
+        inputs_NTI = as_sequences(inputs)
         n_sequences, n_tokens, _ = inputs_NTI.shape
         self.totals_GI[row_group] += inputs_NTI.sum(dim=(0, 1))
         self.deviations_GI[row_group] += n_tokens * inputs_NTI.var(dim=1, correction=0).sum(dim=0)

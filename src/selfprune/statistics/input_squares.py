@@ -1,6 +1,6 @@
 """The squares of the inputs, channel by channel.
 
-Shape suffixes: I in, G groups of output rows with an input of their own.
+Shape suffixes: N sequences, T tokens, I in, G groups of output rows with an input of their own.
 """
 
 import copy
@@ -8,6 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def as_sequences(inputs: Tensor) -> Tensor:
+    """Inputs [..., T, I] as fp32 sequences [N, T, I]; the tokens of an expert [T, I] are one sequence."""
+    return inputs.float().reshape(-1, *(inputs[None] if inputs.ndim == 1 else inputs).shape[-2:])
 
 
 class InputSquares:
