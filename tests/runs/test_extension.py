@@ -131,10 +131,9 @@ def test_an_extended_run_repeats_to_the_same_records(options, extended, go, tmp_
     assert (tmp_path / "run/extensions.jsonl").read_text().count("\n") == 1
 
 
-@pytest.mark.parametrize("share", [0.8])
-def test_an_extension_that_was_killed_goes_on_to_the_same_archive(share, finished, extended, go, tmp_path):
+def test_an_extension_that_was_killed_goes_on_to_the_same_archive(finished, extended, go, tmp_path):
     n_first, n_all = (len((folder / "evaluations.jsonl").read_text().splitlines()) for folder in (finished, extended))
-    broken = broken_after(extended, tmp_path / "run", max(n_first + 1, int(share * n_all)))
+    broken = broken_after(extended, tmp_path / "run", max(n_first + 1, int(0.8 * n_all)))
     go(f"resume={broken}")
     assert (broken / "archive.jsonl").read_bytes() == (extended / "archive.jsonl").read_bytes()
     assert {name: row["kl"] for name, row in rows_of(broken).items()} == {
