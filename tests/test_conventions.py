@@ -17,6 +17,7 @@ EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 
 GROUP_OF_FAMILY = {
     "pruners": "pruner",
+    "recoveries": "recovery",
     "proposers": "proposer",
     "evaluators/window_metrics": "evaluator",
     "language_models": "language_model",
@@ -25,7 +26,8 @@ NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
     "pruners/weight_pruner": "what pruners of single weights share",
     "pruners/structure_pruner": "what pruners of heads and channels share",
-    "pruners/refit": "least squares of the columns that stay",
+    "pruners/gate_pruner": "what pruners share that look at gradients of gates",
+    "pruners/refit": "least squares of the weights that stay",
     "pruners/selection": "which weights go first",
     "pruners/updates": "what pruners that change the kept weights share",
     "pruners/weights/scaled_layer": "what ADMM and ALPS share",

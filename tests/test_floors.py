@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
 
 ROOMS = (
-    "storage", "allocations", "checkpoints", "models", "exports", "embedded", "data", "statistics", "pruners", "timing",
-    "language_models", "evaluators", "proposers", "levels", "pruning", "search", "reports", "configs", "runs",
+    "storage", "allocations", "checkpoints", "models", "exports", "embedded", "data", "statistics", "pruners", "recoveries",
+    "timing", "language_models", "evaluators", "proposers", "levels", "pruning", "search", "reports", "configs", "runs",
 )  # fmt: skip
 """A package imports only packages before it."""
 FAMILIES = {"pruners", "evaluators", "proposers"}

@@ -69,6 +69,7 @@ def test_a_record_names_the_class_of_every_method(configs):
     overrides = ["pruner=obd", "proposer=evolutionary", "~yardsticks", "proposer@controls.random=evopress"]
     assert to_record(compose("config", overrides=overrides), ())["methods"] == {
         "pruner": "OBD",
+        "recovery": "NoRecovery",
         "proposer": "Evolutionary",
         "controls.random": "EvoPress",
         "language_model": "SelfLanguageModel",

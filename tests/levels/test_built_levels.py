@@ -327,7 +327,7 @@ def test_without_a_sound_manifest_the_folder_is_emptied(content, build, folder):
         (folder / "manifest.json").write_bytes(content)
     store = build()
     assert levels_on_disk(folder) == []
-    assert json.loads((folder / "manifest.json").read_text())["pruner"]["name"] == "SparseGPT"
+    assert json.loads((folder / "manifest.json").read_text())["pruner"].startswith("SparseGPT(")
     assert store.n_built == 0
 
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pytest
 from analytic_oracle import AnalyticOracle
-from test_proposers import MEASURED, PROPOSERS, SIZES, converse
+from test_proposers import MEASURED, PROPOSERS, SIZES, converse, measured_items
 
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.level_grid import LevelGrid
@@ -53,7 +53,7 @@ def test_every_proposal_meets_the_budget_and_no_unit_that_it_prunes_could_give_a
     for sparsity in (0.2, 0.55):
         target = target_of(sparsity)
         rises = {unit.name: 0.1 + unit.block + i / 10 for i, unit in enumerate(UNITS)}
-        space = SearchSpace(GRID, target, rises, MEASURED, AnalyticOracle.of(GRID))
+        space = SearchSpace(GRID, target, rises, MEASURED, AnalyticOracle.of(GRID), measured_items(UNITS))
         proposals = converse(PROPOSERS[proposer], space, seed=1, n_rounds=4)
         assert proposals or proposer == "evolutionary_swaps"
         for allocation in [proposal.allocation for proposal in proposals if not proposal.failure]:

@@ -26,6 +26,7 @@ from selfprune.proposers.closed_forms.alphapruning import AlphaPruning, TailExpo
 from selfprune.proposers.closed_forms.atp import ATP
 from selfprune.proposers.closed_forms.block_influence import BlockInfluence
 from selfprune.proposers.closed_forms.dlp import MedianMetric
+from selfprune.proposers.closed_forms.flap_global import StandardisedMetric
 from selfprune.proposers.closed_forms.owl import OutlierRatio
 from selfprune.proposers.closed_forms.sensitivity import Sensitivity
 from selfprune.proposers.closed_forms.stored import Stored
@@ -38,6 +39,7 @@ from selfprune.proposers.searches.optuna_sampler import OptunaSampler
 from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.proposers.searches.random import Random, draw_offsets
 from selfprune.proposers.searches.surrogate import Surrogate
+from selfprune.statistics.input_fluctuation import Metric
 
 SIZES = {"attn.q": 640, "attn.k": 160, "mlp.up": 1500, "mlp.down": 1501}
 
@@ -106,12 +108,18 @@ MEASURED = {
 }
 
 
+def measured_items(units):
+    """What is measured of items, by their places."""
+    return {StandardisedMetric(Metric.WIFV): {u.name: [math.sin(u.block + i) for i in range(u.n_items)] for u in units}}
+
+
 def make_space(sparsity=0.6, pattern=False, rises=None):
     units = [Unit(f"layers.{b}.{kind}", b, kind, n) for b in range(3) for kind, n in SIZES.items()]
     grid = LevelGrid.with_single_level(units, 0.5) if pattern else LevelGrid.with_constant_step(units, 0.05)
     rises = {unit.name: 0.1 + unit.block + i / 10 for i, unit in enumerate(units)} if rises is None else rises
     n_target = math.ceil(sparsity * grid.n_weights())
-    return SearchSpace(grid, Target.in_weights(grid, n_target), rises, MEASURED, AnalyticOracle.of(grid))
+    target = Target.in_weights(grid, n_target)
+    return SearchSpace(grid, target, rises, MEASURED, AnalyticOracle.of(grid), measured_items(units))
 
 
 def assert_on_budget(proposal, space):

@@ -1,4 +1,4 @@
-"""FLAP against its own code, structured OBS against trying every item, and the refit against a solver of least squares.
+"""FLAP against its own code, structured OBS against trying every item, and gates against finite differences.
 
 Shape suffixes: O out, C items, W columns per item, I in, K tokens of all sequences.
 """
@@ -12,15 +12,25 @@ from calibrated import statistics_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from selfprune.allocations.target import Target
 from selfprune.errors import ConfigError, PruningError
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.loading import LoadedModel
 from selfprune.models.structures import list_items
 from selfprune.models.units import by_item, find_blocks, weight_view
+from selfprune.proposers.base import SearchSpace
+from selfprune.proposers.closed_forms.flap_global import FLAPGlobal, StandardisedMetric
 from selfprune.pruners.refit import fit_kept
-from selfprune.pruners.structures.flap import FLAP, Metric
+from selfprune.pruners.structures.coupled_taylor import CoupledTaylor
+from selfprune.pruners.structures.flap import FLAP
+from selfprune.pruners.structures.gate_fisher import GateFisher
 from selfprune.pruners.structures.obs import OBS
 from selfprune.pruners.structures.wanda_sp import WandaSP
+from selfprune.pruning.calibration import calibrate_blocks
+from selfprune.pruning.measurements import Measurements
+from selfprune.recoveries.bias_compensation import BiasCompensation
+from selfprune.recoveries.least_squares import LeastSquares
+from selfprune.statistics.input_fluctuation import Metric
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 N_OUT, N_ITEMS = 6, 8
@@ -59,6 +69,57 @@ def test_flaps_metric_of_channels_is_that_of_its_own_code(flap_cases):
             torch.testing.assert_close(scores_C, expected_C, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+def test_one_threshold_over_all_and_the_biases_are_those_of_its_own_code(ratio, flap_cases):
+    loaded, tensors, _ = flap_cases
+    case = f"model.flap.AL-AM.{ratio}"
+    kept = {"self_attn": tensors[f"{case}.head_mask"].bool(), "mlp": tensors[f"{case}.channel_mask"].bool()}
+    windows_NT, removed = tensors["mha.calib_ids"], {u.name: int((~kept[u.kind][u.block]).sum()) for u in loaded.units}
+    measurement, measurements = StandardisedMetric(Metric.WIFV), Measurements(loaded, [StandardisedMetric(Metric.WIFV)])
+    for units, gathered in calibrate_blocks(loaded, windows_NT, FLAP(), 1):
+        measurements.take_items(measurement, units, gathered)
+    grid = FLAP().grid(loaded.units, step=1e-9)
+    n_weights = grid.n_removed_weights(removed)
+    space = SearchSpace(grid, Target(n_weights, grid.levels, n_weights, grid.n_weights()), of_items=measurements.of_items)
+    shares = FLAPGlobal().sparsities(space)
+    assert {unit.name: round(shares[unit.name] * unit.n_items) for unit in loaded.units} == removed
+
+    pruner = BiasCompensation().around(FLAP())
+    of_units = statistics_of(loaded, windows_NT, pruner, batch_size=1)
+    for unit in loaded.units:
+        pruned = pruner.prune(by_item(unit, weight_view(loaded.model, unit)), of_units[unit.name], removed[unit.name])
+        assert torch.equal(pruned.kept, kept[unit.kind][unit.block]), unit.name
+        bias = "o_proj_bias" if unit.kind == "self_attn" else "down_proj_bias"
+        expected_O = tensors[f"{case}.{bias}"][unit.block]
+        found_O = torch.zeros_like(expected_O) if pruned.bias_O is None else pruned.bias_O
+        torch.testing.assert_close(found_O, expected_O, atol=1e-5, rtol=0)
+
+
+def test_a_gate_is_worth_what_scaling_its_item_changes(load_tiny):
+    loaded = load_tiny("llama").for_items(CoupledTaylor().items())
+    windows_NT = torch.tensor([[5, 9, 1, 7, 30, 2, 11], [4, 4, 8, 100, 3, 2, 1]])
+    taylor, fisher = (statistics_of(loaded, windows_NT, pruner, 1) for pruner in (CoupledTaylor(), GateFisher()))
+
+    def loss(window_1T):
+        return loaded.model(window_1T, labels=window_1T).loss.double()
+
+    for unit in loaded.units:
+        weight_OCW = by_item(unit, weight_view(loaded.model, unit))
+        gradients = []
+        for window_T in windows_NT:
+            weight_OCW[:, 1] *= 1 + 1e-2
+            above = loss(window_T[None])
+            weight_OCW[:, 1] *= (1 - 1e-2) / (1 + 1e-2)
+            gradients.append((above - loss(window_T[None])) / 2e-2)
+            weight_OCW[:, 1] /= 1 - 1e-2
+        gradients = torch.stack(gradients).float()
+        scores = [
+            pruner.scores(weight_OCW, of[unit.name])[1] for pruner, of in ((CoupledTaylor(), taylor), (GateFisher(), fisher))
+        ]
+        torch.testing.assert_close(scores[0], gradients.mean().abs(), rtol=2e-2, atol=2e-5)
+        torch.testing.assert_close(scores[1], gradients.square().mean() / 2, rtol=4e-2, atol=1e-8)
+
+
 def data(width=1, n_tokens=400, seed=0):
     """Weights [O, C, W] and inputs [1, K, I] that depend on each other."""
     generator = torch.Generator().manual_seed(seed)
@@ -94,21 +155,6 @@ def test_each_metric_of_flap_is_its_formula(metric):
 
 def output_error(weight_OI, fitted_OI, inputs_KI):
     return ((weight_OI - fitted_OI).double() @ inputs_KI.double().T).square().sum().item()
-
-
-@pytest.mark.parametrize("width", [1, 3])
-def test_a_refit_is_the_least_squares_of_the_kept_columns(width):
-    weight_OCW, inputs_NKI = data(width)
-    weight_OI, inputs_KI = weight_OCW.flatten(1), inputs_NKI[0]
-    pruner = WandaSP(refit=True, percent_damping=0)
-    pruned = pruner.prune(weight_OCW, seen(pruner, inputs_NKI), 3)
-    kept_I = pruned.kept.repeat_interleave(width)
-    solved_KO = torch.linalg.lstsq(inputs_KI[:, kept_I].double(), inputs_KI.double() @ weight_OI.double().T).solution
-    torch.testing.assert_close(pruned.weight_OI[:, kept_I], solved_KO.T.float(), rtol=1e-3, atol=1e-3)
-    assert not pruned.weight_OI[:, ~kept_I].any()
-    plain = WandaSP().prune(weight_OCW, seen(WandaSP(), inputs_NKI), 3)
-    assert torch.equal(plain.kept, pruned.kept)
-    assert output_error(weight_OI, pruned.weight_OI, inputs_KI) < 0.5 * output_error(weight_OI, weight_OI * kept_I, inputs_KI)
 
 
 def test_damping_draws_the_kept_columns_to_what_they_were():
@@ -158,7 +204,7 @@ def test_rounds_of_several_items_keep_to_the_count_and_nearly_to_the_error():
 
 def test_a_search_compares_refitted_levels():
     assert LevelKind.of(WandaSP()) is LevelKind.MASKS
-    assert LevelKind.of(WandaSP(refit=True)) is LevelKind.BUILT
+    assert LevelKind.of(LeastSquares().around(WandaSP())) is LevelKind.BUILT
     assert LevelKind.of(OBS()) is LevelKind.BUILT
 
 
@@ -166,7 +212,7 @@ def test_a_search_compares_refitted_levels():
     ("make", "message"),
     [
         (lambda: OBS(n_rounds=0), "pruner.n_rounds must be 1 or more, got 0"),
-        (lambda: WandaSP(percent_damping=-1.0), r"pruner.percent_damping must lie in \[0, 1\], got -1.0"),
+        (lambda: OBS(percent_damping=-1.0), r"pruner.percent_damping must lie in \[0, 1\], got -1.0"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):

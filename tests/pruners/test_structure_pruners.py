@@ -29,7 +29,8 @@ def gathered(pruner, weight_OCW, inputs_NTI):
     statistics = pruner.statistics(1, weight_OCW[0].numel(), len(inputs_NTI))
     for n, inputs_TI in enumerate(inputs_NTI):
         if pruner.needs_gradients:
-            statistics.update(normal(len(inputs_TI), len(weight_OCW), seed=n).to(inputs_TI.dtype).T @ inputs_TI)
+            gradient_OI = normal(len(inputs_TI), len(weight_OCW), seed=n).to(inputs_TI.dtype).T @ inputs_TI
+            pruner.see_gradient(statistics, weight_OCW, gradient_OI)
         else:
             statistics.update(inputs_TI)
     return statistics

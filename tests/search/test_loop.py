@@ -27,6 +27,7 @@ from selfprune.proposers.closed_forms.alphapruning import AlphaPruning
 from selfprune.proposers.closed_forms.atp import ATP
 from selfprune.proposers.closed_forms.block_influence import LeastInfluence
 from selfprune.proposers.closed_forms.dlp import DLP
+from selfprune.proposers.closed_forms.flap_global import FLAPGlobal, StandardisedMetric
 from selfprune.proposers.closed_forms.owl import OWL
 from selfprune.proposers.closed_forms.sensitivity import Sensitivity
 from selfprune.proposers.closed_forms.stored import Stored
@@ -50,6 +51,7 @@ from selfprune.search.loop import MAX_IDLE_ROUNDS, Search
 from selfprune.search.racing import Racer
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_config import SearchConfig
+from selfprune.statistics.input_fluctuation import Metric
 from selfprune.storage.journal import Journal
 
 N_TOKENS = 8
@@ -76,7 +78,9 @@ def bench(make_tiny_model):
 @pytest.fixture
 def space(bench):
     grid = bench[0].grid
-    return SearchSpace(grid, Target.in_weights(grid, grid.n_weights() // 2), {unit.name: 1.0 + unit.block for unit in grid.units})
+    rises, of_items = {u.name: 1.0 + u.block for u in grid.units}, {u.name: [1.0] * u.n_items for u in grid.units}
+    measured = {StandardisedMetric(Metric.WIFV): of_items}
+    return SearchSpace(grid, Target.in_weights(grid, grid.n_weights() // 2), rises, of_items=measured)
 
 
 def config(max_tokens=10**9, **changes):
@@ -228,6 +232,7 @@ def proposers(space):
         "block_influence": LeastInfluence(),
         "dlp": DLP(),
         "evolutionary": Evolutionary(),
+        "flap_global": FLAPGlobal(),
         "evopress": EvoPress(),
         "optuna_sampler": OptunaSampler(),
         "owl": OWL(),

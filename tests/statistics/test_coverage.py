@@ -29,6 +29,7 @@ from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.pruners.weights.taylor import Taylor
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruning.sequential import prune_in_place
+from selfprune.recoveries.none import NoRecovery
 from selfprune.runs.prune_once import prune_once
 from selfprune.statistics.coverage import Coverage
 
@@ -215,6 +216,7 @@ def pruned(folder, pruner, tmp_path, n_windows=3, model=None):
         model or ModelConfig(str(folder), device="cpu"),
         DataConfig(n_tokens_per_window=16, n_calibration=n_windows),
         pruner,
+        NoRecovery(),
         Budget(0.5),
         output=str(tmp_path / "out"),
     )

@@ -12,15 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Objective
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Item, Unit
 from selfprune.configs.methods import METHODS, find_methods, register_methods
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.model_config import ModelConfig
-from selfprune.proposers.base import ClosedForm, ProposerConfig
-from selfprune.pruners.structure_pruner import StructurePruner
+from selfprune.proposers.base import ClosedForm, ItemMeasurement, ProposerConfig
+from selfprune.pruners.base import Pruner
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.path_fields import path_field
 
@@ -35,6 +35,7 @@ class RunConfig:
         model: which model is pruned.
         data: the texts and the three splits.
         pruner: decides which weights go.
+        recovery: repairs in closed form what the pruner leaves of a unit.
         proposer: proposes allocations in the main search.
         yardsticks: name -> closed-form allocations that are scored first and reported.
         controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported; they know
@@ -53,6 +54,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pruner: Any = None
+    recovery: Any = None
     proposer: Any = None
     yardsticks: dict[str, Any] = field(default_factory=dict)
     controls: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +89,9 @@ class RunConfig:
                 f"search.finer divides the steps of a level grid, but {self.pruner.level_option()} leaves every unit one "
                 "level; leave out one of the two"
             )
-        if isinstance(self.pruner, StructurePruner):
+        if Item.WEIGHT in self.pruner.items():
+            self._check_no_items_are_measured()
+        else:
             self._check_structures()
         fraction = self.pruner.level_fraction()
         if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
@@ -109,6 +113,15 @@ class RunConfig:
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
 
+    def _check_no_items_are_measured(self) -> None:
+        proposers = {"the proposer": self.proposer, **self.yardsticks, **self.controls}
+        measured = [n for n, m in proposers.items() if any(isinstance(each, ItemMeasurement) for each in m.measurements())]
+        if measured:
+            raise ConfigError(
+                f"{measured[0]} compares heads and channels, but pruner={self.pruner.name} removes single weights; choose a "
+                "pruner of heads and channels, such as pruner=flap, or leave it out"
+            )
+
     def _check_structures(self) -> None:
         if self.search.finer:
             raise ConfigError(
@@ -120,21 +133,22 @@ class RunConfig:
                 "PARAMETERS or FLOPS"
             )
 
+    @property
+    def method(self) -> Pruner:
+        """The pruner, and what repairs at once what it leaves."""
+        method: Pruner = self.recovery.around(self.pruner)
+        return method
+
     def grid(self, units: tuple[Unit, ...]) -> LevelGrid:
         """The levels that the units of a model may have: one under a pattern, else those of the search."""
-        fraction = self.pruner.level_fraction()
-        if fraction is not None:
-            return LevelGrid.with_single_level(units, fraction)
-        if isinstance(self.pruner, StructurePruner):
-            step, most = self.search.level_fraction, self.search.max_sparsity
-            return LevelGrid.of_structures(units, step, most, self.pruner.multiple, self.pruner.whole)
-        return LevelGrid.with_constant_step(units, self.search.level_fraction, self.search.max_sparsity, self.search.finer)
+        grid: LevelGrid = self.method.grid(units, self.search.level_fraction, self.search.max_sparsity, self.search.finer)
+        return grid
 
     @property
     def level_kind(self) -> LevelKind:
         """How units get their weights at a level: as `search.levels.kind` says, or as suits the pruner where it is AUTO."""
         kind = self.search.levels.kind
-        return LevelKind.of(self.pruner) if kind is LevelKind.AUTO else kind
+        return LevelKind.of(self.method) if kind is LevelKind.AUTO else kind
 
     @property
     def n_search_windows(self) -> int:
@@ -150,6 +164,7 @@ class PruneConfig:
         model: which model is pruned; `model.placement=STREAM` prunes it from disk, block by block.
         data: the calibration text.
         pruner: decides which weights go.
+        recovery: repairs in closed form what the pruner leaves of a unit.
         budget: the sparsity target.
         allocation: `uniform`, or a run folder whose winner's allocation is taken.
         output: folder of the pruned checkpoint, which must not exist.
@@ -159,6 +174,7 @@ class PruneConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pruner: Any = None
+    recovery: Any = None
     budget: Budget = field(default_factory=Budget)
     allocation: str = path_field("uniform", names=("uniform",))
     output: str = path_field()
@@ -166,10 +182,17 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         _check_seed(self.seed)
-        _check_chosen(self, "pruner")
+        for group in ("pruner", "recovery"):
+            _check_chosen(self, group)
         self.budget.check()
         if not self.output:
             raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
+
+    @property
+    def method(self) -> Pruner:
+        """The pruner, and what repairs at once what it leaves."""
+        method: Pruner = self.recovery.around(self.pruner)
+        return method
 
 
 def _check_seed(seed: int) -> None:

@@ -5,7 +5,7 @@ the weights themselves, and heads and channels that never did anything go with t
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,15 @@ def n_kept(structures: Iterable[Structure], shapes: Mapping[str, tuple[int, ...]
     }
 
 
-def cut_config(config: Any, kept: Mapping[Structure, int]) -> dict[str, Any]:
+def cut_config(
+    config: Any, kept: Mapping[Structure, int], new_biases: Mapping[int, Sequence[str]] | None = None
+) -> dict[str, Any]:
     """What changes in the configuration of a model whose structures were cut.
 
     Args:
         config: of the model as it was.
         kept: how many items of each structure stayed.
+        new_biases: block -> its matrices that have a bias which the family does not know.
 
     Returns:
         new values of a config.json: widths where all blocks have the same, else those of each block and the code that reads them.
@@ -95,12 +98,14 @@ def cut_config(config: Any, kept: Mapping[Structure, int]) -> dict[str, Any]:
             own["num_key_value_heads"] = n_groups
         if n == 0:
             own["skip"].append("mlp" if unit.item is Item.CHANNEL else "attention")
+    for index, names in (new_biases or {}).items():
+        blocks[index]["biased"] += names
     for own in blocks:
         # numbers that a configuration takes, of what is not there
         own |= dict.fromkeys(WIDTHS[:2], 1) if "attention" in own["skip"] else {}
         own |= {"intermediate_size": 1} if "mlp" in own["skip"] else {}
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if all(own == blocks[0] and not own["skip"] for own in blocks):
+    if all(own == blocks[0] and not own["skip"] and not own["biased"] for own in blocks):
         of_all = {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS}
         if _is_accepted(config, of_all):
             return of_all
@@ -117,7 +122,7 @@ def cut_config(config: Any, kept: Mapping[Structure, int]) -> dict[str, Any]:
     }
 
 
-def write_cut(folder: Path, config: Any, kept: Mapping[Structure, int]) -> None:
+def write_cut(folder: Path, config: Any, kept: Mapping[Structure, int], new_biases: Mapping[int, Sequence[str]]) -> None:
     """Writes the changed values into a checkpoint's config.json, and the code beside it where its blocks differ.
 
     Raises:
@@ -125,15 +130,16 @@ def write_cut(folder: Path, config: Any, kept: Mapping[Structure, int]) -> None:
     """
     path = folder / "config.json"
     content = json.loads(path.read_bytes())
-    changed = cut_config(config, kept)
+    changed = cut_config(config, kept, new_biases)
     path.write_text(json.dumps(content | changed, indent=2) + "\n")
     if "per_layer_config" in changed:
         (folder / MODELLING).write_bytes((files("selfprune.models") / MODELLING).read_bytes())
 
 
 def _widths(block: Any) -> dict[str, Any]:
-    """What a block's configuration says of its widths, and of the sublayers that were gone already."""
-    return {name: getattr(block, name) for name in WIDTHS} | {"skip": list(getattr(block, "skip", ()))}
+    """What a block's configuration says of its widths, of sublayers that were gone already, and of biases."""
+    lists = {name: list(getattr(block, name, ())) for name in ("skip", "biased")}
+    return {name: getattr(block, name) for name in WIDTHS} | lists
 
 
 def _is_accepted(config: Any, changed: Mapping[str, Any]) -> bool:

@@ -58,7 +58,8 @@ class PrunedCheckpoint:
         self.cut = {name for name, told in self._told.items() if told.reverted.startswith(sublayers)}
         self._drop_source_unless_it_holds_the_units()
         self._main_dtype = _main_dtype(self._source)
-        groups = [[name for name in part.stored if not self._source or name in self._source] for part in self._parts]
+        known = self._source.keys() | set(loaded.new_biases)
+        groups = [[name for name in part.stored if not self._source or name in known] for part in self._parts]
         groups[-1] += sorted(self._source.keys() - self._told.keys())
         sizes = {name: self._n_bytes(name) for group in groups for name in group}
         self.files = _layout(groups, sizes, by_block or sum(sizes.values()) > MAX_FILE_BYTES)
@@ -96,7 +97,10 @@ class PrunedCheckpoint:
         tensors |= {stored: self._source[stored].read().to(self._dtype(stored)) for stored in wanted - made}
         empty = {self._told[stored].reverted for stored in wanted & self.cut if not tensors[stored].numel()}
         gone = tuple(f"{s.unit.name}." for s in self._structures if s.reader.parameter in empty)
-        left = [n for n in self.files[name] if n not in self.cut or not self._told[n].reverted.startswith(gone)]
+        # of a reader without columns the bias is left
+        biases = {s.reader.parameter.removesuffix("weight") + "bias" for s in self._structures}
+        cut = {n for n in self.cut if self._told[n].reverted.startswith(gone) and self._told[n].reverted not in biases}
+        left = [n for n in self.files[name] if n not in cut]
         write_tensors(folder / name, {stored: tensors[stored] for stored in left}, {"format": "pt"}, remedy)
 
     def write_rest(self, folder: Path, remedy: str) -> None:
@@ -117,10 +121,10 @@ class PrunedCheckpoint:
                 model.config.architectures = [type(model).__name__]
                 model.config.save_pretrained(folder)
                 self._loaded.tokenizer.save_pretrained(folder)
-            written = self._written(folder) if self._structures else {}
+            written = self._written(folder) if self._structures or self._loaded.new_biases else {}
             if written:
                 shapes = {self._told[name].reverted: tensor.shape for name, tensor in written.items() if name in self._told}
-                write_cut(folder, model.config, n_kept(self._structures, shapes))
+                write_cut(folder, model.config, n_kept(self._structures, shapes), self._new_biases())
         except OSError as error:
             raise disk_error(folder, error, remedy) from error
         if SINGLE not in self.files:
@@ -131,6 +135,14 @@ class PrunedCheckpoint:
                 n_bytes = sum(tensor.n_bytes for tensor in written.values())
             index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
             write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n", remedy)
+
+    def _new_biases(self) -> dict[int, list[str]]:
+        """Block -> its matrices that have a bias which the family does not know."""
+        found: dict[int, list[str]] = {}
+        for unit in self._loaded.units:
+            if f"{unit.matrix}.bias" in self._loaded.new_biases:
+                found.setdefault(unit.block, []).append(unit.matrix.removeprefix(self._loaded.block_prefix(unit.block)))
+        return found
 
     def _written(self, folder: Path) -> dict[str, StoredTensor]:
         """Name in the checkpoint -> what was written of it."""
@@ -149,7 +161,8 @@ class PrunedCheckpoint:
             return {}
 
     def _drop_source_unless_it_holds_the_units(self) -> None:
-        units = {name: told.shape for name, told in self._told.items() if told.is_of_unit}
+        new = self._loaded.new_biases
+        units = {name: told.shape for name, told in self._told.items() if told.is_of_unit and told.reverted not in new}
         for name, shape in units.items():
             found = self._source[name].shape if name in self._source else shape
             if found != shape:

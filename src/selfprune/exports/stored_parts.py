@@ -73,6 +73,7 @@ def list_parts(loaded: LoadedModel, known: Container[str], structures: Collectio
     """
     tensors = _tensors(loaded)
     units = {id(stored_weight(loaded.model, unit)) for unit in loaded.units}
+    units |= {id(tensors[name]) for name in loaded.biases}
     units |= {id(tensors[part.parameter]) for structure in structures for part in structure.slices}
     prefixes = [loaded.block_prefix(index) for index in range(len(loaded.blocks))]
     groups = [[name for name in tensors if name.startswith(prefix)] for prefix in prefixes]

@@ -15,7 +15,6 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from selfprune import __version__
 from selfprune.allocations.level_grid import LevelGrid
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ConfigError, naming_unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelsConfig
@@ -73,6 +72,7 @@ class BuiltLevels(LevelStore):
         self.n_built = 0
         self._statistics, self._cache = statistics, statistics.cache
         self._recent = _RecentTensors(memory_bytes)
+        self._ranks: dict[str, Tensor] = {}
 
     def weight_at(self, unit: Unit, level: int) -> Tensor:
         """What the pruner makes of a unit's dense weight at a level [O, I], from memory, disk or anew. Not to be changed.
@@ -115,10 +115,19 @@ class BuiltLevels(LevelStore):
     def _build(self, unit: Unit, level: int) -> Tensor:
         dense_OI = self.dense(unit.name)
         with naming_unit(unit.name):
-            pruned = self._pruner.prune(by_item(unit, dense_OI), self._statistics.of(unit.name), level)
+            statistics, items = self._statistics.of(unit.name), by_item(unit, dense_OI)
+            pruned = self._pruner.prune(items, statistics, level, self._ranks_of(unit, items, statistics))
         weight_OI = dense_OI if pruned.weight_OI is None else pruned.weight_OI
         self.n_built += 1
         return weight_OI.masked_fill(~spread(unit, pruned.kept), 0).contiguous().cpu()
+
+    def _ranks_of(self, unit: Unit, items: Tensor, statistics: Statistics) -> Tensor | None:
+        """The order of a unit's structures, found once, for all levels; of single weights it would take too much room."""
+        if unit.item is Item.WEIGHT:
+            return None
+        if unit.name not in self._ranks:
+            self._ranks[unit.name] = self._pruner.ranks(items, statistics)
+        return self._ranks[unit.name]
 
 
 class _RecentTensors:
@@ -194,7 +203,7 @@ def _origin(loaded: LoadedModel, grid: LevelGrid, pruner: Pruner, windows_NT: Te
     return {
         "model": _hash([("config", _text(loaded.model.config.to_json_string(use_diff=False))), *named]),
         "calibration": _hash([("windows", windows_NT)]),
-        "pruner": {"name": type(pruner).__name__, **asdict(pruner)},
+        "pruner": repr(pruner),
         "levels": _hash([("levels", _text(json.dumps({name: list(levels.items) for name, levels in grid.levels.items()})))]),
         "batch_size": batch_size,
         "versions": {"selfprune": __version__, "torch": torch.__version__},

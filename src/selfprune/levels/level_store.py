@@ -43,6 +43,7 @@ class LevelStore(ABC):
         self.allocation: Allocation = {unit.name: 0 for unit in grid.units}
         self._pruner = pruner
         self._dense: dict[str, Tensor] = {}
+        self._dense_biases = {name: loaded.model.get_parameter(name).clone() for name in loaded.biases}
 
     def take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
         """Learns what the levels of units are made of, once for each, while the model is dense.
@@ -77,6 +78,8 @@ class LevelStore(ABC):
         """Makes the model dense again, whatever else was done to its units meanwhile."""
         for unit in self.grid.units:
             weight_view(self.loaded.model, unit).copy_(self._dense[unit.name])
+        for name, bias_O in self._dense_biases.items():
+            self.loaded.model.get_parameter(name).copy_(bias_O)
         self.allocation = dict.fromkeys(self.allocation, 0)
 
     def dense(self, unit: str) -> Tensor:

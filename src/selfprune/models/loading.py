@@ -45,6 +45,8 @@ class LoadedModel:
         device: where the weights lie.
         source: the folder of the checkpoint that it was loaded from; None for a model that was made in memory.
         doubts: what makes results with it doubtful, a paragraph each.
+        biases: names of biases that a recovery sets.
+        new_biases: those among them that the family does not know.
     """
 
     model: Any
@@ -54,6 +56,8 @@ class LoadedModel:
     device: torch.device
     source: Path | None = None
     doubts: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+    new_biases: tuple[str, ...] = ()
 
     @cached_property
     def blocks_path(self) -> str:

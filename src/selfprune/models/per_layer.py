@@ -5,7 +5,8 @@ This file needs torch and transformers alone, so that a copy of it beside a chec
 without trust.
 
 The configuration is that of the family with `per_layer_config`, which transformers has known since 5.15: for each block its
-`num_attention_heads`, `num_key_value_heads` and `intermediate_size`, and in `skip` the sublayers that are gone.
+`num_attention_heads`, `num_key_value_heads` and `intermediate_size`, in `skip` the sublayers that are gone, and in `biased`
+matrices that have a bias where the family has none.
 Caches and RoPE read it; the layers of the families do not, and are built anew from it here.
 
 Limits: an attention that is gone keeps one KV head of zeros in the cache, which tells its length by that of any layer.
@@ -25,8 +26,28 @@ SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}
 """What `skip` names -> the module of a block."""
 
 
+class Constant(nn.Module):
+    """What is left of a matrix without inputs: its bias.
+
+    Args:
+        bias: it.
+    """
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The bias in the shape of the hidden states [N, T, D]."""
+        return self.bias.expand_as(hidden_states)
+
+
+def _left_of(reader: Any) -> nn.Module | None:
+    return None if reader.bias is None else Constant(reader.bias)
+
+
 class NoAttention(nn.Module):
-    """Stands where an attention was: adds nothing, and tells the cache how many tokens it has seen.
+    """Stands where an attention was: adds nothing but a bias, and tells the cache how many tokens it has seen.
 
     Args:
         attention: what was there.
@@ -36,22 +57,31 @@ class NoAttention(nn.Module):
         super().__init__()
         self.layer_idx: Any = attention.layer_idx
         self.head_dim: Any = attention.head_dim
+        self.o_proj = _left_of(attention.o_proj)
 
     def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:
-        """Zeros in the shape of the hidden states [N, T, D]."""
+        """The bias, or zeros, in the shape of the hidden states [N, T, D]."""
         if past_key_values is not None:
             n, t = hidden_states.shape[:2]
             nothing = hidden_states.new_zeros(n, 1, t, self.head_dim)
             past_key_values.update(nothing, nothing, self.layer_idx)
-        return torch.zeros_like(hidden_states), None
+        return (torch.zeros_like(hidden_states) if self.o_proj is None else self.o_proj(hidden_states)), None
 
 
 class NoFFN(nn.Module):
-    """Stands where an FFN was: adds nothing."""
+    """Stands where an FFN was: adds nothing but a bias.
+
+    Args:
+        ffn: what was there.
+    """
+
+    def __init__(self, ffn: nn.Module) -> None:
+        super().__init__()
+        self.down_proj = _left_of(ffn.down_proj)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Zeros in the shape of the hidden states [N, T, D]."""
-        return torch.zeros_like(hidden_states)
+        """The bias, or zeros, in the shape of the hidden states [N, T, D]."""
+        return torch.zeros_like(hidden_states) if self.down_proj is None else self.down_proj(hidden_states)
 
 
 def class_names(family: str) -> tuple[str, str]:
@@ -65,9 +95,12 @@ def _build_blocks(model: Any) -> None:
     blocks = model.model.layers
     for index, config in enumerate(model.config.per_layer_config):
         blocks[index] = type(blocks[index])(config, index)
+        for path in getattr(config, "biased", ()):
+            matrix = blocks[index].get_submodule(path)
+            matrix.bias = nn.Parameter(torch.zeros(matrix.out_features, dtype=matrix.weight.dtype))
         for name in getattr(config, "skip", ()):
             gone = getattr(blocks[index], SUBLAYERS[name])
-            setattr(blocks[index], SUBLAYERS[name], NoAttention(gone) if name == "attention" else NoFFN())
+            setattr(blocks[index], SUBLAYERS[name], NoAttention(gone) if name == "attention" else NoFFN(gone))
 
 
 @cache

@@ -96,9 +96,9 @@ def list_items(model: nn.Module, items: Collection[Item]) -> tuple[Unit, ...]:
 
 
 def _is_there(block: nn.Module, sublayer: Sublayer) -> bool:
-    """Whether a block has a sublayer, which may have been cut away."""
-    names = dict(block.named_modules())
-    return (f"{sublayer.path}.{sublayer.reader}" if sublayer.path else sublayer.reader) in names
+    """Whether a block has a sublayer, which may have been cut away but for a bias."""
+    names = dict(block.named_parameters())
+    return f"{sublayer.path}.{sublayer.reader}.weight".removeprefix(".") in names
 
 
 def _structure(block_path: str, index: int, block: nn.Module, sublayer: Sublayer) -> Structure:

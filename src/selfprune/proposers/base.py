@@ -1,6 +1,6 @@
 """The proposer contract, and the two shapes that proposers take.
 
-Shape suffixes: O out, I in, N sequences, T tokens, D hidden width.
+Shape suffixes: O out, I in, N sequences, T tokens, D hidden width, C items, W columns per item.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,12 @@ from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
 from selfprune.proposers.move_values import MoveOracle
+from selfprune.statistics.input_fluctuation import Metric
 
 
 @dataclass(frozen=True)
-class Measurement(ABC):  # noqa: B024 - what it looks at, its two kinds say
-    """One number per block of the dense model, taken during calibration for the closed forms that need it.
+class Measurement(ABC):  # noqa: B024 - what it looks at, its kinds say
+    """One number per block, or per item, of the dense model, taken during calibration for the closed forms that need it.
 
     Equal settings are the same measurement, which is taken once, however many closed forms need it.
     """
@@ -62,6 +63,25 @@ class HiddenMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
+class ItemMeasurement(Measurement):
+    """A measurement of every head and channel.
+
+    Attributes:
+        metric: of FLAP, which it looks at.
+    """
+
+    metric: Metric
+
+    @abstractmethod
+    def of_unit(self, columns_CW: Tensor) -> list[float]:
+        """The numbers of a unit's items.
+
+        Args:
+            columns_CW: the metric of each column of the reader, squared where an item has several.
+        """
+
+
+@dataclass(frozen=True)
 class SearchSpace:
     """All that a proposer may know before the first score.
 
@@ -72,6 +92,7 @@ class SearchSpace:
             finite where that breaks the model; empty if unmeasured.
         measured: measurement -> block -> its number; holds what the closed forms of the run need.
         move_values: gradients of the score; None where there are none to be had.
+        of_items: measurement -> unit name -> the numbers of its items; holds what the closed forms of the run need.
     """
 
     grid: LevelGrid
@@ -79,6 +100,7 @@ class SearchSpace:
     sensitivities: dict[str, float] = field(default_factory=dict)
     measured: Mapping[Measurement, Mapping[int, float]] = field(default_factory=dict)
     move_values: MoveOracle | None = None
+    of_items: Mapping[ItemMeasurement, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @property
     def target_sparsity(self) -> float:

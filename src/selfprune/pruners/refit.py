@@ -1,4 +1,4 @@
-"""Least squares: the columns of a reader that stay make up for those that go.
+"""Least squares: the weights that stay make up for those that go.
 
 Shape suffixes: O out, I in, K columns that stay, R columns that go.
 """
@@ -10,6 +10,8 @@ from selfprune.errors import PruningError
 
 MAX_DAMPING = 1.0
 """Share of the mean diagonal beyond which a Gram matrix is given up."""
+TOLERANCE = 1e-4
+"""Conjugate gradients stop where a row's gradient is this small beside its start from zero."""
 
 
 def damped(gram_II: Tensor, share: float) -> Tensor:
@@ -59,3 +61,59 @@ def fit_kept(weight_OI: Tensor, gram_II: Tensor, kept_I: Tensor, percent_damping
     raise PruningError(
         "the inputs of a unit depend on each other so much that its kept columns cannot be fitted; use more windows"
     )
+
+
+def fit_masked(
+    weight_OI: Tensor, gram_II: Tensor, kept_OI: Tensor, start_OI: Tensor, percent_damping: float, n_steps: int
+) -> Tensor:
+    """As `fit_kept`, of rows that keep weights of their own each, by conjugate gradients on channels of unit norm.
+
+    Args:
+        weight_OI: the whole matrix.
+        gram_II: Σ_tokens x xᵀ of its inputs.
+        kept_OI: which weights stay.
+        start_OI: zero where they do not.
+        percent_damping: λ as a share of the mean of the diagonal.
+        n_steps: at most so many.
+
+    Raises:
+        PruningError: when the inputs are not finite.
+    """
+    damped_II = damped(gram_II.to(weight_OI.device), percent_damping)
+    norms_I = damped_II.diagonal().sqrt()
+    hessian_II = (damped_II / norms_I).div_(norms_I[:, None])
+    target_OI = (weight_OI.float() * norms_I) @ hessian_II
+    return conjugate_gradients(hessian_II, target_OI, kept_OI, start_OI.float() * norms_I, n_steps) / norms_I
+
+
+def conjugate_gradients(hessian_II: Tensor, target_OI: Tensor, mask_OI: Tensor, start_OI: Tensor, n_steps: int) -> Tensor:
+    """Least squares on a fixed mask, all rows at once: B with (B H − W H) zero where the mask is True.
+
+    Args:
+        hessian_II: H, positive semidefinite.
+        target_OI: W H.
+        mask_OI: True where a weight is kept.
+        start_OI: the first B, zero where the mask is False.
+        n_steps: at most so many steps.
+
+    Returns:
+        B [O, I], zero where the mask is False.
+    """
+    solution_OI = start_OI
+    residual_OI = (target_OI - start_OI @ hessian_II).masked_fill_(~mask_OI, 0)
+    direction_OI = residual_OI
+    squares_O = residual_OI.square().sum(dim=1)
+    goal_O = TOLERANCE**2 * target_OI.masked_fill(~mask_OI, 0).square().sum(dim=1)
+    for _ in range(n_steps):
+        if (squares_O <= goal_O).all():
+            break
+        image_OI = (direction_OI @ hessian_II).masked_fill_(~mask_OI, 0)
+        curvature_O = (direction_OI * image_OI).sum(dim=1)
+        # A row without anything left to gain has no direction to go.
+        step_O = torch.where(curvature_O > 0, squares_O / curvature_O, 0)
+        solution_OI = solution_OI + step_O[:, None] * direction_OI
+        residual_OI = residual_OI - step_O[:, None] * image_OI
+        new_squares_O = residual_OI.square().sum(dim=1)
+        direction_OI = residual_OI + torch.where(squares_O > 0, new_squares_O / squares_O, 0)[:, None] * direction_OI
+        squares_O = new_squares_O
+    return solution_OI

@@ -55,7 +55,7 @@ class WeightPruner(Pruner):
             PruningError: when the count is out of range or the statistics are not finite.
         """
 
-    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int) -> PrunedUnit:
+    def prune(self, weight_OI: Tensor, statistics: Statistics, n_pruned: int, ranks: Tensor | None = None) -> PrunedUnit:
         """Removes exactly `n_pruned` weights: `prune_seen`, and the smallest weights where nothing was seen.
 
         Raises:

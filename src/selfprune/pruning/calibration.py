@@ -3,7 +3,7 @@
 Shape suffixes: N sequences, T tokens, O out, I in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,15 +11,16 @@ from torch import Tensor
 from selfprune.allocations.unit import Unit
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.blocks.gradients import backward_blocks
-from selfprune.models.blocks.walk import walk_blocks
+from selfprune.models.blocks.walk import BlockVisit, walk_blocks
 from selfprune.models.loading import LoadedModel
-from selfprune.models.units import n_row_groups, weight_view
+from selfprune.models.units import by_item, n_row_groups, weight_view
 from selfprune.pruners.base import Pruner
+from selfprune.pruners.structures.flap import FLAP
 from selfprune.pruners.weights.wanda import Wanda
 from selfprune.pruning.measurements import Measurements
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.coverage import Coverage
-from selfprune.statistics.gather import MakeStatistics, gather
+from selfprune.statistics.gather import gather
 
 
 def calibrate(
@@ -33,8 +34,8 @@ def calibrate(
 ) -> None:
     """Fills the measurements and the level store in one walk over the blocks, with one block's statistics at a time.
 
-    The blocks are walked once more for measurements that look at inputs which the pruner does not gather, and for those that look
-    at hidden states.
+    The blocks are walked once more for measurements that look at inputs which the pruner does not gather, for those of items, and
+    for those that look at hidden states.
 
     Args:
         loaded: the dense model.
@@ -55,6 +56,9 @@ def calibrate(
     if not measurements.are_complete:
         for units, squares in calibrate_blocks(loaded, windows_NT, Wanda(), batch_size):
             measurements.take(units, squares)
+    for measurement in measurements.of_items:
+        for units, gathered in calibrate_blocks(loaded, windows_NT, FLAP(metric=measurement.metric), batch_size):
+            measurements.take_items(measurement, units, gathered)
     if measurements.need_hidden_states:
         for visit in walk_blocks(loaded, windows_NT, batch_size):
             visit.forward()
@@ -77,48 +81,58 @@ def calibrate_blocks(
         batch_size: windows per forward pass; gradients are always taken window by window.
         coverage: counts the tokens that reach each unit.
     """
-    coverage = coverage or Coverage(loaded)
-    if pruner.needs_gradients:
-        gradients = gather_gradients(loaded, windows_NT, pruner, coverage)
+    gather = BlockStatistics(loaded, windows_NT, pruner, coverage or Coverage(loaded))
+    if not pruner.needs_inputs:
         for block in range(len(loaded.blocks)):
             units = [unit for unit in loaded.units if unit.block == block]
-            yield units, {unit.name: gradients.pop(unit.name) for unit in units}
+            yield units, gather.of_gradients(units)
         return
-    make = statistics_maker(loaded, pruner, len(windows_NT))
     for visit in walk_blocks(loaded, windows_NT, batch_size):
-        with gather(loaded.model, visit.units, make, coverage.add) as statistics:
-            visit.forward()
-        yield visit.units, statistics
+        yield visit.units, gather(visit)
 
 
-def statistics_maker(loaded: LoadedModel, pruner: Pruner, n_sequences: int) -> MakeStatistics:
-    """Makes the pruner's empty statistics of a unit.
+class BlockStatistics:
+    """Gathers the statistics of one block after the other; those of gradients first, of all blocks of the model as it stands.
 
     Args:
         loaded: the model.
-        pruner: says what is gathered.
-        n_sequences: calibration windows that will come in all.
-    """
-
-    def make(unit: Unit) -> Statistics:
-        return pruner.statistics(n_row_groups(loaded.model, unit), weight_view(loaded.model, unit).shape[1], n_sequences)
-
-    return make
-
-
-def gather_gradients(loaded: LoadedModel, windows_NT: Tensor, pruner: Pruner, coverage: Coverage) -> dict[str, Statistics]:
-    """Unit name -> statistics of the gradients, of all units at once.
-
-    Args:
-        loaded: the model as it stands.
         windows_NT: calibration windows, each of which has a backward pass of its own.
-        pruner: needs gradients.
-        coverage: notes which units had none.
+        pruner: says what is gathered.
+        coverage: counts the tokens that reach each unit, and notes which units had no gradient.
     """
-    make = statistics_maker(loaded, pruner, len(windows_NT))
-    statistics = {unit.name: make(unit) for unit in loaded.units}
-    for window_NT in torch.split(windows_NT, 1):
-        backward_blocks(loaded, window_NT, lambda unit, gradient_OI: statistics[unit.name].update(gradient_OI))
-    for unit in loaded.units:
-        coverage.note_gradients(unit, statistics[unit.name].unseen())
-    return statistics
+
+    def __init__(self, loaded: LoadedModel, windows_NT: Tensor, pruner: Pruner, coverage: Coverage) -> None:
+        self._loaded, self._n_sequences, self._pruner, self._coverage = loaded, len(windows_NT), pruner, coverage
+        self._gradients: dict[str, Statistics] = {}
+        if pruner.needs_gradients:
+            self._gather_gradients(windows_NT)
+
+    def __call__(self, visit: BlockVisit) -> dict[str, Statistics]:
+        """Runs a block where its inputs are asked for: unit name -> statistics."""
+        if not self._pruner.needs_inputs:
+            return self.of_gradients(visit.units)
+        with gather(self._loaded.model, visit.units, self._empty, self._coverage.add) as statistics:
+            visit.forward()
+        if not self._pruner.needs_gradients:
+            return statistics
+        return {name: self._pruner.joined(self._gradients.pop(name), of_inputs) for name, of_inputs in statistics.items()}
+
+    def of_gradients(self, units: Sequence[Unit]) -> dict[str, Statistics]:
+        """Unit name -> statistics of its gradients, which are handed over."""
+        return {unit.name: self._gradients.pop(unit.name) for unit in units}
+
+    def _gather_gradients(self, windows_NT: Tensor) -> None:
+        self._gradients = {unit.name: self._empty(unit) for unit in self._loaded.units}
+
+        def see(unit: Unit, gradient_OI: Tensor) -> None:
+            weight = by_item(unit, weight_view(self._loaded.model, unit))
+            self._pruner.see_gradient(self._gradients[unit.name], weight, gradient_OI)
+
+        for window_NT in torch.split(windows_NT, 1):
+            backward_blocks(self._loaded, window_NT, see)
+        for unit in self._loaded.units:
+            self._coverage.note_gradients(unit, self._gradients[unit.name].unseen())
+
+    def _empty(self, unit: Unit) -> Statistics:
+        model = self._loaded.model
+        return self._pruner.statistics(n_row_groups(model, unit), weight_view(model, unit).shape[1], self._n_sequences)

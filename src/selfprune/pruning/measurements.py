@@ -9,8 +9,9 @@ from torch import Tensor
 
 from selfprune.allocations.unit import Unit
 from selfprune.models.loading import LoadedModel
-from selfprune.models.units import n_row_groups, weight_view
-from selfprune.proposers.base import HiddenMeasurement, Measurement, ProposerConfig, WeightMeasurement
+from selfprune.models.units import by_item, n_row_groups, weight_view
+from selfprune.proposers.base import HiddenMeasurement, ItemMeasurement, Measurement, ProposerConfig, WeightMeasurement
+from selfprune.pruners.structures.flap import FLAP
 from selfprune.pruners.weights.wanda import wanda_metric
 from selfprune.statistics.base import Statistics
 
@@ -35,10 +36,13 @@ class Measurements:
 
     Attributes:
         of_blocks: measurement -> block -> number.
+        of_items: measurement -> unit name -> the numbers of its items.
     """
 
     def __init__(self, loaded: LoadedModel, needed: Iterable[Measurement]) -> None:
-        self.of_blocks: dict[Measurement, dict[int, float]] = {measurement: {} for measurement in needed}
+        needed = list(needed)
+        self.of_items: dict[ItemMeasurement, dict[str, list[float]]] = {m: {} for m in needed if isinstance(m, ItemMeasurement)}
+        self.of_blocks: dict[Measurement, dict[int, float]] = {m: {} for m in needed if not isinstance(m, ItemMeasurement)}
         self._loaded = loaded
 
     @property
@@ -80,6 +84,19 @@ class Measurements:
         for measurement, of_blocks in self.of_blocks.items():
             if isinstance(measurement, HiddenMeasurement):
                 of_blocks[block] = measurement.of_block(inputs, outputs)
+
+    def take_items(self, measurement: ItemMeasurement, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> None:
+        """Measures the items of units.
+
+        Args:
+            measurement: one of `of_items`.
+            units: of one block.
+            statistics: unit name -> complete statistics of FLAP by the metric of the measurement.
+        """
+        for unit in units:
+            weight_OCW = by_item(unit, weight_view(self._loaded.model, unit))
+            columns_CW = FLAP(metric=measurement.metric).of_columns(weight_OCW, statistics[unit.name])
+            self.of_items[measurement][unit.name] = measurement.of_unit(columns_CW)
 
     def _metrics(self, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> list[Tensor] | None:
         """The Wanda metrics of a block, one matrix [O, I] per Linear and expert; None where the inputs are not known."""

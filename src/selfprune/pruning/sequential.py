@@ -11,14 +11,14 @@ from torch import Tensor
 from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import naming_unit
 from selfprune.exports.block_writer import BlockWriter
+from selfprune.models.biases import compensate_in_place
 from selfprune.models.blocks.walk import walk_blocks
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import by_item, spread, weight_view
 from selfprune.pruners.base import PrunedUnit, Pruner
-from selfprune.pruning.calibration import gather_gradients, statistics_maker
+from selfprune.pruning.calibration import BlockStatistics
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.coverage import Coverage
-from selfprune.statistics.gather import gather
 
 
 @torch.no_grad()
@@ -53,18 +53,13 @@ def prune_in_place(
         PruningError: when a unit cannot be pruned; the message names it.
     """
     coverage = coverage or Coverage(loaded)
-    gradients = gather_gradients(loaded, windows_NT, pruner, coverage) if pruner.needs_gradients else None
-    make = statistics_maker(loaded, pruner, len(windows_NT))
+    gather = BlockStatistics(loaded, windows_NT, pruner, coverage)
     if writer:
         writer.check_begun(loaded, torch.split(windows_NT, batch_size))
     removed, n_tokens_of, start, hidden = writer.resume() if writer else ({}, {}, 0, None)
     coverage.n_tokens_of |= n_tokens_of
     for visit in walk_blocks(loaded, windows_NT, batch_size, start, hidden):
-        if gradients is None:
-            with gather(loaded.model, visit.units, make, coverage.add) as statistics:
-                visit.forward()
-        else:
-            statistics = {unit.name: gradients.pop(unit.name) for unit in visit.units}
+        statistics = gather(visit)
         for unit in visit.units:
             pruned = _prune_unit_in_place(loaded, unit, pruner, statistics.pop(unit.name), allocation[unit.name])
             removed[unit.name] = pruned.n_removed
@@ -83,4 +78,6 @@ def _prune_unit_in_place(loaded: LoadedModel, unit: Unit, pruner: Pruner, statis
     if pruned.weight_OI is not None:
         weight_OI.copy_(pruned.weight_OI)
     weight_OI.masked_fill_(~spread(unit, pruned.kept), 0)
+    if pruned.bias_O is not None:
+        compensate_in_place(loaded, unit, pruned.bias_O)
     return pruned

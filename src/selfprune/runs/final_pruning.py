@@ -23,7 +23,7 @@ def prune_afresh(prepared: PreparedRun, allocation: Allocation) -> Coverage:
     if any(allocation.values()):
         windows_NT = prepared.splits.calibration_NT
         n_at_once = windows_per_pass(windows_NT.shape[1])
-        prune_in_place(prepared.loaded, windows_NT, prepared.config.pruner, allocation, n_at_once, coverage=coverage)
+        prune_in_place(prepared.loaded, windows_NT, prepared.config.method, allocation, n_at_once, coverage=coverage)
     return coverage
 
 
@@ -38,7 +38,7 @@ def save_winner(prepared: PreparedRun, coverage: Coverage) -> list[str]:
         doubts about it, a paragraph each.
     """
     doubts: list[str] = []
-    if not prepared.config.pruner.sees_weights_alone():
+    if not prepared.config.method.sees_weights_alone():
         coverage.warn(doubts.append, "the final pruning of the winner", prepared.coverage)
     (prepared.folder / "report.json").unlink(missing_ok=True)
     save_checkpoint(prepared.checkpoint, prepared.folder / "model")

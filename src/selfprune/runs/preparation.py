@@ -27,6 +27,7 @@ from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import MaskLevels
+from selfprune.models.biases import with_biases_in_place
 from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
@@ -112,7 +113,8 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     kinds = config.objective.kinds(config.n_search_windows)
     harness = Harness(config.harness)
     with display.stage(f"loading {config.model.path}"):
-        loaded = load_model(config.model).for_items(config.pruner.items())
+        loaded = load_model(config.model).for_items(config.method.items())
+        loaded = with_biases_in_place(loaded) if config.method.adds_biases else loaded
         # What the model cannot do is said before anything is recorded.
         doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
         for doubt in doubts:
@@ -129,14 +131,14 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     with display.stage("calibrating"):
         n_at_once = windows_per_pass(splits.calibration_NT.shape[1])
         measurements = Measurements(loaded, needed_measurements(_proposers(config)))
-        calibrate(loaded, splits.calibration_NT, config.pruner, n_at_once, measurements, store, coverage)
+        calibrate(loaded, splits.calibration_NT, config.method, n_at_once, measurements, store, coverage)
         evaluator = _make_evaluator(config, loaded, splits)
     _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
     with display.stage("timing the pruner"):
         seconds = run_seconds(config, loaded, grid, splits, harness, evaluator.tokens_per_second)
     takes = f"the run will take about {seconds / 60:.1f} minutes{not_counted(harness)}"
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: {takes}")
-    if not config.pruner.sees_weights_alone():
+    if not config.method.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
     scorer = Scorer(Bench(store, evaluator), journal)
     sensitivities = _sensitivities(config, loaded, scorer, display)
@@ -149,7 +151,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         store,
         scorer,
         ObjectiveValues(kinds, _seconds(config, store.grid)),
-        SearchSpace(store.grid, target, sensitivities, measurements.of_blocks),
+        SearchSpace(store.grid, target, sensitivities, measurements.of_blocks, of_items=measurements.of_items),
         harness,
         journal,
         Archive(folder / "archive.jsonl"),
@@ -187,10 +189,10 @@ def _open_store(config: RunConfig, loaded: LoadedModel, grid: LevelGrid, windows
     """The level store, still empty."""
     levels = config.search.levels
     if config.level_kind is LevelKind.MASKS:
-        return MaskLevels(loaded, grid, config.pruner)
+        return MaskLevels(loaded, grid, config.method)
     n_at_once = windows_per_pass(windows_NT.shape[1])
-    statistics = open_statistics(loaded, grid, config.pruner, windows_NT, n_at_once, levels, folder)
-    return BuiltLevels(loaded, grid, config.pruner, statistics, int(levels.memory_gb * 1e9))
+    statistics = open_statistics(loaded, grid, config.method, windows_NT, n_at_once, levels, folder)
+    return BuiltLevels(loaded, grid, config.method, statistics, int(levels.memory_gb * 1e9))
 
 
 def _proposers(config: RunConfig) -> list[ProposerConfig]:

@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from selfprune.allocations.budget import Measure
-from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.target import Target
-from selfprune.allocations.unit import Allocation, sparsity_of
+from selfprune.allocations.unit import Allocation, Item, sparsity_of
 from selfprune.allocations.winners import fits, read_winner
 from selfprune.configs.config import PruneConfig
 from selfprune.configs.recorded_config import to_record
@@ -22,13 +21,13 @@ from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError
 from selfprune.exports.block_writer import BlockWriter, growing
+from selfprune.models.biases import with_biases_in_place
 from selfprune.models.blocks.walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement
 from selfprune.models.units import n_parameters, token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
-from selfprune.pruners.structure_pruner import StructurePruner
 from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.disk_check import check_disk
@@ -64,10 +63,15 @@ def prune_once(config: PruneConfig, composed: DictConfig) -> Path:
     """
     display, began = Display(), time.monotonic()
     output = Path(config.output).expanduser()
-    if config.model.placement is Placement.STREAM and config.pruner.needs_gradients:
+    if config.model.placement is Placement.STREAM and config.method.needs_gradients:
         raise ConfigError(
-            f"pruner={type(config.pruner).__name__.lower()} needs gradients of the whole model, which model.placement=STREAM "
+            f"pruner={config.method.name} needs gradients of the whole model, which model.placement=STREAM "
             "does not hold; choose another pruner or placement"
+        )
+    if config.model.placement is Placement.STREAM and config.method.adds_biases:
+        raise ConfigError(
+            "recovery=bias_compensation adds biases to the model, whose blocks model.placement=STREAM reads from disk as they "
+            "are; choose recovery=least_squares, or another placement"
         )
     check_texts(config.data, ("calibration",))
     preflight_memory(config.model)
@@ -97,7 +101,8 @@ def _prune(
     config: PruneConfig, writer: BlockWriter, display: Display, began: float
 ) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
-        loaded = load_model(config.model, scratch=writer.scratch).for_items(config.pruner.items())
+        loaded = load_model(config.model, scratch=writer.scratch).for_items(config.method.items())
+        loaded = with_biases_in_place(loaded) if config.method.adds_biases else loaded
         for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)
@@ -117,8 +122,8 @@ def _prune(
     coverage = Coverage(loaded)
     with display.stage("pruning", total=len(loaded.blocks)) as update:
         n_at_once = windows_per_pass(windows_NT.shape[1])
-        removed = prune_in_place(loaded, windows_NT, config.pruner, allocation, n_at_once, writer, update, coverage=coverage)
-    if not config.pruner.sees_weights_alone():
+        removed = prune_in_place(loaded, windows_NT, config.method, allocation, n_at_once, writer, update, coverage=coverage)
+    if not config.method.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
     return removed, expected, loaded, coverage
 
@@ -157,11 +162,11 @@ def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
 
 
 def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
-    fraction, budget = config.pruner.level_fraction(), config.budget
+    fraction, budget = config.method.level_fraction(), config.budget
     sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model))
-    if isinstance(config.pruner, StructurePruner):
+    if Item.WEIGHT not in config.method.items():
         # a head is too much of a unit for rounding to meet the budget
-        grid = LevelGrid.of_structures(loaded.units, ITEM_BY_ITEM, 1.0, config.pruner.multiple, config.pruner.whole)
+        grid = config.method.grid(loaded.units, ITEM_BY_ITEM)
         target = Target.of(budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model))
         return target.project({unit.name: sparsity for unit in loaded.units})
     if fraction is None:
@@ -173,7 +178,7 @@ def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
         if budget.measure is not Measure.WEIGHTS:
             asked += f" by budget.measure={budget.measure.name}, which takes {sparsity:g} of every unit"
         raise ConfigError(
-            f"{config.pruner.level_option()} removes {fraction:g} of every unit, but {asked}; give "
+            f"{config.method.level_option()} removes {fraction:g} of every unit, but {asked}; give "
             f"budget.sparsity={fraction:g} or another pattern"
         )
     return {unit.name: round(fraction * unit.n_items) for unit in loaded.units}

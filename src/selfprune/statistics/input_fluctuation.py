@@ -8,11 +8,23 @@ Shape suffixes: I in, N sequences, T tokens, G groups of output rows with an inp
 
 import copy
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from selfprune.statistics.input_squares import InputSquares, as_sequences
+
+
+class Metric(str, Enum):
+    """How FLAP judges a column of a reader by them."""
+
+    WIFV = "WIFV"
+    """Weighted variance of the input."""
+    IFV = "IFV"
+    """Variance of the input."""
+    WIFN = "WIFN"
+    """Wanda's metric, averaged over the outputs."""
 
 
 class InputFluctuation(InputSquares):

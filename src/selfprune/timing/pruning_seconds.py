@@ -24,7 +24,7 @@ from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.statistics.base import Statistics
-from selfprune.statistics.input_gram import InputGram
+from selfprune.statistics.pair import gathers_gram
 from selfprune.timing.machine import matmul_flops_per_second
 
 PROBE_SECONDS = 1.0
@@ -68,7 +68,7 @@ def _inputs(loaded: LoadedModel) -> Iterator[tuple[int, int]]:
 
 def _gram_seconds(loaded: LoadedModel, windows_NT: Tensor, pruner: Pruner) -> float:
     """Seconds of the outer products of the inputs, where the pruner gathers them."""
-    if not isinstance(pruner.statistics(1, 1, 1), InputGram):
+    if not gathers_gram(pruner.statistics(1, 1, 1)):
         return 0.0
     # a bit more than the upper triangle
     n_products = 9 / 16 * windows_NT.numel() * sum(n_in**2 for _, n_in in _inputs(loaded))
@@ -128,8 +128,8 @@ class _Probes:
         fraction = self.pruner.level_fraction()
         n_pruned = round((0.5 if fraction is None else fraction) * n_items)
         if self.pruner.needs_gradients:
-            statistics.update(torch.randn(n_out, n_in, generator=generator).to(self.device))
-        else:
+            self.pruner.see_gradient(statistics, weight, torch.randn(n_out, n_in, generator=generator).to(self.device))
+        if self.pruner.needs_inputs:
             # channels of unlike size, as those of a model
             inputs_NTI = torch.randn(2, n_in, n_in, generator=generator) * torch.logspace(-1, 1, n_in)
             statistics.update(inputs_NTI.to(self.device, self.dtype))

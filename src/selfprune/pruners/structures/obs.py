@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selfprune.errors import ConfigError
-from selfprune.pruners.refit import damped
+from selfprune.pruners.refit import damped, fit_kept
 from selfprune.pruners.structure_pruner import StructurePruner
 from selfprune.statistics.base import Statistics
 from selfprune.statistics.input_gram import InputGram
@@ -26,18 +26,25 @@ class OBS(StructurePruner):
 
     Attributes:
         n_rounds: into how many rounds the items of a unit are dealt; as many as items gives the published one by one.
-        refit: whether the kept columns make up for those that go, without which the order has no sense of its own.
+        percent_damping: of the inputs' inner products, as a share of the mean of their diagonal.
     """
 
-    refit: bool = True
     n_rounds: int = 64
+    percent_damping: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_rounds < 1:
             raise ConfigError(f"pruner.n_rounds must be 1 or more, got {self.n_rounds}")
+        if not 0 <= self.percent_damping <= 1:
+            raise ConfigError(f"pruner.percent_damping must lie in [0, 1], got {self.percent_damping}")
 
-    def own_statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
+    @property
+    def builds_levels(self) -> bool:
+        """Its masks alone would show other damage than the weights that are fitted."""
+        return True
+
+    def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The inner products of the inputs."""
         return InputGram(n_row_groups, n_in, n_sequences)
 
@@ -67,3 +74,9 @@ class OBS(StructurePruner):
             weight_OI -= weight_OI[:, r] @ rows_RI
             inverse_II -= inverse_II[:, r] @ rows_RI
         return places_C
+
+    def fitted(self, weight_OCW: Tensor, statistics: Statistics, kept_C: Tensor) -> Tensor:
+        """The reader once what stays is fitted to the output of the whole, in one step: where the rounds end, too."""
+        assert isinstance(statistics, InputGram)
+        kept_I = kept_C.repeat_interleave(weight_OCW.shape[2])
+        return fit_kept(weight_OCW.flatten(1), statistics.sums()[0], kept_I, self.percent_damping)

@@ -18,7 +18,7 @@ from selfprune.statistics.input_squares import InputSquares
 class WandaSP(StructurePruner):
     """Σ |W| · ‖x‖ over the outputs and over the columns of an item."""
 
-    def own_statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
+    def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """Squares of the inputs."""
         return InputSquares(n_row_groups, n_in, n_sequences)
 

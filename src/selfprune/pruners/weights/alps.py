@@ -12,6 +12,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from selfprune.pruners.refit import conjugate_gradients
 from selfprune.pruners.weights.scaled_layer import ScaledLayer, ScaledLayerPruner
 
 MAX_RHO = 1e6
@@ -19,8 +20,6 @@ MIN_RHO = 1e-6
 """Below it the penalty is lost in fp32: the weights follow the dense ones, whatever the mask."""
 SETTLED = 0.0003
 """Share of the kept weights; when fewer change their place, the mask is settled."""
-TOLERANCE = 1e-4
-"""Conjugate gradients stop where a row's gradient is this small beside its start from zero."""
 
 
 @dataclass
@@ -133,39 +132,6 @@ class Penalty:
             return Verdict.STOP
         self.rho = min(self.rho * factor, MAX_RHO)
         return Verdict.GO_ON
-
-
-def conjugate_gradients(hessian_II: Tensor, target_OI: Tensor, mask_OI: Tensor, start_OI: Tensor, n_steps: int) -> Tensor:
-    """Least squares on a fixed mask, all rows at once: B with (B H − W H) zero where the mask is True.
-
-    Args:
-        hessian_II: H, positive semidefinite.
-        target_OI: W H.
-        mask_OI: True where a weight is kept.
-        start_OI: the first B, zero where the mask is False.
-        n_steps: at most so many steps.
-
-    Returns:
-        B [O, I], zero where the mask is False.
-    """
-    solution_OI = start_OI
-    residual_OI = (target_OI - start_OI @ hessian_II).masked_fill_(~mask_OI, 0)
-    direction_OI = residual_OI
-    squares_O = residual_OI.square().sum(dim=1)
-    goal_O = TOLERANCE**2 * target_OI.masked_fill(~mask_OI, 0).square().sum(dim=1)
-    for _ in range(n_steps):
-        if (squares_O <= goal_O).all():
-            break
-        image_OI = (direction_OI @ hessian_II).masked_fill_(~mask_OI, 0)
-        curvature_O = (direction_OI * image_OI).sum(dim=1)
-        # A row without anything left to gain has no direction to go.
-        step_O = torch.where(curvature_O > 0, squares_O / curvature_O, 0)
-        solution_OI = solution_OI + step_O[:, None] * direction_OI
-        residual_OI = residual_OI - step_O[:, None] * image_OI
-        new_squares_O = residual_OI.square().sum(dim=1)
-        direction_OI = residual_OI + torch.where(squares_O > 0, new_squares_O / squares_O, 0)[:, None] * direction_OI
-        squares_O = new_squares_O
-    return solution_OI
 
 
 def _inverse(eigenvalues_I: Tensor, vectors_II: Tensor, rho: float) -> Tensor:

@@ -8,7 +8,6 @@ whole rows go, which measured far worse. Weights are not updated.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,7 +20,10 @@ from selfprune.statistics.weight_gradients import WeightGradients
 class OBD(ScorePruner):
     """½ · F · w² with the diagonal Fisher information F, compared within an output row by default."""
 
-    needs_gradients: ClassVar[bool] = True
+    @property
+    def needs_gradients(self) -> bool:
+        """In place of inputs."""
+        return True
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The squared gradient, averaged over windows."""

@@ -6,7 +6,6 @@ over a whole matrix (`scope=MATRIX`) whole rows go, which measured far worse. We
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,7 +18,10 @@ from selfprune.statistics.weight_gradients import WeightGradients
 class Taylor(ScorePruner):
     """|g · w| with the gradient g of the mean loss, compared within an output row by default."""
 
-    needs_gradients: ClassVar[bool] = True
+    @property
+    def needs_gradients(self) -> bool:
+        """In place of inputs."""
+        return True
 
     def statistics(self, n_row_groups: int, n_in: int, n_sequences: int) -> Statistics:
         """The gradient, averaged over windows."""

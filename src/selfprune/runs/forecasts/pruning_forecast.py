@@ -13,7 +13,7 @@ from selfprune.models.loading import LoadedModel
 from selfprune.models.memory_check import LIBRARY_BYTES
 from selfprune.models.model_config import Placement
 from selfprune.models.units import weight_view
-from selfprune.statistics.input_gram import InputGram
+from selfprune.statistics.pair import gathers_gram
 from selfprune.timing.pruning_seconds import pruning_seconds
 from selfprune.timing.resources import Resources
 
@@ -31,7 +31,7 @@ def forecast_pruning(config: PruneConfig, loaded: LoadedModel, windows_NT: Tenso
         n_stored_bytes: what the checkpoint, and the weights that lie on disk meanwhile, take there.
     """
     hidden_bytes = windows_NT.numel() * loaded.model.config.get_text_config().hidden_size * _item_bytes(loaded)
-    seconds = pruning_seconds(loaded, windows_NT, config.pruner) + n_stored_bytes / WRITTEN_BYTES_PER_SECOND
+    seconds = pruning_seconds(loaded, windows_NT, config.method) + n_stored_bytes / WRITTEN_BYTES_PER_SECOND
     return Resources(_memory_bytes(config, loaded, hidden_bytes), n_stored_bytes + 2 * hidden_bytes, seconds)
 
 
@@ -41,11 +41,11 @@ def _memory_bytes(config: PruneConfig, loaded: LoadedModel, hidden_bytes: int) -
     block_bytes = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in loaded.blocks)
     shapes = {unit.kind: _shape(loaded, unit) for unit in loaded.units}
     largest = max(math.prod(shape) for shape in shapes.values())
-    is_gram = isinstance(config.pruner.statistics(1, 1, 1), InputGram)
+    is_gram = gathers_gram(config.method.statistics(1, 1, 1))
     # units of one module and width are taken to share their input
     inputs = {(kind.rpartition(".")[0], shape[-1]) for kind, shape in shapes.items()}
     gram_bytes = 2 * sum(4 * width**2 for _, width in inputs) if is_gram else 0
-    gradient_bytes = 4 * n_weights(loaded.units) if config.pruner.needs_gradients else 0
+    gradient_bytes = 4 * n_weights(loaded.units) if config.method.needs_gradients else 0
     is_streamed = config.model.placement is Placement.STREAM
     memory: int = at_hand + (2 * block_bytes if is_streamed else block_bytes) + 2 * hidden_bytes + gram_bytes + gradient_bytes
     return memory + largest * 9 + (LIBRARY_BYTES if loaded.device.type == "cpu" else 0)

@@ -101,11 +101,11 @@ def run_seconds(
     of_finalist = harness.n_request_tokens(config.harness.search_tasks, loaded.tokenizer)
     seconds = (n_searched + n_rows * of_row + config.search.n_finalists * of_finalist) / tokens_per_second
     # the first row is the dense model
-    seconds += (n_rows - 1) * pruning_seconds(loaded, splits.calibration_NT, config.pruner)
+    seconds += (n_rows - 1) * pruning_seconds(loaded, splits.calibration_NT, config.method)
     if config.level_kind is LevelKind.BUILT:
         n_candidates = n_searched / (config.search.ladder.rungs[0] * config.data.n_tokens_per_window)
         n_levels_of_unit = sum(levels.n_steps for levels in grid.levels.values()) / len(grid.units)
-        seconds += min(SHARE_OF_LEVELS * n_levels_of_unit, n_candidates) * solve_seconds(loaded, config.pruner)
+        seconds += min(SHARE_OF_LEVELS * n_levels_of_unit, n_candidates) * solve_seconds(loaded, config.method)
     return seconds
 
 

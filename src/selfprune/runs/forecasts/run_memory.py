@@ -34,7 +34,7 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
         bytes_per_weight: of one weight.
         cache_bytes: of the keys and values of tasks that let the model write.
     """
-    per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.pruner.needs_gradients else 0)
+    per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.method.needs_gradients else 0)
     text_config = skeleton.config.get_text_config()
     data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
     kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
@@ -52,7 +52,7 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     needed += max(of_windows, of_requests, cache_bytes)
     # under SPREAD they lie beside the weights, on devices that the loading chooses
     if config.level_kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
-        units = list_items(skeleton, config.pruner.items())
+        units = list_items(skeleton, config.method.items())
         levels = config.grid(units).levels
         needed += sum(unit.n_items * number_dtype(levels[unit.name].n_steps).itemsize for unit in units)
     needed += min(prefix_bytes, search.prefix_cache_mb * 10**6)
@@ -69,7 +69,7 @@ def level_bytes(config: RunConfig, skeleton: Any, bytes_per_weight: int) -> tupl
     """
     if config.level_kind is LevelKind.MASKS:
         return 0, 0
-    units, levels = list_items(skeleton, config.pruner.items()), config.search.levels
+    units, levels = list_items(skeleton, config.method.items()), config.search.levels
     grid = config.grid(units)
     n_weights = {unit.name: weight_view(skeleton, unit).numel() for unit in units}
     of_levels = sum(grid.levels[unit.name].n_steps * n_weights[unit.name] * bytes_per_weight for unit in units)
