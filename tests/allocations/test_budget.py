@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from in_turn import in_turn
 
-from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.budget import Budget, ContextCosts, Measure
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.projection import project
 from selfprune.allocations.target import Target
@@ -40,6 +42,7 @@ def test_the_target_is_the_least_number_that_reaches_the_sparsity(n_weights, spa
 UNITS = [Unit("0.q", 0, "q", 1000), Unit("0.up", 0, "up", 3000), Unit("1.q", 1, "q", 1000), Unit("1.up", 1, "up", 3000)]
 GRID = LevelGrid.with_constant_step(UNITS, 0.05)
 N_PARAMETERS = 10_000
+COSTS = ContextCosts(3 * 2000, {"0.q": 3, "1.q": 3})
 WISHES = {"0.q": 0.9, "0.up": 0.2, "1.q": 0.4, "1.up": 0.6}
 SLOW_UP = {"q": [[0, 1.0], [0.5, 1.0], [1, 0.5]], "up": [[0, 4.0], [1, 1.0]]}
 
@@ -68,7 +71,8 @@ def latency_table(tmp_path):
 def budget(request, latency_table):
     """Makes a budget of every measure."""
     table = latency_table() if request.param is Measure.LATENCY else ""
-    return lambda sparsity: Budget(sparsity, request.param, table)
+    context = 100 if request.param is Measure.MEMORY else 0
+    return lambda sparsity: Budget(sparsity, request.param, table, context=context, batch_size=2)
 
 
 def share_saved(budget, allocation):
@@ -80,13 +84,15 @@ def share_saved(budget, allocation):
         seconds = {"q": lambda s: 1.0 - max(0.0, s - 0.5), "up": lambda s: 4.0 - 3.0 * s}
         return 1 - sum(seconds[unit.kind](sparsity[unit.name]) for unit in UNITS) / 10
     removed = sum(allocation.values())
+    if budget.measure is Measure.MEMORY:
+        return (removed + 2 * 3 * (allocation["0.q"] + allocation["1.q"])) / (N_PARAMETERS + 2 * 3 * 2000)
     return removed / (8000 if budget.measure is Measure.WEIGHTS else N_PARAMETERS)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.337, 0.5])
 def test_a_projected_allocation_saves_the_share_of_its_measure_and_no_level_more(budget, sparsity):
     budget = budget(sparsity)
-    target = Target.of(budget, GRID, N_PARAMETERS, a_quarter_of_up)
+    target = Target.of(budget, GRID, N_PARAMETERS, a_quarter_of_up, COSTS)
     allocation = project(WISHES, target.levels, target.n_saved)
     GRID.check(allocation)
     assert target.is_met(allocation)
@@ -102,13 +108,13 @@ def test_a_projected_allocation_saves_the_share_of_its_measure_and_no_level_more
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.45])
 def test_the_uniform_allocation_gives_all_units_the_sparsity_that_meets_the_budget(budget, sparsity):
     budget = budget(sparsity)
-    common = budget.uniform_sparsity(UNITS, N_PARAMETERS)
-    allocation = budget.uniform(UNITS, N_PARAMETERS)
+    common = budget.uniform_sparsity(UNITS, N_PARAMETERS, COSTS)
+    allocation = budget.uniform(UNITS, N_PARAMETERS, COSTS)
     assert all(abs(allocation[unit.name] - common * unit.n_items) < 1 for unit in UNITS)
     if budget.measure is Measure.FLOPS:
         assert common == sparsity
     assert share_saved(budget, allocation) == pytest.approx(sparsity, abs=1e-3)
-    target = Target.of(budget, GRID, N_PARAMETERS, a_quarter_of_up)
+    target = Target.of(budget, GRID, N_PARAMETERS, a_quarter_of_up, COSTS)
     assert target.is_met(
         {unit.name: GRID.levels[unit.name].items[1] * math.ceil(common * 20 * unit.n_items / 1000) for unit in UNITS}
     )
@@ -170,6 +176,43 @@ def test_a_share_out_of_reach_is_refused_with_what_can_be_reached(measure, spars
             budget.uniform(UNITS, N_PARAMETERS)
 
 
+def test_flops_count_the_scores_of_heads_at_a_context():
+    costs = ContextCosts(0, {}, {"0.q": 6, "1.q": 6})
+    target = Target.of(Budget(0.5, Measure.FLOPS, context=100), GRID, 0, all_tokens, costs)
+    assert (target.n_all, target.levels["0.q"].saved_at(1000)) == (2 * 8000 + 6 * 2000, (2 + 6) * 1000)
+
+
+def test_a_speedup_is_that_of_the_whole_model(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"seconds": SLOW_UP, "seconds_outside": 2.0}))
+    budget = Budget(measure=Measure.LATENCY, latency_table=str(path), speedup=1.5)
+    assert budget.share(UNITS) == pytest.approx(12 * (1 - 1 / 1.5) / 10)
+    target = Target.of(budget, GRID, 0, all_tokens)
+    allocation = target.project(dict.fromkeys(WISHES, 0.5))
+    seconds = sum(budget.table().seconds(unit, allocation[unit.name] / unit.n_items) for unit in UNITS)
+    assert 12 / (2 + seconds) == pytest.approx(1.5, rel=0.02)
+    assert budget.uniform_sparsity(UNITS, 0) == pytest.approx(0.4 * 10 / 6, abs=0.1)
+    with pytest.raises(ConfigError, match=r"budget.speedup=9 asks for more than can be saved: of the seconds .* at most 0.7 can"):
+        Target.of(replace(budget, speedup=9), GRID, 0, all_tokens)
+    path.write_text(json.dumps({"seconds": SLOW_UP}))
+    with pytest.raises(ConfigError, match="does not say what the model takes outside its units"):
+        budget.share(UNITS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speedup": 1.5}, "counts for budget.measure=LATENCY only, got 1.5 with WEIGHTS"),
+        ({"measure": Measure.MEMORY}, "of budget.context tokens, got 1 of 0; give both"),
+        ({"measure": Measure.MEMORY, "context": 8, "batch_size": 0}, "got 0 of 8"),
+        ({"context": 8}, "budget.context=8 counts for budget.measure=FLOPS and MEMORY only, got WEIGHTS"),
+    ],
+)
+def test_options_of_other_measures_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Budget(0.5, **changes)
+
+
 def test_a_latency_table_and_the_measure_go_together(latency_table):
     with pytest.raises(ConfigError, match=r"LATENCY needs budget\.latency_table, got none; `python -m selfprune\.latency"):
         Budget(0.5, Measure.LATENCY)
@@ -182,7 +225,7 @@ def test_a_latency_table_and_the_measure_go_together(latency_table):
 
 
 def test_a_search_space_projects_onto_its_own_budget(budget):
-    target = Target.of(budget(0.3), GRID, N_PARAMETERS, a_quarter_of_up)
+    target = Target.of(budget(0.3), GRID, N_PARAMETERS, a_quarter_of_up, COSTS)
     space = SearchSpace(GRID, target)
     assert space.project(WISHES) == project(WISHES, target.levels, target.n_saved)
     assert space.target.is_met(space.project(WISHES))

@@ -28,6 +28,8 @@ NEEDS = {
     ("language_model", "scripted"): ["language_model.path=calls.jsonl"],
     ("proposer", "stored"): ["proposer.run_folder={finished_run}"],
     ("budget", "latency"): [f"budget.latency_table={Path(__file__).parents[1] / 'latency_table.json'}"],
+    ("budget", "speedup"): [f"budget.latency_table={Path(__file__).parents[1] / 'latency_table.json'}"],
+    ("budget", "memory"): ["budget.context=256"],
     ("proposer", "sensitivity"): ["search.n_sensitivity_windows=8"],
     ("data", "files"): ["data.calibration=a.txt", "data.search=b.txt", "data.report=c.txt"],
 }
@@ -131,9 +133,9 @@ def abreast(*groups):
     """Choices of these groups, one of each, so that all are there with as few configs as the largest group has choices."""
     rows = max(len(GROUPS[group]) for group in groups)
     chosen = [{group: GROUPS[group][i % len(GROUPS[group])] for group in groups} for i in range(rows)]
-    # no table knows the seconds of heads and channels
+    # zeros of single weights take as much memory as before
     structured = [row for row in chosen if issubclass(find_methods("pruner").get(row["pruner"], Pruner), StructurePruner)]
-    return [row | {"budget": "default"} if row in structured and row["budget"] == "latency" else row for row in chosen]
+    return [row if row in structured or row["budget"] != "memory" else row | {"budget": "default"} for row in chosen]
 
 
 def check_choices(config, chosen):

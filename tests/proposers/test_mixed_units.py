@@ -1,4 +1,4 @@
-"""Every proposer on units whose items weigh many weights, unequally many, under budgets of all four measures.
+"""Every proposer on units whose items weigh many weights, unequally many, under budgets of all measures.
 
 What is promised is what `project` promises: an allocation saves the target, and no unit that it prunes could give its last useful
 level back without missing it. So the surplus is less than the smallest of these levels. It may be more than the cheapest level of
@@ -13,7 +13,7 @@ import pytest
 from analytic_oracle import AnalyticOracle
 from test_proposers import MEASURED, PROPOSERS, SIZES, converse, measured_items
 
-from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.budget import Budget, ContextCosts, Measure
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.target import Target
 from selfprune.allocations.unit import Unit
@@ -41,7 +41,10 @@ def target_of(request, tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"seconds": SECONDS}))
     table = str(path) if request.param is Measure.LATENCY else ""
-    return lambda sparsity: Target.of(Budget(sparsity, request.param, table), GRID, N_PARAMETERS, token_share)
+    costs, context = ContextCosts(200, {u.name: 5 for u in UNITS if u.kind == "attn.k"}), 8 * (request.param is Measure.MEMORY)
+    return lambda sparsity: Target.of(
+        Budget(sparsity, request.param, table, context=context), GRID, N_PARAMETERS, token_share, costs
+    )
 
 
 def test_the_steps_differ_by_more_than_a_factor_of_two():

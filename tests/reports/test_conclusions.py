@@ -8,7 +8,6 @@ from selfprune.reports.conclusions import (
     contest_record,
     contest_sentence,
     cost_sentence,
-    size_sentence,
     verdict_sentence,
 )
 from selfprune.reports.results import Contest
@@ -109,16 +108,4 @@ def test_the_cost_is_that_of_the_search_and_of_all_rows():
         "The search spent 5,000 tokens of evaluation in 2 s on 9 candidates, 1,024 of them for gradients, and 30 tokens "
         "of the language model; all rows together took 10,000 tokens of evaluation in 4 s and 30 tokens of the language "
         "model. The search ended: why."
-    )
-
-
-def test_the_size_of_a_cut_checkpoint_is_a_share_and_that_of_zeros_is_none():
-    cut = {"parameters": 3_500, "dense_parameters": 5_000, "bytes": 14_000_000}
-    assert (
-        size_sentence(cut)
-        == "The winner's checkpoint holds 3,500 of the dense model's 5,000 parameters (70.0%), in 14.0 MB of weights."
-    )
-    whole = cut | {"parameters": 5_000}
-    assert size_sentence(whole) == (
-        "The winner's checkpoint keeps all 5,000 parameters of the dense model, zeros among them, in 14.0 MB of weights."
     )

@@ -20,7 +20,7 @@ def test_a_group_is_listed_alone_with_types_defaults_and_sentences(capsys):
     assert show_options(["budget"]) == 0
     out = capsys.readouterr().out
     assert "  budget.sparsity=0.7  (float)\n      " in out
-    assert "  budget.measure=WEIGHTS  (WEIGHTS|PARAMETERS|FLOPS|LATENCY)\n" in out
+    assert "  budget.measure=WEIGHTS  (WEIGHTS|PARAMETERS|FLOPS|MEMORY|LATENCY)\n" in out
     assert "search." not in out.replace("\n      ", "\0").split("\n")[0]
 
 

@@ -18,7 +18,7 @@ from selfprune.language_models.calls import Call, read_calls
 from selfprune.language_models.scripted import ScriptedLanguageModel
 from selfprune.reports.report_table import table_cells
 from selfprune.runs.contest import Answers
-from selfprune.runs.report_rows import Measured
+from selfprune.runs.rows.report_rows import Measured
 from selfprune.search.loop import TimeLimit
 from selfprune.search.scoring import Falls, WindowScores
 from selfprune.storage.environment import read_environment

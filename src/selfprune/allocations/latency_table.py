@@ -30,7 +30,12 @@ class Circumstances(TypedDict, total=False):
         torch: version of torch.
         dtype: number format, such as `bfloat16`.
         n_tokens: tokens that are multiplied at once.
-        shapes: unit kind or name -> rows and columns of a matrix, matrices that run, and tokens that each of them sees.
+        shapes: unit kind or name -> rows and columns of a matrix, matrices that run, and tokens that each of them sees; of heads
+            and channels their number, weights of each, and columns by which each is read.
+        mode: of heads and channels, what the model does: PREFILL, DECODE or MIX.
+        batch_size: prompts at once.
+        context: tokens of each prompt.
+        n_new: tokens that are written after it, of MIX.
     """
 
     machine: Text
@@ -40,12 +45,17 @@ class Circumstances(TypedDict, total=False):
     dtype: Text
     n_tokens: Count
     shapes: dict[str, list[Score]]
+    mode: Text
+    batch_size: Count
+    context: Count
+    n_new: Count
 
 
 class _File(TypedDict):
     """The keys of a table's file that are read; there are more."""
 
     measured: NotRequired[Circumstances]
+    seconds_outside: NotRequired[Score]
     seconds: dict[str, Any]
 
 
@@ -60,6 +70,7 @@ class LatencyTable:
     Attributes:
         points: unit kind or unit name -> its points; a name goes before a kind.
         measured: on what, and of what.
+        seconds_outside: what the model takes besides its units; None where that was not measured.
 
     Example:
         >>> table = LatencyTable({"mlp.up_proj": ((0.0, 4e-3), (0.8, 5e-3), (0.9, 2e-3))})
@@ -70,6 +81,7 @@ class LatencyTable:
 
     points: Mapping[str, Points]
     measured: Circumstances = field(default_factory=Circumstances)
+    seconds_outside: float | None = None
 
     @classmethod
     def read(cls, path: Path) -> "LatencyTable":
@@ -85,7 +97,7 @@ class LatencyTable:
         if not content["seconds"]:
             raise ConfigError(f"budget.latency_table={path} names no unit under 'seconds'; {HOW_TO_MEASURE}")
         points = {name: _points(path, name, rows) for name, rows in content["seconds"].items()}
-        return cls(points, content.get("measured", Circumstances()))
+        return cls(points, content.get("measured", Circumstances()), content.get("seconds_outside"))
 
     def check(self, units: Iterable[Unit]) -> None:
         """Checks that the table has every unit, and nothing that is none.
@@ -119,10 +131,8 @@ class LatencyTable:
         shapes = of_run.get("shapes", {})
         for unit, shape in self.measured.get("shapes", {}).items():
             if unit in shapes and shapes[unit] != shape:
-                return (
-                    f"was measured with {unit} of {shape[:2]} (outputs, inputs) in {shape[2:]} (matrices, tokens of each), but "
-                    f"this model has it of {shapes[unit][:2]} in {shapes[unit][2:]}"
-                )
+                what = "outputs, inputs, matrices, tokens of each" if len(shape) == 4 else "items, weights and columns of each"
+                return f"was measured with {unit} of {shape} ({what}), but this model has it of {shapes[unit]}"
         return ""
 
     def doubts(self, of_run: Circumstances) -> list[str]:
@@ -136,7 +146,7 @@ class LatencyTable:
         other = [
             f"{name} {there[name]} there and {here[name]} here" for name in names if there.get(name, here[name]) != here[name]
         ]
-        unsaid = [name for name in (*names, "dtype", "n_tokens", "shapes") if name not in there]
+        unsaid = [name for name in (*names, "dtype", "n_tokens", "shapes") if name in here and name not in there]
         paragraphs = []
         if other:
             paragraphs.append(

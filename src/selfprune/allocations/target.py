@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from selfprune.allocations.budget import IN_WEIGHTS, MEASURE_ANEW, Budget, Measure, whole_target
+from selfprune.allocations.budget import IN_WEIGHTS, MEASURE_ANEW, NO_CONTEXT, Budget, ContextCosts, Measure, whole_target
 from selfprune.allocations.latency_table import LatencyTable
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.levels import Levels
@@ -15,7 +15,11 @@ from selfprune.allocations.unit import Allocation, Unit
 PER_SECOND = 10**12
 """Latencies are counted in whole picoseconds."""
 HIGHER = "raise search.max_sparsity"
-REMEDIES = {Measure.PARAMETERS: f"{HIGHER}, or {IN_WEIGHTS}", Measure.LATENCY: f"{HIGHER}, or {MEASURE_ANEW}"}
+REMEDIES = {
+    Measure.PARAMETERS: f"{HIGHER}, or {IN_WEIGHTS}",
+    Measure.MEMORY: f"{HIGHER}, or {IN_WEIGHTS}",
+    Measure.LATENCY: f"{HIGHER}, or {MEASURE_ANEW}",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,14 @@ class Target:
         return cls(n_weights, grid.levels, n_weights, grid.n_weights())
 
     @classmethod
-    def of(cls, budget: Budget, grid: LevelGrid, n_parameters: int, token_share: Callable[[Unit], Fraction]) -> "Target":
+    def of(
+        cls,
+        budget: Budget,
+        grid: LevelGrid,
+        n_parameters: int,
+        token_share: Callable[[Unit], Fraction],
+        costs: ContextCosts = NO_CONTEXT,
+    ) -> "Target":
         """The target of a budget.
 
         Args:
@@ -53,6 +64,7 @@ class Target:
             grid: the allowed levels.
             n_parameters: of the whole model, tied ones once.
             token_share: the share of tokens that reaches a unit; asked for FLOPS only.
+            costs: of the budget's context.
 
         Raises:
             ConfigError: when the grid does not reach it, or the latency table does not fit the units.
@@ -60,19 +72,22 @@ class Target:
         if budget.measure in (Measure.WEIGHTS, Measure.PARAMETERS):
             levels, n_all = grid.levels, grid.n_weights() if budget.measure is Measure.WEIGHTS else n_parameters
         elif budget.measure is Measure.FLOPS:
-            levels, n_all = _operations(grid, token_share)
+            levels, n_all = _operations(grid, token_share, costs)
+        elif budget.measure is Measure.MEMORY:
+            levels = {unit.name: _numbers(unit, grid.levels[unit.name], costs, budget.batch_size) for unit in grid.units}
+            n_all = n_parameters + budget.batch_size * costs.n_cached
         else:
             table = budget.table()
             table.check(grid.units)
             levels = {unit.name: _picoseconds(unit, grid.levels[unit.name], table) for unit in grid.units}
             n_all = sum(round(PER_SECOND * table.seconds(unit, 0.0)) for unit in grid.units)
-        n_saved = whole_target(budget.sparsity, n_all)
+        n_saved = whole_target(budget.share(grid.units), n_all)
         reachable = sum(of_unit.saved[-1] for of_unit in levels.values())
         if n_saved > reachable:
             raise budget.refusal(reachable / n_all, REMEDIES.get(budget.measure, HIGHER))
         if levels is grid.levels:
             return cls(n_saved, levels, n_saved, n_all)
-        return cls(n_saved, levels, grid.n_removed_weights(budget.uniform(grid.units, n_parameters)), n_all)
+        return cls(n_saved, levels, grid.n_removed_weights(budget.uniform(grid.units, n_parameters, costs)), n_all)
 
     def project(self, sparsities: Mapping[str, float]) -> Allocation:
         """The allocation on the budget nearest to these sparsities."""
@@ -91,12 +106,18 @@ class Target:
         return sum(self.levels[name].saved_at(level) for name, level in allocation.items())
 
 
-def _operations(grid: LevelGrid, token_share: Callable[[Unit], Fraction]) -> tuple[dict[str, Levels], int]:
+def _numbers(unit: Unit, levels: Levels, costs: ContextCosts, batch_size: int) -> Levels:
+    """The levels of a unit by the parameters, keys and values that they save."""
+    return levels.priced(unit.weights_per_item + batch_size * costs.cached_per_item.get(unit.name, 0))
+
+
+def _operations(grid: LevelGrid, token_share: Callable[[Unit], Fraction], costs: ContextCosts) -> tuple[dict[str, Levels], int]:
     """What levels save in multiplications and additions, and how many there are."""
     shares = {unit.name: token_share(unit) for unit in grid.units}
     # so many tokens are counted that every share of them is a whole number
     n_tokens = math.lcm(*(share.denominator for share in shares.values()))
-    per_item = {unit.name: 2 * unit.weights_per_item * int(n_tokens * shares[unit.name]) for unit in grid.units}
+    of_one = {unit.name: 2 * unit.weights_per_item + costs.scored_per_item.get(unit.name, 0) for unit in grid.units}
+    per_item = {unit.name: of_one[unit.name] * int(n_tokens * shares[unit.name]) for unit in grid.units}
     levels = {name: of_unit.priced(per_item[name]) for name, of_unit in grid.levels.items()}
     return levels, sum(unit.n_items * per_item[unit.name] for unit in grid.units)
 

@@ -14,12 +14,13 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Objective
 from selfprune.allocations.unit import Item, Unit
 from selfprune.configs.methods import METHODS, find_methods, register_methods
+from selfprune.configs.structure_checks import check_context, check_nothing_is_measured_of_items
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness_config import HarnessConfig
 from selfprune.levels.levels_config import LevelKind
 from selfprune.models.model_config import ModelConfig
-from selfprune.proposers.base import ClosedForm, ItemMeasurement, ProposerConfig
+from selfprune.proposers.base import ClosedForm, ProposerConfig
 from selfprune.pruners.base import Pruner
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.path_fields import path_field
@@ -89,10 +90,13 @@ class RunConfig:
                 f"search.finer divides the steps of a level grid, but {self.pruner.level_option()} leaves every unit one "
                 "level; leave out one of the two"
             )
+        check_context(self.budget, self.pruner)
         if Item.WEIGHT in self.pruner.items():
-            self._check_no_items_are_measured()
-        else:
-            self._check_structures()
+            check_nothing_is_measured_of_items(self.pruner, {"the proposer": self.proposer, **self.yardsticks, **self.controls})
+        elif self.search.finer:
+            raise ConfigError(
+                "search.finer divides the steps of single weights, but heads and channels have steps of their own; leave it out"
+            )
         fraction = self.pruner.level_fraction()
         if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
             most = math.floor(1e6 * fraction) / 1e6  # rounded to the nearest, two thirds would be refused again
@@ -112,26 +116,6 @@ class RunConfig:
                 f"search.n_sensitivity_windows is above 0; give one of {self.search.ladder.rungs}, the rungs of search.ladder"
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
-
-    def _check_no_items_are_measured(self) -> None:
-        proposers = {"the proposer": self.proposer, **self.yardsticks, **self.controls}
-        measured = [n for n, m in proposers.items() if any(isinstance(each, ItemMeasurement) for each in m.measurements())]
-        if measured:
-            raise ConfigError(
-                f"{measured[0]} compares heads and channels, but pruner={self.pruner.name} removes single weights; choose a "
-                "pruner of heads and channels, such as pruner=flap, or leave it out"
-            )
-
-    def _check_structures(self) -> None:
-        if self.search.finer:
-            raise ConfigError(
-                "search.finer divides the steps of single weights, but heads and channels have steps of their own; leave it out"
-            )
-        if self.budget.measure is Measure.LATENCY:
-            raise ConfigError(
-                "budget.measure=LATENCY knows the seconds of single weights, not those of heads and channels; choose WEIGHTS, "
-                "PARAMETERS or FLOPS"
-            )
 
     @property
     def method(self) -> Pruner:
@@ -185,6 +169,7 @@ class PruneConfig:
         for group in ("pruner", "recovery"):
             _check_chosen(self, group)
         self.budget.check()
+        check_context(self.budget, self.pruner)
         if not self.output:
             raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
 

@@ -104,7 +104,7 @@ def _build_blocks(model: Any) -> None:
 
 
 @cache
-def _classes(family: str) -> tuple[Any, Any]:
+def classes(family: str) -> tuple[Any, Any]:
     """The classes of a family, made when one of them is asked for."""
     stock_config: Any = CONFIG_MAPPING[family]
     stock_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[stock_config]
@@ -130,7 +130,7 @@ def __getattr__(name: str) -> Any:
     """The class of this name, as `auto_map` asks for it."""
     for family in FAMILIES:
         if name in class_names(family):
-            return dict(zip(class_names(family), _classes(family), strict=True))[name]
+            return dict(zip(class_names(family), classes(family), strict=True))[name]
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
@@ -139,7 +139,7 @@ def register(model_type: str) -> None:
     family = model_type.removeprefix(PREFIX)
     if not model_type.startswith(PREFIX) or family not in FAMILIES or model_type in CONFIG_MAPPING:
         return
-    config_class, model_class = _classes(family)
+    config_class, model_class = classes(family)
     AutoConfig.register(model_type, config_class)
     AutoModelForCausalLM.register(config_class, model_class)
     config_class.register_for_auto_class()

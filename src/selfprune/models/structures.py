@@ -6,16 +6,20 @@ groups of columns; the other slices matter for what an item saves, and where the
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from selfprune.allocations.budget import ContextCosts
 from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ModelError
 from selfprune.models.families import FAMILIES, Sublayer
 from selfprune.models.per_layer import PREFIX
 from selfprune.models.units import find_blocks, list_units
 
+SLIDING = "sliding_attention"
+"""What configurations call an attention that looks back on a window."""
 WIDTHS_OF_HEADS = ("head_dim", "head_size")
 """What attention modules call the width of a head."""
 
@@ -44,10 +48,12 @@ class Structure:
     Attributes:
         unit: the unit.
         slices: of every parameter that loses something with an item; that of the reader comes last.
+        cached_per_item: numbers of one token in the KV cache that go with an item; 0 of channels.
     """
 
     unit: Unit
     slices: tuple[Slice, ...]
+    cached_per_item: int = 0
 
     @property
     def reader(self) -> Slice:
@@ -95,6 +101,34 @@ def list_items(model: nn.Module, items: Collection[Item]) -> tuple[Unit, ...]:
     return tuple(structure.unit for structure in list_structures(model) if structure.unit.item in items)
 
 
+def context_costs(model: Any, context: int) -> ContextCosts:
+    """The costs of one sequence of so many tokens; attentions with a sliding window see, and keep, no more than it.
+
+    Args:
+        model: of a family whose heads are understood, where `context` is above 0.
+        context: tokens; 0 counts nothing.
+
+    Raises:
+        ModelError: when the family is not understood.
+    """
+    if not context:
+        return ContextCosts()
+    attentions = [structure for structure in list_structures(model) if structure.unit.item is Item.HEAD_GROUP]
+    tokens = {structure.unit.name: attended_tokens(model.config, structure.unit.block, context) for structure in attentions}
+    cached = {s.unit.name: s.cached_per_item * tokens[s.unit.name] for s in attentions}
+    scored = {s.unit.name: 2 * 2 * s.unit.item_width * tokens[s.unit.name] for s in attentions}
+    return ContextCosts(sum(cached[s.unit.name] * s.unit.n_items for s in attentions), cached, scored)
+
+
+def attended_tokens(config: Any, block: int, context: int) -> int:
+    """How many tokens the attention of a block looks back on."""
+    text_config = config.get_text_config()
+    kinds, window = getattr(text_config, "layer_types", None), getattr(text_config, "sliding_window", None)
+    # without kinds a window holds for all blocks, unless it is switched off
+    is_sliding = kinds[block] == SLIDING if kinds else getattr(text_config, "use_sliding_window", True)
+    return min(context, window) if is_sliding and isinstance(window, int) else context
+
+
 def _is_there(block: nn.Module, sublayer: Sublayer) -> bool:
     """Whether a block has a sublayer, which may have been cut away but for a bias."""
     names = dict(block.named_parameters())
@@ -109,7 +143,9 @@ def _structure(block_path: str, index: int, block: nn.Module, sublayer: Sublayer
     widths, n_items = _item_widths(path, owner, sublayer, n_columns, is_ffn)
     slices = list(_slices(path, owner, sublayer, widths, n_items))
     slices.append(Slice(f"{path}.{sublayer.reader}.weight", _input_axis(reader), widths["reader"]))
+    cached = widths.get("k", 0) + widths.get("v", 0)
     if sublayer.is_whole:
+        cached *= n_items
         slices = [Slice(s.parameter, s.axis, s.width * n_items, s.start) for s in slices]
         widths, n_items = {"reader": n_columns}, 1
     parameters = dict(owner.named_parameters(path))
@@ -117,7 +153,7 @@ def _structure(block_path: str, index: int, block: nn.Module, sublayer: Sublayer
     item = Item.CHANNEL if is_ffn else Item.HEAD_GROUP
     name = f"{block_path}.{sublayer.kind}"
     unit = Unit(name, index, sublayer.kind, n_items, per_item, item, f"{path}.{sublayer.reader}", widths["reader"])
-    return Structure(unit, tuple(slices))
+    return Structure(unit, tuple(slices), cached)
 
 
 def _item_widths(path: str, owner: nn.Module, sublayer: Sublayer, n_columns: int, is_ffn: bool) -> tuple[dict[str, int], int]:

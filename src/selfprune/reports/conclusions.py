@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from selfprune.allocations.paired import paired_difference
-from selfprune.checkpoints.reader import open_tensors
 from selfprune.reports.results import Contest
 from selfprune.search.sign_test import LEVEL
 
@@ -121,34 +119,6 @@ def _by(comparison: Mapping[str, Any]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def size_record(folder: Path, n_dense: int) -> dict[str, int]:
-    """How large the winner's checkpoint is, for `report.json`.
-
-    Args:
-        folder: of the checkpoint.
-        n_dense: parameters of the dense model.
-
-    Raises:
-        ModelError: when the checkpoint is not whole.
-    """
-    tensors = open_tensors(folder).values()
-    n_bytes = sum(path.stat().st_size for path in {tensor.path for tensor in tensors})
-    return {"parameters": sum(math.prod(tensor.shape) for tensor in tensors), "dense_parameters": n_dense, "bytes": n_bytes}
-
-
-def size_sentence(model: Mapping[str, int]) -> str:
-    """How large the winner's checkpoint is beside the dense model.
-
-    Args:
-        model: of `report.json`.
-    """
-    n_left, n_dense, size = model["parameters"], model["dense_parameters"], f"{model['bytes'] / 1e6:,.1f} MB of weights"
-    if n_left < n_dense:
-        share = f"{n_left:,} of the dense model's {n_dense:,} parameters ({n_left / n_dense:.1%})"
-        return f"The winner's checkpoint holds {share}, in {size}."
-    return f"The winner's checkpoint keeps all {n_dense:,} parameters of the dense model, zeros among them, in {size}."
 
 
 def cost_sentence(report: Mapping[str, Any]) -> str:

@@ -16,13 +16,12 @@ from selfprune.allocations.candidate import best
 from selfprune.allocations.pareto import comparable, nondominated
 from selfprune.errors import ConfigError
 from selfprune.language_models.calls import Call, read_calls
+from selfprune.reports.checkpoint_sentences import checkpoint_lines, size_record
 from selfprune.reports.conclusions import (
     compare_with_winner,
     contest_record,
     contest_sentence,
     cost_sentence,
-    size_record,
-    size_sentence,
     verdict_sentence,
 )
 from selfprune.reports.dialogues import sample_dialogues
@@ -58,6 +57,9 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     environment = read_environment(folder)
     overrides = [*environment["overrides"], *extended]
     report["model"] = size_record(folder / "model", results.n_parameters)
+    if results.kept_per_token:
+        report["model"] |= dict(zip(("cached_per_token", "dense_cached_per_token"), results.kept_per_token, strict=True))
+    report["speed"] = results.speed
     report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
     files = {
         "table.csv": table_csv(report),
@@ -194,8 +196,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         contest_sentence(report["search"]["winner"], report["search"]["finalists"]),
         "",
-        size_sentence(report["model"]),
-        "",
+        *checkpoint_lines(report),
         cost_sentence(report),
         "",
         "![Sparsity per block and module type](sparsity.png)",

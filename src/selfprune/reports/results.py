@@ -68,6 +68,8 @@ class Results:
         expected: what the run was thought to take before it began.
         measured: what it took; after a resume, the time since then.
         n_parameters: of the dense model.
+        kept_per_token: numbers that the KV caches of winner and dense model keep of a token; None where nothing is cut.
+        speed: what both take for a workload, for JSON; empty where it was not measured.
         calibration: the tokens that reached the units, for JSON.
         warnings: what makes the results doubtful, a paragraph each.
     """
@@ -88,5 +90,7 @@ class Results:
     expected: Resources
     measured: Resources
     n_parameters: int
+    kept_per_token: tuple[int, int] | None
+    speed: list[dict[str, Any]]
     calibration: dict[str, Any]
     warnings: Sequence[str] = ()

@@ -31,6 +31,7 @@ from selfprune.models.biases import with_biases_in_place
 from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions
+from selfprune.models.structures import context_costs
 from selfprune.models.units import n_parameters, token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.proposers.base import ProposerConfig, SearchSpace
@@ -122,7 +123,8 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         checkpoint = PrunedCheckpoint(loaded, folder / "model", by_block=False)
         expected = forecast_loaded(expected, config, loaded, harness, checkpoint.n_bytes, folder)
         grid = config.grid(loaded.units)
-        target = Target.of(config.budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model))
+        costs = context_costs(loaded.model, config.budget.context)
+        target = Target.of(config.budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model), costs)
         _check_first_rounds(config, len(grid.units))
         splits = _draw_splits(config, loaded, harness, kinds)
         store = _open_store(config, loaded, grid, splits.calibration_NT, folder)
@@ -230,6 +232,7 @@ def _sensitivities(config: RunConfig, loaded: LoadedModel, scorer: Scorer, displ
     units, n_windows = scorer.grid.units, config.search.n_sensitivity_windows
     if not n_windows:
         return {}
-    sparsity = config.budget.uniform_sparsity(units, n_parameters(loaded.model))
+    costs = context_costs(loaded.model, config.budget.context)
+    sparsity = config.budget.uniform_sparsity(units, n_parameters(loaded.model), costs)
     with display.stage("measuring sensitivities", total=len(units)) as update:
         return measure_sensitivities(scorer, sparsity, n_windows, update)

@@ -26,6 +26,7 @@ from selfprune.models.blocks.walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement
+from selfprune.models.structures import context_costs
 from selfprune.models.units import n_parameters, token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.sequential import prune_in_place
@@ -163,11 +164,12 @@ def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
 
 def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
     fraction, budget = config.method.level_fraction(), config.budget
-    sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model))
+    costs = context_costs(loaded.model, budget.context)
+    sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model), costs)
     if Item.WEIGHT not in config.method.items():
         # a head is too much of a unit for rounding to meet the budget
         grid = config.method.grid(loaded.units, ITEM_BY_ITEM)
-        target = Target.of(budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model))
+        target = Target.of(budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model), costs)
         return target.project({unit.name: sparsity for unit in loaded.units})
     if fraction is None:
         return budget.uniform(loaded.units, n_parameters(loaded.model))

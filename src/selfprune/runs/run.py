@@ -18,7 +18,8 @@ from selfprune.runs.contest import hold_contest
 from selfprune.runs.extension import extending_overrides
 from selfprune.runs.main_and_controls import Searches
 from selfprune.runs.preparation import PreparedRun, prepare
-from selfprune.runs.report_rows import Row, measure_rows, reported_allocations, tell_rows
+from selfprune.runs.rows.report_rows import Row, measure_rows, reported_allocations, tell_rows
+from selfprune.runs.rows.winner_speed import kept_per_token, winner_speed
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.disk import folder_bytes
 from selfprune.timing.machine import peak_memory_bytes
@@ -66,6 +67,7 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         )
     closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     measured = measure_rows(prepared, reported_allocations(prepared, yardsticks, leaders, winner), measured)
+    speed = winner_speed(prepared)
     results = Results(
         tell_rows(prepared, measured),
         prepared.archive.candidates,
@@ -83,6 +85,8 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         expected=prepared.expected,
         measured=Resources(peak_memory_bytes(prepared.loaded.device), folder_bytes(folder), time.monotonic() - began),
         n_parameters=n_parameters(prepared.loaded.model),
+        kept_per_token=kept_per_token(prepared, winner.allocation),
+        speed=speed,
         calibration=prepared.coverage.as_dict(),
         warnings=prepared.display.warnings,
     )

@@ -70,15 +70,16 @@ def median_seconds(product: Product, device: torch.device, n_repeats: int) -> fl
 
 def _seconds(product: Product, device: torch.device, n_calls: int) -> float:
     """Seconds of one call, as the mean of several."""
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(n_calls):
         product()
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - start) / n_calls
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Waits for a GPU to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

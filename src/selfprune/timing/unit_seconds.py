@@ -14,13 +14,14 @@ import torch
 
 from selfprune.allocations.budget import Budget, Measure
 from selfprune.allocations.latency_table import Circumstances
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ConfigError
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import n_row_groups, token_share, weight_view
 from selfprune.pruners.selection import lowest_round_robin, parse_pattern
 from selfprune.timing.kernels import dense_product, median_seconds, sparse_products
 from selfprune.timing.machine import machine_name
+from selfprune.timing.structure_seconds import structure_shapes
 
 Rows = list[tuple[float, float, str]]
 """Sparsity, seconds, and the fastest kernel."""
@@ -68,23 +69,31 @@ def unit_shapes(skeleton: Any, units: tuple[Unit, ...], n_tokens: int) -> dict[s
     return shapes
 
 
-def circumstances(shapes: dict[str, Shape], dtype: torch.dtype, device: torch.device, n_tokens: int) -> Circumstances:
+def weight_shapes(skeleton: Any, units: tuple[Unit, ...], n_tokens: int) -> dict[str, list[float]]:
+    """As `unit_shapes`, in numbers: rows and columns of a matrix, matrices that run, and tokens that each of them sees."""
+    return {name: [float(number) for number in astuple(shape)] for name, shape in unit_shapes(skeleton, units, n_tokens).items()}
+
+
+def circumstances(
+    shapes: dict[str, list[float]], dtype: torch.dtype, device: torch.device, n_tokens: int | None = None
+) -> Circumstances:
     """What measured seconds depend on.
 
     Args:
         shapes: of the units.
         dtype: number format of weights and inputs.
         device: where they are multiplied.
-        n_tokens: tokens that are multiplied at once.
+        n_tokens: tokens that are multiplied at once; None where a whole model is timed.
     """
+    of_tokens: Circumstances = {} if n_tokens is None else {"n_tokens": n_tokens}
     return {
         "machine": machine_name(device),
         "device": "cpu" if device.type == "cpu" else machine_name(device),
         "n_threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
         "dtype": str(dtype).removeprefix("torch."),
-        "n_tokens": n_tokens,
-        "shapes": {name: [float(number) for number in astuple(shape)] for name, shape in shapes.items()},
+        **of_tokens,
+        "shapes": shapes,
     }
 
 
@@ -101,9 +110,11 @@ def check_latency_table(budget: Budget, loaded: LoadedModel) -> list[str]:
     if budget.measure is not Measure.LATENCY:
         return []
     table = budget.table()
-    n_tokens = budget.n_tokens or table.measured.get("n_tokens", 1) or 1
-    shapes = unit_shapes(loaded.model, loaded.units, n_tokens)
-    here = circumstances(shapes, loaded.model.dtype, loaded.device, n_tokens)
+    if loaded.units[0].item is Item.WEIGHT:
+        n_tokens = budget.n_tokens or table.measured.get("n_tokens", 1) or 1
+        here = circumstances(weight_shapes(loaded.model, loaded.units, n_tokens), loaded.model.dtype, loaded.device, n_tokens)
+    else:
+        here = circumstances(structure_shapes(loaded.units), loaded.model.dtype, loaded.device)
     budget.check_table(table, here)
     return table.doubts(here)
 

@@ -14,8 +14,8 @@ from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.save import holds_checkpoint
-from selfprune.runs.final_pruning import prune_afresh, save_winner
 from selfprune.runs.preparation import PreparedRun
+from selfprune.runs.rows.final_pruning import prune_afresh, save_winner
 from selfprune.storage.recorded_files import Metrics, Score
 
 

@@ -1,0 +1,37 @@
+"""What choices need a pruner of heads and channels."""
+
+from collections.abc import Mapping
+
+from selfprune.allocations.budget import Budget
+from selfprune.allocations.unit import Item
+from selfprune.errors import ConfigError
+from selfprune.proposers.base import ItemMeasurement, ProposerConfig
+from selfprune.pruners.base import Pruner
+
+
+def check_context(budget: Budget, pruner: Pruner) -> None:
+    """Checks that a budget counts a context only where heads may go.
+
+    Raises:
+        ConfigError: when it does so for single weights.
+    """
+    if budget.context and Item.WEIGHT in pruner.items():
+        raise ConfigError(
+            f"budget.context={budget.context} counts keys, values and scores of attention heads, but pruner={pruner.name} "
+            "removes single weights, whose zeros change none of them; choose a pruner of heads and channels, such as pruner=obs, "
+            "or another budget"
+        )
+
+
+def check_nothing_is_measured_of_items(pruner: Pruner, proposers: Mapping[str, ProposerConfig]) -> None:
+    """Checks that no proposer compares heads and channels, for a pruner of single weights.
+
+    Raises:
+        ConfigError: when one does.
+    """
+    for name, method in proposers.items():
+        if any(isinstance(measurement, ItemMeasurement) for measurement in method.measurements()):
+            raise ConfigError(
+                f"{name} compares heads and channels, but pruner={pruner.name} removes single weights; choose a pruner of heads "
+                "and channels, such as pruner=flap, or leave it out"
+            )
