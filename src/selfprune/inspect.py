@@ -1,4 +1,7 @@
-"""`python -m selfprune.inspect FOLDER`: the zeros of any Hugging Face checkpoint on disk, counted without loading the model."""
+"""`python -m selfprune.inspect FOLDER`: the zeros of any Hugging Face checkpoint on disk, counted without loading the model.
+
+With `--speed` the model is loaded, and timed as it is and with the fastest of torch's kernels for every matrix.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,9 +12,9 @@ NAME = "selfprune inspect"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
-    from selfprune.checkpoints.census_tables import show_census
+    from selfprune.runs.inspection import inspect_checkpoint
 
-    return lambda arguments: show_census(NAME, arguments)
+    return lambda arguments: inspect_checkpoint(NAME, arguments)
 
 
 def _stopped(_: KeyboardInterrupt) -> str:

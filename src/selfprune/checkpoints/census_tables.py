@@ -1,62 +1,18 @@
-"""The zeros of a checkpoint on disk as tables, as aligned text, or as JSON."""
+"""The zeros of a checkpoint on disk as tables, as aligned text, or as plain values."""
 
-import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from selfprune.checkpoints.census import Census, Count, add, take_census
+from selfprune.checkpoints.census import Census, Count, add
 from selfprune.checkpoints.reader import Checkpoint
 from selfprune.checkpoints.widths import block_widths, is_per_layer
-from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
 
 HEADER = ("weights", "zeros", "sparsity", "N:M")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; write {self.prog} FOLDER [--json]")
-
-
-def show_census(command: str, arguments: Sequence[str]) -> int:
-    """Prints what a checkpoint's zeros are.
-
-    Args:
-        command: how it is called.
-        arguments: of the command line: a folder, and perhaps `--json`.
-
-    Returns:
-        the exit code: 0, or 2 for a user's mistake, told in one paragraph.
-    """
-    parser = _Parser(prog=command, description="Counts the zeros of a Hugging Face checkpoint on disk.")
-    parser.add_argument("folder", type=Path, help="holds config.json and safetensors; a model's folder in the hub's cache too")
-    parser.add_argument("--json", action="store_true", help="write one JSON object instead of tables")
-    try:
-        options = parser.parse_args(arguments)
-        checkpoint = Checkpoint(options.folder.expanduser())
-        census = take_census(checkpoint)
-        if options.json:
-            sys.stdout.write(json.dumps(to_json(checkpoint, census), indent=2) + "\n")
-        else:
-            _show(checkpoint, census)
-        sys.stdout.flush()
-    except SelfpruneError as error:
-        return complain(str(error))
-    except BrokenPipeError:
-        # The reader (such as `head`) has seen enough; the interpreter must not try to flush to it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if (refusal := refused_path(error)) is None:
-            raise
-        return complain(refusal)
-    return 0
 
 
 def to_json(checkpoint: Checkpoint, census: Census) -> dict[str, Any]:
@@ -101,8 +57,13 @@ def _totals(census: Census) -> tuple[Count, Count, Count]:
     return units, other, add("whole checkpoint", [units, other])
 
 
-def _show(checkpoint: Checkpoint, census: Census) -> None:
-    """Tables for a terminal, aligned text for a file or a pipe."""
+def show(checkpoint: Checkpoint, census: Census) -> None:
+    """Prints tables for a terminal, aligned text for a file or a pipe.
+
+    Args:
+        checkpoint: what was counted.
+        census: its zeros.
+    """
     folder, widths = checkpoint.folder, _width_table(checkpoint)
     counted = {
         "unit": list(census.units.values()),

@@ -35,19 +35,34 @@ def sparse_products(weight_OI: Tensor, input_TI: Tensor) -> dict[str, Product]:
     """
     found: dict[str, Product] = {}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            rows = weight_OI.to_sparse_csr()
+        rows = sparse_weight(weight_OI, "csr")
         found["csr"] = _tried(lambda: rows @ input_TI.T)
     except (RuntimeError, NotImplementedError) as error:
         logger.info("no csr product of %s on %s: %s", weight_OI.dtype, weight_OI.device, error)
     if weight_OI.is_cuda and _is_two_of_four(weight_OI):
         try:
-            halves = to_sparse_semi_structured(weight_OI)
+            halves = sparse_weight(weight_OI, "2:4")
             found["2:4"] = _tried(lambda: linear(input_TI, halves))
         except (RuntimeError, NotImplementedError, ValueError) as error:
             logger.info("no 2:4 product of %s on %s: %s", weight_OI.dtype, weight_OI.device, error)
     return found
+
+
+def sparse_weight(weight_OI: Tensor, kernel: str) -> Tensor:
+    """A weight in the format of a kernel.
+
+    Args:
+        weight_OI: the pruned weight.
+        kernel: `csr` or `2:4`.
+
+    Raises:
+        RuntimeError, NotImplementedError, ValueError: as torch does, when the format cannot hold it.
+    """
+    if kernel == "2:4":
+        return to_sparse_semi_structured(weight_OI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return weight_OI.to_sparse_csr()
 
 
 def dense_product(weight_OI: Tensor, input_TI: Tensor) -> Product:
