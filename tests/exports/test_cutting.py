@@ -67,10 +67,11 @@ def test_the_cut_model_speaks_like_the_masked_one_from_files_of_the_counted_size
     assert torch.equal(small.generate(IDS, **options), expected)
     assert torch.equal(small.generate(IDS, cache_implementation="static", **options), expected)
     assert torch.equal(small.generate(IDS, use_cache=False, **options), expected)
-    # norms of the heads of an attention that is gone go with it, and are no weights of its items
-    norms = sum(p.numel() for n, p in loaded.model.named_parameters() if "self_attn" in n and "norm" in n) // len(shares)
-    n_gone = sum(heads == 1 for heads, _ in shares)
-    assert n_parameters(small) == whole - n_weights - norms * n_gone
+    # norms of the heads of an attention that is gone go with it, all norms of a block that is gone, and are no weights of items
+    gone = [f"layers.{i}.{'' if channels == 1 else 'self_attn.'}" for i, (heads, channels) in enumerate(shares) if heads == 1]
+    norms = sum(p.numel() for n, p in loaded.model.named_parameters() if "norm" in n and any(path in n for path in gone))
+    assert n_parameters(small) == whole - n_weights - norms
+    assert small.config.num_hidden_layers == len(shares) - (shares is DIFFERENT)
     bytes_of = {p: p.stat().st_size for p in (tmp_path / "cut").glob("*.safetensors")}
     n_stored = sum(torch.Size(shape).numel() * 4 for shape in shapes(tmp_path / "cut").values())
     assert n_stored < sum(bytes_of.values()) < n_stored + 16_000
@@ -122,21 +123,49 @@ def test_a_model_that_was_cut_is_cut_again(load, tmp_path):
     remove(loaded, DIFFERENT)
     save(loaded, tmp_path / "first")
     again = load_model(ModelConfig(str(tmp_path / "first"), device="cpu")).for_items(WandaSP().items())
-    remove(again, ((1, 0.5), (0, 0), (0.5, 0)))
+    remove(again, ((1, 0.5), (0.5, 0)))
     small = save(again, tmp_path / "second")
     torch.testing.assert_close(small(IDS).logits, again.model(IDS).logits, atol=1e-5, rtol=1e-4)
     own = json.loads((tmp_path / "second/config.json").read_text())["per_layer_config"]
     assert own["00"]["skip"] == ["attention"]
-    assert sorted(own["01"]["skip"]) == ["attention", "mlp"]
-    assert (own["02"]["num_key_value_heads"], own["02"]["intermediate_size"]) == (1, 12)
+    assert (own["01"]["num_key_value_heads"], own["01"]["intermediate_size"]) == (1, 12)
+    assert len(own) == 2
 
 
-def test_one_width_that_the_family_refuses_is_built_block_by_block(load, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [("gemma2", {}, f"{PREFIX}gemma2"), ("llama", {}, "mistral"), ("llama", {"attention_bias": True}, f"{PREFIX}llama")],
+)
+def test_one_width_that_the_family_refuses_is_built_block_by_block_or_by_its_twin(family, changes, expected, load, tmp_path):
     # 32 wide, 4 heads of 8 in 4 groups: 3 heads do not divide 32
-    loaded = load("llama", num_key_value_heads=4)
+    loaded = load(family, num_key_value_heads=4, **changes)
     remove(loaded, ((0.25, 0),) * 3)
     small = save(loaded, tmp_path / "cut")
-    assert small.config.model_type == f"{PREFIX}llama"
+    assert small.config.model_type == expected
+    assert (tmp_path / "cut" / MODELLING).exists() == (expected != "mistral")
+    torch.testing.assert_close(small(IDS).logits, loaded.model(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama by block"])
+def test_depth_alone_leaves_a_model_of_the_family_with_fewer_blocks(family, load, tmp_path):
+    by_block, family = family.endswith("by block"), family.removesuffix(" by block")
+    loaded = load(family, num_hidden_layers=4)
+    remove(loaded, ((0, 0), (1, 1), (0, 0), (1, 1)))
+    small = save(loaded, tmp_path / "cut", by_block)
+    assert (small.config.model_type, small.config.num_hidden_layers) == (family, 2)
+    torch.testing.assert_close(small(IDS).logits, loaded.model(IDS).logits, atol=1e-5, rtol=1e-4)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 299, "pad_token_id": 0}
+    assert torch.equal(small.generate(IDS, **options), loaded.model.generate(IDS, **options))
+    assert not (tmp_path / "cut" / MODELLING).exists()
+    files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
+    assert files == ([f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)] if by_block else ["model.safetensors"])
+
+
+def test_of_a_model_without_anything_one_block_is_left(load, tmp_path):
+    loaded = load("llama")
+    remove(loaded, ((1, 1),) * 3)
+    small = save(loaded, tmp_path / "cut")
+    assert small.config.num_hidden_layers == 1
     torch.testing.assert_close(small(IDS).logits, loaded.model(IDS).logits, atol=1e-5, rtol=1e-4)
 
 
@@ -162,7 +191,7 @@ def test_inspect_tells_the_widths_and_the_class(load, tmp_path, capsys):
     assert inspect([str(tmp_path / "cut"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["export"] == "per-layer"
-    assert [tuple(width.values()) for width in told["widths"]] == [(0, 2, 1, 36), (1, 0, 0, 0), (2, 4, 2, 12)]
+    assert [tuple(width.values()) for width in told["widths"]] == [(0, 2, 1, 36), (1, 4, 2, 12)]
     assert inspect([str(tmp_path / "cut")]) == 0
     assert "block (loads with trust_remote_code=True)  heads  KV heads  channels" in capsys.readouterr().out
 

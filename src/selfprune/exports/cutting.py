@@ -12,14 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
 
 from selfprune.allocations.unit import Item
 from selfprune.checkpoints.widths import WIDTHS
+from selfprune.exports.dropping import renumbered_config
 from selfprune.models.loading import LoadedModel
 from selfprune.models.per_layer import FAMILIES, PREFIX, class_names
 from selfprune.models.structures import Structure, family_of, list_structures
 from selfprune.models.units import by_item, weight_view
 
+AS_MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+"""A Llama without biases is a Mistral without a window, to the bit; and Mistral takes heads that do not divide the width."""
 MODELLING = "per_layer.py"
 """The file that a checkpoint of blocks of different widths brings along; named as the module that it is a copy of."""
 
@@ -75,7 +79,10 @@ def n_kept(structures: Iterable[Structure], shapes: Mapping[str, tuple[int, ...]
 
 
 def cut_config(
-    config: Any, kept: Mapping[Structure, int], new_biases: Mapping[int, Sequence[str]] | None = None
+    config: Any,
+    kept: Mapping[Structure, int],
+    new_biases: Mapping[int, Sequence[str]] | None = None,
+    gone: Sequence[int] = (),
 ) -> dict[str, Any]:
     """What changes in the configuration of a model whose structures were cut.
 
@@ -83,6 +90,7 @@ def cut_config(
         config: of the model as it was.
         kept: how many items of each structure stayed.
         new_biases: block -> its matrices that have a bias which the family does not know.
+        gone: blocks that are left out.
 
     Returns:
         new values of a config.json: widths where all blocks have the same, else those of each block and the code that reads them.
@@ -104,11 +112,14 @@ def cut_config(
         # numbers that a configuration takes, of what is not there
         own |= dict.fromkeys(WIDTHS[:2], 1) if "attention" in own["skip"] else {}
         own |= {"intermediate_size": 1} if "mlp" in own["skip"] else {}
+    blocks = [own for index, own in enumerate(blocks) if index not in gone]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if all(own == blocks[0] and not own["skip"] and not own["biased"] for own in blocks):
         of_all = {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS}
         if _is_accepted(config, of_all):
             return of_all
+        if _is_accepted(config, of_all | AS_MISTRAL) and not (config.attention_bias or config.mlp_bias):
+            return of_all | AS_MISTRAL
     family = config.model_type.removeprefix(PREFIX)
     config_name, model_name = class_names(family)
     stem = MODELLING.removesuffix(".py")
@@ -122,15 +133,29 @@ def cut_config(
     }
 
 
-def write_cut(folder: Path, config: Any, kept: Mapping[Structure, int], new_biases: Mapping[int, Sequence[str]]) -> None:
+def write_cut(
+    folder: Path,
+    config: Any,
+    kept: Mapping[Structure, int],
+    new_biases: Mapping[int, Sequence[str]],
+    gone: Sequence[int] = (),
+) -> None:
     """Writes the changed values into a checkpoint's config.json, and the code beside it where its blocks differ.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the model as it was.
+        kept: how many items of each structure stayed.
+        new_biases: block -> its matrices that have a bias which the family does not know.
+        gone: blocks that are left out.
 
     Raises:
         OSError: when the disk is full or the folder cannot be written.
     """
     path = folder / "config.json"
     content = json.loads(path.read_bytes())
-    changed = cut_config(config, kept, new_biases)
+    changed = cut_config(config, kept, new_biases, gone)
+    changed = renumbered_config(changed, content, gone) if gone else changed
     path.write_text(json.dumps(content | changed, indent=2) + "\n")
     if "per_layer_config" in changed:
         (folder / MODELLING).write_bytes((files("selfprune.models") / MODELLING).read_bytes())
@@ -143,9 +168,14 @@ def _widths(block: Any) -> dict[str, Any]:
 
 
 def _is_accepted(config: Any, changed: Mapping[str, Any]) -> bool:
-    """Whether the family's own configuration takes these widths: some want heads that divide the hidden width."""
+    """Whether the family's own configuration takes these widths: some want heads that divide the hidden width.
+
+    What the class of another family may load is asked of its configuration, and is so of Llama alone.
+    """
+    if config.model_type.startswith(PREFIX) or ("model_type" in changed and config.model_type != "llama"):
+        return False
     try:
-        type(config)(**{**config.to_dict(), **changed})
+        CONFIG_MAPPING[changed.get("model_type", config.model_type)](**{**config.to_dict(), **changed})
     except Exception:  # each family refuses in its own way
         return False
-    return not config.model_type.startswith(PREFIX)
+    return True

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from selfprune.checkpoints.source import AnySource, open_source
 from selfprune.checkpoints.stored_tensors import DTYPES, StoredTensor, torch_dtype
 from selfprune.errors import ModelError
 from selfprune.exports.cutting import cuttable, loses_structures, n_kept, write_cut
+from selfprune.exports.dropping import gone_blocks, renumber_files
 from selfprune.exports.stored_parts import list_parts
 from selfprune.models.loading import LoadedModel
 from selfprune.models.per_layer import FAMILIES
@@ -121,20 +123,26 @@ class PrunedCheckpoint:
                 model.config.architectures = [type(model).__name__]
                 model.config.save_pretrained(folder)
                 self._loaded.tokenizer.save_pretrained(folder)
-            written = self._written(folder) if self._structures or self._loaded.new_biases else {}
-            if written:
-                shapes = {self._told[name].reverted: tensor.shape for name, tensor in written.items() if name in self._told}
-                write_cut(folder, model.config, n_kept(self._structures, shapes), self._new_biases())
+            left = self._write_cut(folder, remedy) if self._structures or self._loaded.new_biases else list(self.files)
         except OSError as error:
             raise disk_error(folder, error, remedy) from error
         if SINGLE not in self.files:
-            weight_map = {name: file for file, names in self.files.items() for name in names}
-            n_bytes = self._n_tensor_bytes
-            if written:
-                weight_map = {name: tensor.path.name for name, tensor in written.items()}
-                n_bytes = sum(tensor.n_bytes for tensor in written.values())
-            index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            written = self._written(folder, left)
+            weight_map = {name: tensor.path.name for name, tensor in sorted(written.items())}
+            index = {"metadata": {"total_size": sum(tensor.n_bytes for tensor in written.values())}, "weight_map": weight_map}
             write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n", remedy)
+        for file in set(self.files) - set(left):
+            (folder / file).unlink(missing_ok=True)
+
+    def _write_cut(self, folder: Path, remedy: str) -> list[str]:
+        """Writes the configuration of a model that was cut, and its weights anew where blocks are gone: the files with them."""
+        written = self._written(folder, self.files)
+        shapes = {self._told[name].reverted: tensor.shape for name, tensor in written.items() if name in self._told}
+        kept, path = n_kept(self._structures, shapes), self._loaded.blocks_path
+        gone = gone_blocks(kept, written, path)
+        left = list(renumber_files(folder, list(self.files), path, gone, remedy).values()) if gone else list(self.files)
+        write_cut(folder, self._loaded.model.config, kept, self._new_biases(), gone)
+        return left
 
     def _new_biases(self) -> dict[int, list[str]]:
         """Block -> its matrices that have a bias which the family does not know."""
@@ -144,9 +152,9 @@ class PrunedCheckpoint:
                 found.setdefault(unit.block, []).append(unit.matrix.removeprefix(self._loaded.block_prefix(unit.block)))
         return found
 
-    def _written(self, folder: Path) -> dict[str, StoredTensor]:
+    def _written(self, folder: Path, files: Iterable[str]) -> dict[str, StoredTensor]:
         """Name in the checkpoint -> what was written of it."""
-        return {name: tensor for file in self.files for name, tensor in open_file(folder / file).items()}
+        return {name: tensor for file in files for name, tensor in open_file(folder / file).items()}
 
     def _open_source(self) -> dict[str, AnySource]:
         """Name -> tensor of the source; empty where it cannot be read tensor by tensor."""
