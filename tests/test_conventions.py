@@ -31,6 +31,7 @@ NOT_A_METHOD = {
     "pruners/selection": "which weights go first",
     "pruners/updates": "what pruners that change the kept weights share",
     "pruners/weights/scaled_layer": "what ADMM and ALPS share",
+    "proposers/tied": "what search.plain makes of any proposer",
     "proposers/move_values": "what gradients tell proposers of every unit",
     "proposers/unit_places": "the units by kind and by block",
     "proposers/unit_values": "what a weight of every unit is worth",

@@ -20,11 +20,14 @@ BLOCKS = [
 ]
 INLINE = re.findall(r"`((?:python|make|pip|selfprune|'?\+|'?[a-z_.]+=)[^`\n]*)`", OUTSIDE_BLOCKS)
 CONFIGS = {"selfprune": "config", "selfprune.prune": "prune", "selfprune.latency": "latency"}
-# `inspect` has no config, and the pruner in three steps is tried where it is written (test_methods).
+WITHOUT_CONFIG = ("python -m selfprune.inspect", "python -m selfprune.gguf")
+# `inspect` and `gguf` have no config, and the pruner in three steps is tried where it is written (test_methods).
 COMMANDS = [
     shlex.split(block.replace("\\\n", " "))[2:]
     for block in BLOCKS
-    if block.startswith("python -m ") and not block.startswith("python -m selfprune.inspect") and "=mine" not in block
+    if block.startswith("python -m ")
+    and not block.startswith(("python -m selfprune.inspect", "python -m selfprune.gguf"))
+    and "=mine" not in block
 ]
 
 
@@ -46,6 +49,6 @@ def test_a_command_names_options_and_choices_that_there_are(command):
 
 
 def test_the_commands_of_the_readme_are_found():
-    assert {"make run", "make test", "python -m selfprune", "python -m selfprune.inspect FOLDER"} <= {*BLOCKS}
+    assert {"make run", "make test", "python -m selfprune", "python -m selfprune.inspect FOLDER --speed"} <= {*BLOCKS}
     assert {name for name, *_ in COMMANDS} == {*CONFIGS}
     assert "python -m selfprune --cfg job" in INLINE

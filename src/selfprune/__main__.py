@@ -39,6 +39,8 @@ def main() -> int:
         from selfprune.inspect import main as command
     elif name == "latency":
         from selfprune.latency import main as command
+    elif name == "gguf":
+        from selfprune.gguf import main as command
     elif name == "options":
         from selfprune.options import main as command
     else:

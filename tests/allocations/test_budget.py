@@ -13,7 +13,7 @@ from selfprune.allocations.budget import Budget, ContextCosts, Measure
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.projection import project
 from selfprune.allocations.target import Target
-from selfprune.allocations.unit import Unit
+from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ConfigError
 from selfprune.proposers.base import SearchSpace
 
@@ -234,3 +234,21 @@ def test_a_search_space_projects_onto_its_own_budget(budget):
     by_weights = SearchSpace(GRID, Target.in_weights(GRID, 2400))
     assert by_weights.project(WISHES) == project(WISHES, GRID.levels, 2400)
     assert [by_weights.target.is_met({**dict.fromkeys(WISHES, 0), "0.up": n}) for n in (2350, 2400)] == [False, True]
+
+
+def test_tied_units_are_at_one_step_and_meet_the_budget():
+    units = [Unit(f"{b}.{kind}", b, kind, n, w, item) for b in range(3) for kind, n, w, item in
+             (("attn", 4, 90, Item.HEAD_GROUP), ("mlp", 60, 8, Item.CHANNEL))]  # fmt: skip
+    wishes = {unit.name: 0.1 * i for i, unit in enumerate(units)}
+    for whole, by_block in ((False, False), (True, True)):
+        grid = LevelGrid.of_structures(units, 0.1, whole=whole)
+        target = Target.of(Budget(0.4), grid, 0, all_tokens).tie(units, by_block)
+        allocation = target.project(wishes)
+        grid.check(allocation)
+        assert target.is_met(allocation)
+        groups = [[allocation[u.name] / u.n_items for u in units if (u.block if by_block else u.kind) == key]
+                  for key in ((0, 1, 2) if by_block else ("attn", "mlp"))]  # fmt: skip
+        assert all(len(set(shares)) == 1 for shares in groups)
+    other = [*units[:-1], replace(units[-1], n_items=30)]
+    with pytest.raises(ConfigError, match=r"search.plain=true gives 0.mlp, 1.mlp, 2.mlp and so on one level, but"):
+        Target.of(Budget(0.4), LevelGrid.of_structures(other, 0.1), 0, all_tokens).tie(other, by_block=False)

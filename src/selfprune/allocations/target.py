@@ -1,8 +1,8 @@
 """A budget on one level grid, in exact whole numbers of what it measures."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from selfprune.allocations.budget import IN_WEIGHTS, MEASURE_ANEW, NO_CONTEXT, Budget, ContextCosts, Measure, whole_target
@@ -11,6 +11,7 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.levels import Levels
 from selfprune.allocations.projection import project
 from selfprune.allocations.unit import Allocation, Unit
+from selfprune.errors import ConfigError
 
 PER_SECOND = 10**12
 """Latencies are counted in whole picoseconds."""
@@ -31,12 +32,14 @@ class Target:
         levels: unit name -> the levels that save more than the one below, and what they save.
         n_weights: weights that the uniform allocation removes to save that much, whatever the grid.
         n_all: what there is to save in the dense model, of which `budget.sparsity` is a share.
+        ties: groups of units that are always at the same step of their levels; none by default.
     """
 
     n_saved: int
     levels: Mapping[str, Levels]
     n_weights: int
     n_all: int
+    ties: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def in_weights(cls, grid: LevelGrid, n_weights: int) -> "Target":
@@ -90,8 +93,34 @@ class Target:
         return cls(n_saved, levels, grid.n_removed_weights(budget.uniform(grid.units, n_parameters, costs)), n_all)
 
     def project(self, sparsities: Mapping[str, float]) -> Allocation:
-        """The allocation on the budget nearest to these sparsities."""
-        return project(sparsities, self.levels, self.n_saved)
+        """The allocation on the budget nearest to these sparsities; of tied units, to their mean."""
+        if not self.ties:
+            return project(sparsities, self.levels, self.n_saved)
+        tied = {group[0]: _tied([self.levels[name] for name in group]) for group in self.ties}
+        wishes = {group[0]: math.fsum(sparsities[name] for name in group) / len(group) for group in self.ties}
+        steps = project(wishes, tied, self.n_saved)
+        return {name: self.levels[name].items[steps[group[0]]] for group in self.ties for name in group}
+
+    def tie(self, units: Sequence[Unit], by_block: bool) -> "Target":
+        """The same target, with units tied so that every block has one width, or is whole or gone.
+
+        Args:
+            units: of the grid.
+            by_block: whether attention and FFN of a block go together; else those of a kind go alike in all blocks.
+
+        Raises:
+            ConfigError: when units that would be tied have other numbers of levels.
+        """
+        groups: dict[object, list[str]] = {}
+        for unit in units:
+            groups.setdefault(unit.block if by_block else unit.item, []).append(unit.name)
+        for names in groups.values():
+            if len({(self.levels[name].n_steps, by_block or self.levels[name].n_items) for name in names}) > 1:
+                raise ConfigError(
+                    f"search.plain=true gives {', '.join(names[:3])} and so on one level, but they have other widths already, or "
+                    "other levels; leave it out"
+                )
+        return replace(self, ties=tuple(tuple(names) for names in groups.values()))
 
     def is_met(self, allocation: Allocation) -> bool:
         """Whether an allocation saves enough."""
@@ -104,6 +133,12 @@ class Target:
     def saved(self, allocation: Allocation) -> int:
         """What an allocation saves."""
         return sum(self.levels[name].saved_at(level) for name, level in allocation.items())
+
+
+def _tied(of_units: Sequence[Levels]) -> Levels:
+    """The steps that units take together, and what these save."""
+    n_steps = of_units[0].n_steps
+    return Levels(n_steps, range(n_steps + 1), tuple(sum(levels.saved[i] for levels in of_units) for i in range(n_steps + 1)))
 
 
 def _numbers(unit: Unit, levels: Levels, costs: ContextCosts, batch_size: int) -> Levels:

@@ -14,7 +14,7 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Objective
 from selfprune.allocations.unit import Item, Unit
 from selfprune.configs.methods import METHODS, find_methods, register_methods
-from selfprune.configs.structure_checks import check_context, check_nothing_is_measured_of_items
+from selfprune.configs.structure_checks import check_context, check_nothing_is_measured_of_items, check_nothing_is_plain
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness_config import HarnessConfig
@@ -92,6 +92,7 @@ class RunConfig:
             )
         check_context(self.budget, self.pruner)
         if Item.WEIGHT in self.pruner.items():
+            check_nothing_is_plain(self.search.plain, self.pruner)
             check_nothing_is_measured_of_items(self.pruner, {"the proposer": self.proposer, **self.yardsticks, **self.controls})
         elif self.search.finer:
             raise ConfigError(

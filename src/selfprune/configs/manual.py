@@ -9,6 +9,7 @@ HELP = f"""{VERSION}: {what}
   selfprune [OPTION=VALUE ...]             searches, measures beside controls, and saves the pruned model in runs/<time>
   selfprune prune output=FOLDER [...]      prunes to one allocation, without a search, and from disk if it must
   selfprune inspect FOLDER [--json] [--speed]  counts the zeros of a checkpoint, and times it
+  selfprune gguf FOLDER FILE               writes a Llama, cut or not, as one file for llama.cpp
   selfprune latency output=FILE [...]      measures this machine for budget=latency
   selfprune options [GROUP]                every option with its type, its default and what it decides
 

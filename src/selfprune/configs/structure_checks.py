@@ -23,6 +23,19 @@ def check_context(budget: Budget, pruner: Pruner) -> None:
         )
 
 
+def check_nothing_is_plain(is_plain: bool, pruner: Pruner) -> None:
+    """Checks that no plain checkpoint is asked for, for a pruner of single weights.
+
+    Raises:
+        ConfigError: when it is.
+    """
+    if is_plain:
+        raise ConfigError(
+            f"search.plain=true ties the widths of blocks, but pruner={pruner.name} removes single weights, whose checkpoints "
+            "load with stock transformers in any case; leave it out"
+        )
+
+
 def check_nothing_is_measured_of_items(pruner: Pruner, proposers: Mapping[str, ProposerConfig]) -> None:
     """Checks that no proposer compares heads and channels, for a pruner of single weights.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from selfprune.allocations.candidate import Candidate, Proposal, best
+from selfprune.proposers.tied import TiedProposals
 from selfprune.reports.results import Spent
 from selfprune.runs.preparation import PreparedRun
 from selfprune.search.first_round_budget import first_round_needs
@@ -95,6 +96,7 @@ class Searches:
         # The arms of a search share gradients, but no search has another's for nothing.
         gradients = GradientValues(prepared.scorer)
         working = proposer.build(replace(prepared.space, move_values=gradients), prepared.config.seed, prepared.language_model)
+        working = TiedProposals(working, prepared.space) if prepared.space.target.ties else working
         racer = Racer(name, prepared.scorer, prepared.config.search.ladder, prepared.config.seed, prepared.objective_values)
         yardsticks, n_before = (self._yardsticks, prepared.n_sensitivity_tokens) if name == "main" else ([], 0)
         self._searches[name] = Search(working, racer, prepared.archive, yardsticks, self._tell, n_before, gradients)

@@ -125,6 +125,8 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         grid = config.grid(loaded.units)
         costs = context_costs(loaded.model, config.budget.context)
         target = Target.of(config.budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model), costs)
+        if config.search.plain:
+            target = target.tie(grid.units, getattr(config.pruner, "whole", False))
         _check_first_rounds(config, len(grid.units))
         splits = _draw_splits(config, loaded, harness, kinds)
         store = _open_store(config, loaded, grid, splits.calibration_NT, folder)

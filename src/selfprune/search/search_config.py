@@ -20,6 +20,8 @@ class SearchConfig:
             does not repeat exactly in another run.
         n_per_round: proposals asked for at once; fewer where the tokens left do not see as many through the first rung.
         ladder: racing.
+        plain: of heads and channels, only allocations whose checkpoint stock transformers loads: one width everywhere, or with
+            `pruner.whole=true` whole blocks.
         race_yardsticks: the yardsticks are the first candidates; otherwise they are only reported.
         n_finalists: last champions that meet on all windows at the end, as many as the tokens left pay for, and then on the
             lm-eval search documents.
@@ -39,6 +41,7 @@ class SearchConfig:
     max_seconds: float | None = None
     n_per_round: int = 4
     ladder: Ladder = field(default_factory=Ladder)
+    plain: bool = False
     race_yardsticks: bool = True
     n_finalists: int = 3
     n_sensitivity_windows: int = 0
