@@ -42,9 +42,9 @@ def test_every_unit_has_seconds_from_whole_to_gone(family, load):
         assert points[-1][1] < points[0][1]
 
 
-def test_a_family_that_is_not_cut_has_no_seconds(load):
+def test_a_family_that_calls_its_parts_otherwise_has_no_seconds(load):
     loaded = load("opt")
-    with pytest.raises(ModelError, match="models of the type opt cannot be cut; those that can are gemma, "):
+    with pytest.raises(ModelError, match="models of the type opt cannot be measured; those that can are gemma, "):
         structure_seconds(loaded.model, loaded.units, FEW, 3, torch.float32, torch.device("cpu"), 1)
 
 

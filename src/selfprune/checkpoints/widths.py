@@ -7,6 +7,12 @@ from typing import Any
 MAX_BLOCKS = 10_000
 """Beyond any model: a config.json that names more is not believed."""
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+ALSO_CALLED = {
+    "num_attention_heads": ("n_head",),
+    "intermediate_size": ("ffn_dim", "n_inner"),
+    "num_hidden_layers": ("n_layer",),
+}
+"""What some families call these numbers in a config.json."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,13 @@ def block_widths(config: Mapping[str, Any]) -> list[Width]:
     """
     own = config.get("per_layer_config")
     blocks = {int(key): values for key, values in own.items() if key.isdecimal()} if isinstance(own, dict) else {}
-    n_blocks = _number(config, "num_hidden_layers") or 0
+    n_blocks = config_number(config, "num_hidden_layers") or 0
     if n_blocks > MAX_BLOCKS or not all(isinstance(values, dict) for values in blocks.values()):
         return []
     found = []
     for index in range(n_blocks):
         block = {**config, **blocks.get(index, {})}
-        heads, kv_heads, channels = (_number(block, key) for key in WIDTHS)
+        heads, kv_heads, channels = (config_number(block, key) for key in WIDTHS)
         if heads is None or channels is None:
             return []
         gone = block.get("skip")
@@ -55,6 +61,22 @@ def block_widths(config: Mapping[str, Any]) -> list[Width]:
     return found
 
 
-def _number(config: Mapping[str, Any], key: str) -> int | None:
-    value = config.get(key)
-    return value if isinstance(value, int) else None
+def config_number(config: Mapping[str, Any], key: str) -> int | None:
+    """A number of a config.json, whatever the family calls it; None where there is none.
+
+    Args:
+        config: the content.
+        key: what most families call it.
+    """
+    values = (config.get(name) for name in (key, *ALSO_CALLED.get(key, ())))
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def own_name(config: Mapping[str, Any], key: str) -> str:
+    """What a config.json calls a number.
+
+    Args:
+        config: the content.
+        key: what most families call it.
+    """
+    return next((name for name in ALSO_CALLED.get(key, ()) if name in config), key)

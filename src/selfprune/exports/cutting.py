@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
 from selfprune.allocations.unit import Item
-from selfprune.checkpoints.widths import WIDTHS
+from selfprune.checkpoints.widths import WIDTHS, config_number, own_name
 from selfprune.exports.dropping import renumbered_config
 from selfprune.models.loading import LoadedModel
-from selfprune.models.per_layer import FAMILIES, PREFIX, class_names
-from selfprune.models.structures import Structure, family_of, list_structures
+from selfprune.models.per_layer import NARROWED, PREFIX, class_names
+from selfprune.models.structures import Structure, list_structures
 from selfprune.models.units import by_item, weight_view
 
 AS_MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
@@ -28,14 +28,9 @@ MODELLING = "per_layer.py"
 """The file that a checkpoint of blocks of different widths brings along; named as the module that it is a copy of."""
 
 
-def loses_structures(loaded: LoadedModel) -> bool:
-    """Whether heads or channels of a model are pruned, and not single weights."""
-    return any(unit.item is not Item.WEIGHT for unit in loaded.units)
-
-
 def cuttable(loaded: LoadedModel) -> tuple[Structure, ...]:
     """The structures that are cut when the checkpoint is written: none of a model whose single weights are pruned."""
-    return list_structures(loaded.model) if loses_structures(loaded) and family_of(loaded.model) in FAMILIES else ()
+    return list_structures(loaded.model) if any(unit.item is not Item.WEIGHT for unit in loaded.units) else ()
 
 
 def kept_items(model: nn.Module, structure: Structure) -> Tensor:
@@ -115,7 +110,7 @@ def cut_config(
     blocks = [own for index, own in enumerate(blocks) if index not in gone]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if all(own == blocks[0] and not own["skip"] and not own["biased"] for own in blocks):
-        of_all = {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS}
+        of_all = _in_own_names(config, {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS})
         if _is_accepted(config, of_all):
             return of_all
         if _is_accepted(config, of_all | AS_MISTRAL) and not (config.attention_bias or config.mlp_bias):
@@ -164,7 +159,20 @@ def write_cut(
 def _widths(block: Any) -> dict[str, Any]:
     """What a block's configuration says of its widths, of sublayers that were gone already, and of biases."""
     lists = {name: list(getattr(block, name, ())) for name in ("skip", "biased")}
-    return {name: getattr(block, name) for name in WIDTHS} | lists
+    values = block.to_dict() | {name: value for name in WIDTHS if (value := getattr(block, name, None)) is not None}
+    heads, kv_heads, channels = (config_number(values, name) for name in WIDTHS)
+    return dict(zip(WIDTHS, (heads, kv_heads or heads, channels or 4 * block.hidden_size), strict=True)) | lists
+
+
+def _in_own_names(config: Any, widths: dict[str, Any]) -> dict[str, Any]:
+    """The widths as the family's own configuration calls them, and only those that it has."""
+    family = config.model_type.removeprefix(PREFIX)
+    if family not in NARROWED:
+        return widths
+    # their heads are as wide as the hidden state allows, so that only all of them are of the same width as before
+    is_whole = widths["num_attention_heads"] == config.num_attention_heads
+    name = own_name(config.to_dict(), "intermediate_size")
+    return {name: widths["intermediate_size"]} if is_whole else {"num_attention_heads": -1}
 
 
 def _is_accepted(config: Any, changed: Mapping[str, Any]) -> bool:
@@ -173,6 +181,8 @@ def _is_accepted(config: Any, changed: Mapping[str, Any]) -> bool:
     What the class of another family may load is asked of its configuration, and is so of Llama alone.
     """
     if config.model_type.startswith(PREFIX) or ("model_type" in changed and config.model_type != "llama"):
+        return False
+    if changed.get("num_attention_heads") == -1:
         return False
     try:
         CONFIG_MAPPING[changed.get("model_type", config.model_type)](**{**config.to_dict(), **changed})

@@ -11,6 +11,8 @@ from typing import Any
 
 from selfprune.allocations.unit import Item
 from selfprune.checkpoints.reader import SINGLE, open_file
+from selfprune.checkpoints.stored_tensors import StoredTensor
+from selfprune.checkpoints.widths import config_number, own_name
 from selfprune.models.structures import Structure
 from selfprune.storage.tensor_file import write_tensors
 
@@ -18,23 +20,23 @@ PER_BLOCK = ("layer_types", "no_rope_layers", "mlp_layer_types")
 """What configurations call lists with an entry for each block."""
 
 
-def gone_blocks(kept: Mapping[Structure, int], names: Collection[str], blocks_path: str) -> list[int]:
+def gone_blocks(kept: Mapping[Structure, int], written: Mapping[str, StoredTensor], blocks_path: str) -> list[int]:
     """The blocks whose attention and FFN are gone, unless a bias of them is left; one block stays in any case.
 
     Args:
         kept: how many items of each structure stayed.
-        names: of all tensors that were written.
+        written: name -> tensor, of all that were written.
         blocks_path: of the blocks' list in the model.
     """
     of_block: dict[int, dict[Item, int]] = {}
     for structure, n in kept.items():
         of_block.setdefault(structure.unit.block, {})[structure.unit.item] = n
-    biased = {_number(name, blocks_path) for name in names if name.endswith(".bias")}
+    biased = {_number(name, blocks_path) for name in written if name.endswith(".bias")}
     gone = [block for block, items in of_block.items() if not any(items.values()) and block not in biased]
     # a sublayer that was gone before is no structure of the model
-    matrices = {_number(name, blocks_path) for name in names if name.endswith(".weight") and "norm" not in name.split(".")[-2]}
+    matrices = {_number(name, blocks_path) for name, tensor in written.items() if len(tensor.shape) > 1}
     gone = sorted(block for block in gone if block not in matrices)
-    return gone[1:] if gone and len(gone) == _n_blocks(names, blocks_path) else gone
+    return gone[1:] if gone and len(gone) == _n_blocks(written, blocks_path) else gone
 
 
 def renumbered_config(changed: Mapping[str, Any], content: Mapping[str, Any], gone: Sequence[int]) -> dict[str, Any]:
@@ -45,10 +47,10 @@ def renumbered_config(changed: Mapping[str, Any], content: Mapping[str, Any], go
         content: the config.json.
         gone: blocks that are left out.
     """
-    n_blocks = content["num_hidden_layers"]
+    n_blocks = config_number(content, "num_hidden_layers") or 0
     lists = {name: content[name] for name in PER_BLOCK if isinstance(content.get(name), list) and len(content[name]) == n_blocks}
     left = {name: [value for i, value in enumerate(values) if i not in gone] for name, values in lists.items()}
-    return {**changed, **left, "num_hidden_layers": n_blocks - len(gone)}
+    return {**changed, **left, own_name(content, "num_hidden_layers"): n_blocks - len(gone)}
 
 
 def renumber_files(folder: Path, files: Sequence[str], blocks_path: str, gone: Sequence[int], remedy: str) -> dict[str, str]:

@@ -13,12 +13,10 @@ from selfprune.checkpoints.reader import INDEX, SINGLE, open_file
 from selfprune.checkpoints.source import AnySource, open_source
 from selfprune.checkpoints.stored_tensors import DTYPES, StoredTensor, torch_dtype
 from selfprune.errors import ModelError
-from selfprune.exports.cutting import cuttable, loses_structures, n_kept, write_cut
+from selfprune.exports.cutting import cuttable, n_kept, write_cut
 from selfprune.exports.dropping import gone_blocks, renumber_files
 from selfprune.exports.stored_parts import list_parts
 from selfprune.models.loading import LoadedModel
-from selfprune.models.per_layer import FAMILIES
-from selfprune.models.structures import family_of
 from selfprune.storage.tensor_file import write_tensors
 from selfprune.storage.whole_files import disk_error, write_whole
 
@@ -68,11 +66,6 @@ class PrunedCheckpoint:
         self._n_tensor_bytes = sum(sizes.values())
         self._carried = CarriedFiles(loaded.source, target) if loaded.source else None
         self.n_bytes = self._n_tensor_bytes + (self._carried.n_bytes if self._carried else 0)
-        if not self._structures and loses_structures(loaded):
-            self.left_out.append(
-                f"the pruned model keeps its size: heads and channels that are gone are zeros in it, since models of the type "
-                f"{family_of(loaded.model)} cannot be cut; those that can are {', '.join(FAMILIES)}"
-            )
         if self._carried and self._carried.left_out:
             told = "; ".join(f"{name}: {reason}" for name, reason in self._carried.left_out.items())
             self.left_out.append(f"not everything in {loaded.source} was copied to the pruned model: {told}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selfprune.allocations.unit import Unit
 from selfprune.errors import ModelError
 from selfprune.models.loading import LoadedModel
-from selfprune.models.per_layer import FAMILIES
+from selfprune.models.per_layer import LIKE_LLAMA
 from selfprune.models.structures import family_of
 
 
@@ -38,10 +38,10 @@ def with_biases_in_place(loaded: LoadedModel) -> LoadedModel:
             n_out = weight.shape[0]
             bias_O = torch.zeros(n_out, dtype=weight.dtype, device=weight.device)
             loaded.model.get_submodule(unit.matrix).bias = nn.Parameter(bias_O, requires_grad=False)
-    if new and family_of(loaded.model) not in FAMILIES:
+    if new and family_of(loaded.model) not in LIKE_LLAMA:
         raise ModelError(
             f"recovery=bias_compensation would give {new[0]} to a model of the type {family_of(loaded.model)}, whose checkpoints "
-            f"cannot hold it; those that can are {', '.join(FAMILIES)}; choose recovery=least_squares, or none"
+            f"cannot hold it; those that can are {', '.join(LIKE_LLAMA)}; choose recovery=least_squares, or none"
         )
     return replace(loaded, biases=tuple(f"{unit.matrix}.bias" for unit in loaded.units), new_biases=tuple(new))
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ModelError
-from selfprune.models.per_layer import FAMILIES, PREFIX, classes, register
+from selfprune.models.per_layer import LIKE_LLAMA, PREFIX, classes, register
 from selfprune.models.structures import family_of
 from selfprune.models.units import find_blocks
 from selfprune.timing.workload import Timed, Workload
@@ -60,10 +60,10 @@ def structure_seconds(
         ModelError: when models of the family cannot be built with blocks of different widths.
     """
     family = family_of(skeleton)
-    if family not in FAMILIES:
+    if family not in LIKE_LLAMA:
         raise ModelError(
-            f"the seconds of heads and channels are those of models that are cut, but models of the type {family} cannot be cut; "
-            f"those that can are {', '.join(FAMILIES)}"
+            f"the seconds of heads and channels of models of the type {family} cannot be measured; those that can are "
+            f"{', '.join(LIKE_LLAMA)}"
         )
     kinds = _layer_types(skeleton.config)
     keys = {unit.name: (unit.item, unit.n_items, kinds[unit.block]) for unit in units}
