@@ -20,19 +20,23 @@ def checkpoint_lines(report: Mapping[str, Any]) -> list[str]:
     return [line for paragraph in (size, *map(speed_sentence, report["speed"])) for line in (paragraph, "")]
 
 
-def size_record(folder: Path, n_dense: int) -> dict[str, int]:
+def size_record(folder: Path, n_dense: int, kept_per_token: tuple[int, int] | None) -> dict[str, int]:
     """How large the winner's checkpoint is, for `report.json`.
 
     Args:
         folder: of the checkpoint.
         n_dense: parameters of the dense model.
+        kept_per_token: numbers that the KV caches of winner and dense model keep of a token; None where nothing is cut.
 
     Raises:
         ModelError: when the checkpoint is not whole.
     """
     tensors = open_tensors(folder).values()
     n_bytes = sum(path.stat().st_size for path in {tensor.path for tensor in tensors})
-    return {"parameters": sum(math.prod(tensor.shape) for tensor in tensors), "dense_parameters": n_dense, "bytes": n_bytes}
+    size = {"parameters": sum(math.prod(tensor.shape) for tensor in tensors), "dense_parameters": n_dense, "bytes": n_bytes}
+    if kept_per_token:
+        size |= dict(zip(("cached_per_token", "dense_cached_per_token"), kept_per_token, strict=True))
+    return size
 
 
 def size_sentence(model: Mapping[str, int]) -> str:

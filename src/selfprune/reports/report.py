@@ -14,6 +14,7 @@ from rich.table import Table
 
 from selfprune.allocations.candidate import best
 from selfprune.allocations.pareto import comparable, nondominated
+from selfprune.allocations.unit import Item
 from selfprune.errors import ConfigError
 from selfprune.language_models.calls import Call, read_calls
 from selfprune.reports.checkpoint_sentences import checkpoint_lines, size_record
@@ -32,6 +33,7 @@ from selfprune.reports.report_table import table_cells, table_csv, table_latex
 from selfprune.reports.results import Results, Spent
 from selfprune.reports.sparsity_picture import sparsity_figure
 from selfprune.reports.task_columns import standard_error, task_lines
+from selfprune.reports.width_picture import width_figure
 from selfprune.storage.environment import read_environment
 from selfprune.storage.whole_files import write_whole
 from selfprune.timing.resources import Resources
@@ -56,9 +58,7 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     report = build_report(results, read_calls(folder / "language_model_calls.jsonl", results.language_model.n_calls))
     environment = read_environment(folder)
     overrides = [*environment["overrides"], *extended]
-    report["model"] = size_record(folder / "model", results.n_parameters)
-    if results.kept_per_token:
-        report["model"] |= dict(zip(("cached_per_token", "dense_cached_per_token"), results.kept_per_token, strict=True))
+    report["model"] = size_record(folder / "model", results.n_parameters, results.kept_per_token)
     report["speed"] = results.speed
     report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
     files = {
@@ -79,6 +79,8 @@ def _draw(folder: Path, results: Results) -> None:
     """The pictures: where the yardsticks and the winner are sparse, the searches over their tokens, and several objectives."""
     winner = results.winner.allocation
     save_figure(sparsity_figure({**results.yardsticks, "winner": winner}, results.grid), folder / "sparsity.png")
+    if any(unit.item is not Item.WEIGHT for unit in results.grid.units):
+        save_figure(width_figure(winner, results.grid), folder / "widths.png")
     main = [c for c in results.candidates if c.search == "main"]
     n_before = {"main": results.spent["main"].n_tokens - sum(c.n_tokens for c in main)}
     save_figure(progress_figure(results.candidates, n_before, results.score_title), folder / "progress.png")
@@ -201,6 +203,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         "![Sparsity per block and module type](sparsity.png)",
         "",
+        *(["![Heads and channels that each block keeps](widths.png)", ""] if "cached_per_token" in report["model"] else []),
         "![The incumbents' scores against tokens spent](progress.png)",
         "",
         f"{WHY_IT_RISES} Lower is better.",

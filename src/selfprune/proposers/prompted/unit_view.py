@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from selfprune.allocations.unit import Allocation, Unit, n_weights
+from selfprune.allocations.unit import Allocation, Item, Unit, n_weights
 from selfprune.proposers.base import SearchSpace
 from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_kind
 from selfprune.proposers.unit_places import UnitPlaces
 from selfprune.proposers.unit_values import UnitValues
+
+WHAT_GOES = {Item.WEIGHT: "", Item.HEAD_GROUP: " (heads)", Item.CHANNEL: " (channels)"}
+"""What a kind is told to lose, where it is not single weights."""
 
 
 class UnitView(UnitPlaces):
@@ -55,8 +58,9 @@ class UnitView(UnitPlaces):
         """One row per kind: name, share of all weights, sensitivity from 0 to 99 if known."""
         shares = [100 * n_weights(units) / self.space.grid.n_weights() for units in self._of_kind.values()]
         sensitivities = self._sensitivities(list(self._of_kind.values()), worth)
-        rows = zip(self.kinds, shares, sensitivities, strict=True)
-        return [f"{self.short[kind]} {share:.0f}% {sensitivity}".rstrip() for kind, share, sensitivity in rows]
+        names = [f"{self.short[kind]}{WHAT_GOES[units[0].item]}" for kind, units in self._of_kind.items()]
+        rows = zip(names, shares, sensitivities, strict=True)
+        return [f"{name} {share:.0f}% {sensitivity}".rstrip() for name, share, sensitivity in rows]
 
     def block_sensitivities(self, worth: UnitValues | None) -> str:
         """One number per block, from 0 to 99."""
