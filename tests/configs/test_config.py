@@ -135,7 +135,10 @@ def abreast(*groups):
     chosen = [{group: GROUPS[group][i % len(GROUPS[group])] for group in groups} for i in range(rows)]
     # zeros of single weights take as much memory as before
     structured = [row for row in chosen if issubclass(find_methods("pruner").get(row["pruner"], Pruner), StructurePruner)]
-    return [row if row in structured or row["budget"] != "memory" else row | {"budget": "default"} for row in chosen]
+    plain = [row if row in structured or row["budget"] != "memory" else row | {"budget": "default"} for row in chosen]
+    # of experts that stay nothing is mended, and a token sees as many as before
+    own = {"recovery": "none", "budget": "default"}
+    return [row | {group: own[group] for group in row if group in own} if row["pruner"] == "reap" else row for row in plain]
 
 
 def check_choices(config, chosen):

@@ -54,9 +54,13 @@ def load(load_tiny):
 
 @pytest.mark.parametrize(
     ("family", "shares"),
-    [*((family, DIFFERENT) for family in FAMILIES), *((family, ALIKE) for family in ("llama", "gemma3_text", "phi3", "olmo2")),
-     ("llama", ATTENTION_ALONE), ("qwen3", ATTENTION_ALONE)],
-)  # fmt: skip
+    [
+        *((family, DIFFERENT) for family in (*LIKE_LLAMA, *NARROWED)),
+        *((family, ALIKE) for family in ("llama", "gemma3_text", "phi3", "olmo2")),
+        ("llama", ATTENTION_ALONE),
+        ("qwen3", ATTENTION_ALONE),
+    ],
+)
 def test_the_cut_model_speaks_like_the_masked_one_from_files_of_the_counted_size(family, shares, load, tmp_path):
     loaded = load(family)
     whole = n_parameters(loaded.model)
@@ -193,7 +197,7 @@ def test_inspect_tells_the_widths_and_the_class(load, tmp_path, capsys):
     assert inspect([str(tmp_path / "cut"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["export"] == "per-layer"
-    assert [tuple(width.values()) for width in told["widths"]] == [(0, 2, 1, 36), (1, 4, 2, 12)]
+    assert [tuple(width.values()) for width in told["widths"]] == [(0, 2, 1, 36, 0), (1, 4, 2, 12, 0)]
     assert inspect([str(tmp_path / "cut")]) == 0
     assert "block (loads with trust_remote_code=True)  heads  KV heads  channels" in capsys.readouterr().out
 

@@ -13,6 +13,7 @@ from selfprune.configs.methods import find_methods
 from selfprune.configs.mistakes.expected_values import expectation
 from selfprune.errors import ConfigError, PruningError
 from selfprune.pruners.structure_pruner import StructurePruner
+from selfprune.pruners.structures.reap import REAP
 from selfprune.pruners.structures.wanda_sp import WandaSP
 
 PRUNERS = [method for method in find_methods("pruner").values() if issubclass(method, StructurePruner)]
@@ -26,6 +27,14 @@ def normal(*shape, seed=0):
 
 def gathered(pruner, weight_OCW, inputs_NTI):
     """Statistics of inputs, or of the gradients of a loss whose derivatives by the outputs are random."""
+    if isinstance(pruner, REAP):
+        # what each expert puts out of its own inputs, for tokens that are all sent to it by the weight one
+        statistics = pruner.statistics(weight_OCW.shape[1], weight_OCW.shape[2], len(inputs_NTI))
+        for inputs_TI in inputs_NTI:
+            outputs_TOC = torch.einsum("tcw,ocw->toc", inputs_TI.reshape(len(inputs_TI), *weight_OCW.shape[1:]), weight_OCW)
+            for expert, norm_T in enumerate(outputs_TOC.float().norm(dim=1).T):
+                statistics.update(norm_T[:, None], expert)
+        return statistics
     statistics = pruner.statistics(1, weight_OCW[0].numel(), len(inputs_NTI))
     for n, inputs_TI in enumerate(inputs_NTI):
         if pruner.needs_gradients:
@@ -137,4 +146,4 @@ def test_widths_are_multiples_of_one_or_more():
 
 def test_a_list_of_structures_is_asked_for_by_their_names():
     asked = expectation(get_type_hints(WandaSP)["structures"], "pruner.structures", "HEAD")
-    assert asked == "a list of WEIGHT, CHANNEL, HEAD_GROUP, as in pruner.structures=[WEIGHT,CHANNEL]"
+    assert asked == "a list of WEIGHT, CHANNEL, HEAD_GROUP, EXPERT, as in pruner.structures=[WEIGHT,CHANNEL]"

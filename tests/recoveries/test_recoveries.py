@@ -19,7 +19,7 @@ from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import save_checkpoint
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import MaskLevels
-from selfprune.models.biases import with_biases_in_place
+from selfprune.models.fittings import with_biases_in_place
 from selfprune.models.loading import load_model, register_per_layer
 from selfprune.models.model_config import ModelConfig
 from selfprune.pruners.structures.flap import FLAP
@@ -32,7 +32,7 @@ from selfprune.recoveries.bias_compensation import BiasCompensation
 from selfprune.recoveries.least_squares import LeastSquares
 from selfprune.recoveries.none import NoRecovery
 
-PRUNERS = list(find_methods("pruner").values())
+PRUNERS = [method for method in find_methods("pruner").values() if Item.EXPERT not in method().items()]
 WINDOWS = torch.randint(1, 300, (6, 24), generator=torch.Generator().manual_seed(0))
 N_OUT, N_ITEMS = 6, 8
 

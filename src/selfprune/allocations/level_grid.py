@@ -101,8 +101,9 @@ class LevelGrid:
             multiple_here = multiple if unit.item is Item.CHANNEL else 1
             step = math.ceil(max(1, _floor(step_weights / unit.weights_per_item)) / multiple_here) * multiple_here
             first = unit.n_items % multiple_here or step
-            between = [] if whole else range(first, min(unit.n_items, _floor(max_sparsity * unit.n_items) + 1), step)
-            items = (0, *between, unit.n_items) if max_sparsity == 1 else (0, *between)
+            most = min(unit.n_items - max(1, unit.least_kept), _floor(max_sparsity * unit.n_items))
+            between = [] if whole else range(first, most + 1, step)
+            items = (0, *between, unit.n_items) if max_sparsity == 1 and not unit.least_kept else (0, *between)
             levels[unit.name] = Levels(unit.n_items, items, tuple(level * unit.weights_per_item for level in items))
         return cls(tuple(units), levels)
 

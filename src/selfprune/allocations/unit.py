@@ -9,11 +9,12 @@ Allocation = dict[str, int]
 
 
 class Item(str, Enum):
-    """What is removed from a unit: a weight, a channel of an FFN, or the attention heads that share their keys and values."""
+    """What is removed from a unit: a weight, a channel of an FFN, an expert, or the heads that share their keys and values."""
 
     WEIGHT = "WEIGHT"
     CHANNEL = "CHANNEL"
     HEAD_GROUP = "HEAD_GROUP"
+    EXPERT = "EXPERT"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Unit:
         weights_per_item: all parameters that go with one item; 1 for unstructured sparsity.
         item: what its items are.
         reader: of heads or channels the matrix whose input columns they are, as a path like `name`; empty for single weights.
-        item_width: columns of the reader per item.
+        item_width: columns of the reader per item; of experts, whose matrices are stacked, rows.
+        least_kept: items that stay in any case: as many experts as a token is sent to.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Unit:
     item: Item = Item.WEIGHT
     reader: str = ""
     item_width: int = 1
+    least_kept: int = 0
 
     @property
     def matrix(self) -> str:

@@ -103,8 +103,10 @@ def _width_table(checkpoint: Checkpoint) -> list[tuple[str, ...]]:
     if not is_per_layer(checkpoint.config):
         return []
     widths = block_widths(checkpoint.config)
-    rows = [(str(w.block), f"{w.n_heads:,}", f"{w.n_kv_heads:,}", f"{w.n_channels:,}") for w in widths]
-    return [("block (loads with trust_remote_code=True)", "heads", "KV heads", "channels"), *rows]
+    rows = [(str(w.block), f"{w.n_heads:,}", f"{w.n_kv_heads:,}", f"{w.n_channels:,}", f"{w.n_experts:,}") for w in widths]
+    n_columns = 5 if any(width.n_experts for width in widths) else 4
+    header = "block (loads with trust_remote_code=True)", "heads", "KV heads", "channels", "experts"
+    return [row[:n_columns] for row in (header, *rows)]
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:

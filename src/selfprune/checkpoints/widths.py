@@ -7,6 +7,8 @@ from typing import Any
 MAX_BLOCKS = 10_000
 """Beyond any model: a config.json that names more is not believed."""
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts")
+"""What configurations call the experts of a block."""
 ALSO_CALLED = {
     "num_attention_heads": ("n_head",),
     "intermediate_size": ("ffn_dim", "n_inner"),
@@ -24,12 +26,14 @@ class Width:
         n_heads: attention heads; 0 where the attention is gone.
         n_kv_heads: heads of keys and values.
         n_channels: of the FFN; 0 where it is gone.
+        n_experts: of the FFN; 0 where it has none.
     """
 
     block: int
     n_heads: int
     n_kv_heads: int
     n_channels: int
+    n_experts: int = 0
 
 
 def is_per_layer(config: Mapping[str, Any]) -> bool:
@@ -57,7 +61,8 @@ def block_widths(config: Mapping[str, Any]) -> list[Width]:
         gone = block.get("skip")
         gone = gone if isinstance(gone, list) else []
         attention = (0, 0) if "attention" in gone else (heads, heads if kv_heads is None else kv_heads)
-        found.append(Width(index, *attention, 0 if "mlp" in gone else channels))
+        n_experts = next((n for name in NUMBERS_OF_EXPERTS if isinstance(n := block.get(name), int)), 0)
+        found.append(Width(index, *attention, 0 if "mlp" in gone else channels, n_experts))
     return found
 
 

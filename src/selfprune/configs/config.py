@@ -14,7 +14,12 @@ from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Objective
 from selfprune.allocations.unit import Item, Unit
 from selfprune.configs.methods import METHODS, find_methods, register_methods
-from selfprune.configs.structure_checks import check_context, check_nothing_is_measured_of_items, check_nothing_is_plain
+from selfprune.configs.structure_checks import (
+    check_context,
+    check_experts,
+    check_nothing_is_measured_of_items,
+    check_nothing_is_plain,
+)
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.evaluators.harness_config import HarnessConfig
@@ -91,6 +96,7 @@ class RunConfig:
                 "level; leave out one of the two"
             )
         check_context(self.budget, self.pruner)
+        check_experts(self.budget, self.pruner, self.recovery)
         if Item.WEIGHT in self.pruner.items():
             check_nothing_is_plain(self.search.plain, self.pruner)
             check_nothing_is_measured_of_items(self.pruner, {"the proposer": self.proposer, **self.yardsticks, **self.controls})
@@ -171,6 +177,7 @@ class PruneConfig:
             _check_chosen(self, group)
         self.budget.check()
         check_context(self.budget, self.pruner)
+        check_experts(self.budget, self.pruner, self.recovery)
         if not self.output:
             raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
 

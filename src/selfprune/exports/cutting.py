@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
 from selfprune.allocations.unit import Item
-from selfprune.checkpoints.widths import WIDTHS, config_number, own_name
+from selfprune.checkpoints.widths import NUMBERS_OF_EXPERTS, WIDTHS, config_number, own_name
 from selfprune.exports.dropping import renumbered_config
 from selfprune.models.loading import LoadedModel
 from selfprune.models.per_layer import NARROWED, PREFIX, class_names
@@ -62,15 +62,14 @@ def cut(tensors: Mapping[str, Tensor], structures: Iterable[Structure], kept: Ma
 
 
 def n_kept(structures: Iterable[Structure], shapes: Mapping[str, tuple[int, ...]]) -> dict[Structure, int]:
-    """How many items of each structure stayed, by the shape that its reader has in the checkpoint.
+    """How many items of each structure stayed, by the shapes in the checkpoint.
 
     Args:
         structures: of the model.
         shapes: name in the checkpoint -> shape.
     """
-    return {
-        s: shapes[s.reader.parameter][s.reader.axis] // s.reader.width if s.reader.parameter in shapes else 0 for s in structures
-    }
+    counted = {structure: structure.counted for structure in structures}
+    return {s: shapes[c.parameter][c.axis] // c.width if c.parameter in shapes else 0 for s, c in counted.items()}
 
 
 def cut_config(
@@ -93,7 +92,9 @@ def cut_config(
     blocks = [_widths(block) for block in config.per_layer_config]
     for structure, n in kept.items():
         own, unit = blocks[structure.unit.block], structure.unit
-        if unit.item is Item.CHANNEL:
+        if unit.item is Item.EXPERT:
+            own[next(name for name in NUMBERS_OF_EXPERTS if name in own)] = n
+        elif unit.item is Item.CHANNEL:
             own["intermediate_size"] = n
         else:
             n_groups = n if unit.n_items > 1 else n * own["num_key_value_heads"]
@@ -110,7 +111,8 @@ def cut_config(
     blocks = [own for index, own in enumerate(blocks) if index not in gone]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if all(own == blocks[0] and not own["skip"] and not own["biased"] for own in blocks):
-        of_all = _in_own_names(config, {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS})
+        of_experts = {name: n for name, n in blocks[0].items() if name in NUMBERS_OF_EXPERTS}
+        of_all = _in_own_names(config, {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS} | of_experts)
         if _is_accepted(config, of_all):
             return of_all
         if _is_accepted(config, of_all | AS_MISTRAL) and not (config.attention_bias or config.mlp_bias):
@@ -161,7 +163,8 @@ def _widths(block: Any) -> dict[str, Any]:
     lists = {name: list(getattr(block, name, ())) for name in ("skip", "biased")}
     values = block.to_dict() | {name: value for name in WIDTHS if (value := getattr(block, name, None)) is not None}
     heads, kv_heads, channels = (config_number(values, name) for name in WIDTHS)
-    return dict(zip(WIDTHS, (heads, kv_heads or heads, channels or 4 * block.hidden_size), strict=True)) | lists
+    of_experts = {name: n for name in NUMBERS_OF_EXPERTS if isinstance(n := values.get(name), int)}
+    return dict(zip(WIDTHS, (heads, kv_heads or heads, channels or 4 * block.hidden_size), strict=True)) | of_experts | lists
 
 
 def _in_own_names(config: Any, widths: dict[str, Any]) -> dict[str, Any]:

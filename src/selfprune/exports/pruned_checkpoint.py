@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from selfprune.allocations.unit import Item
 from selfprune.checkpoints.carried_files import CarriedFiles
 from selfprune.checkpoints.reader import INDEX, SINGLE, open_file
 from selfprune.checkpoints.source import AnySource, open_source
@@ -15,11 +16,13 @@ from selfprune.checkpoints.stored_tensors import DTYPES, StoredTensor, torch_dty
 from selfprune.errors import ModelError
 from selfprune.exports.cutting import cuttable, n_kept, write_cut
 from selfprune.exports.dropping import gone_blocks, renumber_files
-from selfprune.exports.stored_parts import list_parts
+from selfprune.exports.stored_parts import list_parts, stored_name
 from selfprune.models.loading import LoadedModel
 from selfprune.storage.tensor_file import write_tensors
 from selfprune.storage.whole_files import disk_error, write_whole
 
+EXPERTS_PATH = ".experts."
+"""What the names of tensors of experts hold, however a checkpoint splits them."""
 MAX_FILE_BYTES = 4_000_000_000
 """Of a file of weights that lie outside the blocks, or of all weights in one file."""
 N_TOLD = 5
@@ -56,6 +59,8 @@ class PrunedCheckpoint:
         self._told = {name: told for part in self._parts for name, told in part.stored.items()}
         sublayers = tuple(f"{structure.unit.name}." for structure in self._structures)
         self.cut = {name for name, told in self._told.items() if told.reverted.startswith(sublayers)}
+        if any(structure.unit.item is Item.EXPERT for structure in self._structures):
+            self.cut |= {name for name, told in self._told.items() if told.is_of_unit and EXPERTS_PATH in told.reverted}
         self._drop_source_unless_it_holds_the_units()
         self._main_dtype = _main_dtype(self._source)
         known = self._source.keys() | set(loaded.new_biases)
@@ -90,12 +95,12 @@ class PrunedCheckpoint:
                 made_of = part.make(self._loaded, self._structures)
                 tensors |= {stored: tensor for stored, tensor in made_of.items() if stored in made}
         tensors |= {stored: self._source[stored].read().to(self._dtype(stored)) for stored in wanted - made}
-        empty = {self._told[stored].reverted for stored in wanted & self.cut if not tensors[stored].numel()}
+        empty = {self._told[name].reverted for name in wanted & self.cut & tensors.keys() if not tensors[name].numel()}
         gone = tuple(f"{s.unit.name}." for s in self._structures if s.reader.parameter in empty)
         # of a reader without columns the bias is left
         biases = {s.reader.parameter.removesuffix("weight") + "bias" for s in self._structures}
         cut = {n for n in self.cut if self._told[n].reverted.startswith(gone) and self._told[n].reverted not in biases}
-        left = [n for n in self.files[name] if n not in cut]
+        left = [n for n in self.files[name] if n not in cut and n in tensors]
         write_tensors(folder / name, {stored: tensors[stored] for stored in left}, {"format": "pt"}, remedy)
 
     def write_rest(self, folder: Path, remedy: str) -> None:
@@ -131,6 +136,8 @@ class PrunedCheckpoint:
         """Writes the configuration of a model that was cut, and its weights anew where blocks are gone: the files with them."""
         written = self._written(folder, self.files)
         shapes = {self._told[name].reverted: tensor.shape for name, tensor in written.items() if name in self._told}
+        named = {name: stored_name(self._loaded, name) for name in {s.counted.parameter for s in self._structures}}
+        shapes |= {name: shapes[stored] for name, stored in named.items() if stored in shapes}
         kept, path = n_kept(self._structures, shapes), self._loaded.blocks_path
         gone = gone_blocks(kept, written, path)
         left = list(renumber_files(folder, list(self.files), path, gone, remedy).values()) if gone else list(self.files)

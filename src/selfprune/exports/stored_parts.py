@@ -60,7 +60,8 @@ class Part:
         here = [structure for structure in structures if structure.reader.parameter in own]
         own = cut(own, here, {structure.unit.name: kept_items(loaded.model, structure) for structure in here})
         reverted = revert_weight_conversion(loaded.model, own)
-        return {name: reverted[told.reverted] for name, told in self.stored.items()}
+        # experts that are gone leave names without a tensor
+        return {name: reverted[told.reverted] for name, told in self.stored.items() if told.reverted in reverted}
 
 
 def list_parts(loaded: LoadedModel, known: Container[str], structures: Collection[Structure] = ()) -> list[Part]:
@@ -93,6 +94,19 @@ def list_parts(loaded: LoadedModel, known: Container[str], structures: Collectio
         }
         parts.append(Part(tuple(group), stored))
     return parts
+
+
+def stored_name(loaded: LoadedModel, name: str) -> str:
+    """What a checkpoint calls a tensor of the model that it neither splits nor joins.
+
+    Args:
+        loaded: the model.
+        name: in the model.
+    """
+    if name not in (tensors := _tensors(loaded)):
+        return name
+    reverted: dict[str, Tensor] = revert_weight_conversion(loaded.model, {name: torch.empty_like(tensors[name], device="meta")})
+    return next(iter(reverted))
 
 
 def _tensors(loaded: LoadedModel) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ which matrix reads the items (its input columns), and which write them (their ou
 `q`, `k` and `v` of all heads, or `c` for channels, one after the other; in brackets, one after the other for each head.
 
 Limits: gated and plain FFNs, and attention whose heads are independent of each other. OLMo 2 normalises the queries of all heads
-together, so that no head can go alone. Experts have no entry yet.
+together, so that no head can go alone.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,23 @@ class Sublayer:
         return self.path or "ffn"
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a block, whose matrices are stacked (expert, out, in).
+
+    Attributes:
+        path: the module inside the block that holds them.
+        writers: parameters that lose an entry with each expert: the router's rows, and what the experts read.
+        reader: the parameter that writes what the experts put out.
+        router: the module that sends tokens to them.
+    """
+
+    path: str = "mlp"
+    writers: tuple[str, ...] = ("gate.weight", "experts.gate_up_proj")
+    reader: str = "experts.down_proj"
+    router: str = "gate"
+
+
 SPLIT = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}
 ATTENTION = Sublayer("self_attn", "o_proj", SPLIT)
 GATED = Sublayer("mlp", "down_proj", {"gate_proj": "c", "up_proj": "c"})
@@ -49,11 +66,16 @@ FAMILIES: dict[str, tuple[Sublayer, ...]] = {
     "granite": LLAMA,
     "llama": LLAMA,
     "mistral": LLAMA,
+    "mixtral": (ATTENTION,),
     "olmo2": (Sublayer("self_attn", "o_proj", SPLIT, is_whole=True), GATED),
     "opt": (Sublayer("self_attn", "out_proj", SPLIT), Sublayer("", "fc2", {"fc1": "c"})),
     "phi3": (Sublayer("self_attn", "o_proj", {"qkv_proj": "qkv"}), Sublayer("mlp", "down_proj", {"gate_up_proj": "cc"})),
     "qwen2": LLAMA,
+    "qwen2_moe": LLAMA,
     "qwen3": LLAMA,
+    "qwen3_moe": LLAMA,
     "smollm3": LLAMA,
 }
 """`model_type` -> the sublayers of each block, in their order."""
+EXPERTS: dict[str, Experts] = dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), Experts())
+"""`model_type` -> the experts of each block that has any."""

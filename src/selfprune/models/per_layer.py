@@ -56,7 +56,9 @@ NARROWED = {
     "gpt_neox": Layout("gpt_neox.layers", "attention", {"query_key_value": 3}, "dense", "mlp", "dense_h_to_4h", "dense_4h_to_h"),
     "opt": Layout("model.decoder.layers", "self_attn", {"q_proj": 1, "k_proj": 1, "v_proj": 1}, "out_proj", "", "fc1", "fc2"),
 }
-FAMILIES = (*LIKE_LLAMA, *NARROWED)
+OF_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
+"""Families whose blocks take their numbers of experts from a configuration, and call their attention as Llama does."""
+FAMILIES = (*LIKE_LLAMA, *OF_EXPERTS, *NARROWED)
 
 
 class Constant(nn.Module):
@@ -209,7 +211,9 @@ def classes(family: str) -> tuple[Any, Any]:
         of_one_width = copy.copy(config)
         of_one_width.per_layer_config = None
         stock_model.__init__(self, of_one_width)
-        config._attn_implementation = of_one_width._attn_implementation
+        for chosen in ("_attn_implementation", "_experts_implementation"):
+            if hasattr(of_one_width, chosen):
+                setattr(config, chosen, getattr(of_one_width, chosen))
         for module in self.modules():
             if getattr(module, "config", None) is of_one_width:
                 module.config = config

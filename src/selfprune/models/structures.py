@@ -1,4 +1,4 @@
-"""Lists the structures of a model: attention heads and FFN channels, with every slice of a parameter that goes with each.
+"""Lists the structures of a model: heads, channels and experts, with every slice of a parameter that goes with each.
 
 Zeroing the reader's columns of an item gives the logits of the model without it, so that pruning and search see one matrix in
 groups of columns; the other slices matter for what an item saves, and where the checkpoint is cut to its real size.
@@ -14,12 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from selfprune.allocations.budget import ContextCosts
 from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ModelError
-from selfprune.models.families import FAMILIES, Sublayer
+from selfprune.models.families import EXPERTS, FAMILIES, Experts, Sublayer
 from selfprune.models.per_layer import PREFIX
 from selfprune.models.units import find_blocks, list_units
 
 SLIDING = "sliding_attention"
 """What configurations call an attention that looks back on a window."""
+NAMES_OF_ITEMS = {Item.HEAD_GROUP: "heads", Item.CHANNEL: "channels", Item.EXPERT: "experts"}
 WIDTHS_OF_HEADS = ("head_dim", "head_size")
 """What attention modules call the width of a head."""
 
@@ -60,11 +61,16 @@ class Structure:
         """The columns of the matrix that reads the items."""
         return self.slices[-1]
 
+    @property
+    def counted(self) -> Slice:
+        """What a checkpoint tells the number of items by: the reader, or of experts, which it may split, the router's rows."""
+        return self.slices[0] if self.unit.item is Item.EXPERT else self.reader
+
 
 def list_structures(model: nn.Module) -> tuple[Structure, ...]:
-    """The heads and the channels of every block, in model order.
+    """The heads, the channels and the experts of every block, in model order.
 
-    Heads go by groups that share their keys and values (GQA), and channels one by one.
+    Heads go by groups that share their keys and values (GQA), channels and experts one by one.
 
     Raises:
         ModelError: when the family has no entry, or a block does not look as its entry says.
@@ -76,12 +82,12 @@ def list_structures(model: nn.Module) -> tuple[Structure, ...]:
             "a pruner of single weights, such as pruner=wanda"
         )
     path, blocks = find_blocks(model)
-    return tuple(
-        _structure(f"{path}.{index}", index, block, sublayer)
-        for index, block in enumerate(blocks)
-        for sublayer in FAMILIES[family]
-        if _is_there(block, sublayer)
-    )
+    found = []
+    for index, block in enumerate(blocks):
+        there = [sublayer for sublayer in FAMILIES[family] if _is_there(block, sublayer)]
+        found += [_structure(f"{path}.{index}", index, block, sublayer) for sublayer in there]
+        found += _experts(model, f"{path}.{index}", index, block, EXPERTS.get(family))
+    return tuple(found)
 
 
 def family_of(model: nn.Module) -> str:
@@ -98,7 +104,14 @@ def list_items(model: nn.Module, items: Collection[Item]) -> tuple[Unit, ...]:
     """
     if Item.WEIGHT in items:
         return list_units(model)
-    return tuple(structure.unit for structure in list_structures(model) if structure.unit.item in items)
+    units = tuple(structure.unit for structure in list_structures(model) if structure.unit.item in items)
+    if not units:
+        named = " and ".join(sorted(NAMES_OF_ITEMS[item] for item in items))
+        raise ModelError(
+            f"a model of the type {family_of(model)} has no {named} that can go; choose another pruner, as pruner=obs for heads and "
+            "channels, or pruner=reap for experts"
+        )
+    return units
 
 
 def context_costs(model: Any, context: int) -> ContextCosts:
@@ -127,6 +140,32 @@ def attended_tokens(config: Any, block: int, context: int) -> int:
     # without kinds a window holds for all blocks, unless it is switched off
     is_sliding = kinds[block] == SLIDING if kinds else getattr(text_config, "use_sliding_window", True)
     return min(context, window) if is_sliding and isinstance(window, int) else context
+
+
+def _experts(model: Any, block_path: str, index: int, block: nn.Module, experts: Experts | None) -> list[Structure]:
+    """The experts of a block, if it has any."""
+    names = dict(block.named_parameters())
+    if experts is None or f"{experts.path}.{experts.reader}" not in names:
+        return []
+    path = f"{experts.path}."
+    reader = names[path + experts.reader]
+    n_experts, n_out, _ = reader.shape
+    parameters = [*(path + writer for writer in experts.writers), path + experts.reader]
+    per_item = sum(names[name].numel() // n_experts for name in parameters)
+    n_chosen = model.config.get_text_config().num_experts_per_tok
+    kind = f"{experts.path}.{experts.reader.partition('.')[0]}"
+    unit = Unit(
+        f"{block_path}.{kind}",
+        index,
+        kind,
+        n_experts,
+        per_item,
+        Item.EXPERT,
+        f"{block_path}.{path}{experts.reader}",
+        n_out,
+        n_chosen,
+    )
+    return [Structure(unit, tuple(Slice(f"{block_path}.{name}", 0, 1) for name in parameters))]
 
 
 def _is_there(block: nn.Module, sublayer: Sublayer) -> bool:

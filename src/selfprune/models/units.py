@@ -134,12 +134,22 @@ def token_share(model: Any, unit: Unit) -> Fraction:
 
 
 def by_item(unit: Unit, weight_OI: Tensor) -> Tensor:
-    """The matrix as pruners take it: [O, I] of single weights, else [O, C, W], the W columns of each of C items together."""
+    """The matrix as pruners take it: [O, I] of single weights, else [O, C, W], the W columns of each of C items together.
+
+    Of experts, whose matrices are stacked, W are the columns of each.
+    """
+    if unit.item is Item.EXPERT:
+        return weight_OI.reshape(unit.n_items, unit.item_width, -1).transpose(0, 1)
     return weight_OI if unit.item is Item.WEIGHT else weight_OI.reshape(-1, unit.n_items, unit.item_width)
 
 
 def spread(unit: Unit, per_item: Tensor) -> Tensor:
-    """What is known of each item, for the weights [O, I]: as it is of single weights, else for the reader's columns [1, I]."""
+    """What is known of each item, for the weights [O, I]: as it is of single weights, else for the reader's columns [1, I].
+
+    Of experts, whose matrices are stacked, for its rows [O, 1].
+    """
+    if unit.item is Item.EXPERT:
+        return per_item.repeat_interleave(unit.item_width)[:, None]
     return per_item if unit.item is Item.WEIGHT else per_item.repeat_interleave(unit.item_width)[None]
 
 

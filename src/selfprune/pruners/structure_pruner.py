@@ -31,11 +31,21 @@ class StructurePruner(Pruner):
     multiple: int = 1
     whole: bool = False
 
+    @property
+    def knows_experts(self) -> bool:
+        """Whether its items are experts."""
+        return False
+
     def __post_init__(self) -> None:
         if not self.structures or Item.WEIGHT in self.structures:
             raise ConfigError(
                 "pruner.structures must name what may go, as in pruner.structures=[HEAD_GROUP,CHANNEL], got "
                 f"[{','.join(item.value for item in self.structures)}]"
+            )
+        if (Item.EXPERT in self.structures) != (self.knows_experts and len(self.structures) == 1):
+            raise ConfigError(
+                f"pruner={self.name} removes {'experts' if self.knows_experts else 'heads and channels'} alone, got "
+                f"pruner.structures=[{','.join(item.value for item in self.structures)}]; leave it out"
             )
         if self.multiple < 1:
             raise ConfigError(f"pruner.multiple must be 1 or more, got {self.multiple}")

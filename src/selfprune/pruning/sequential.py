@@ -11,8 +11,8 @@ from torch import Tensor
 from selfprune.allocations.unit import Allocation, Unit
 from selfprune.errors import naming_unit
 from selfprune.exports.block_writer import BlockWriter
-from selfprune.models.biases import compensate_in_place
 from selfprune.models.blocks.walk import walk_blocks
+from selfprune.models.fittings import compensate_in_place
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import by_item, spread, weight_view
 from selfprune.pruners.base import PrunedUnit, Pruner

@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation, Item, Unit
 
-LABELS = {Item.HEAD_GROUP: "groups of heads", Item.CHANNEL: "FFN channels"}
+LABELS = {Item.HEAD_GROUP: "groups of heads", Item.CHANNEL: "FFN channels", Item.EXPERT: "experts"}
 KEPT, GONE = "#0072B2", "#BBBBBB"
 
 

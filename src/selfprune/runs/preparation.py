@@ -27,9 +27,9 @@ from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import MaskLevels
-from selfprune.models.biases import with_biases_in_place
 from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.chance import doubt_of_chance
+from selfprune.models.fittings import fitted_in_place
 from selfprune.models.loading import LoadedModel, load_model, max_positions
 from selfprune.models.structures import context_costs
 from selfprune.models.units import n_parameters, token_share
@@ -115,7 +115,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     harness = Harness(config.harness)
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model).for_items(config.method.items())
-        loaded = with_biases_in_place(loaded) if config.method.adds_biases else loaded
+        loaded = fitted_in_place(loaded, config.method.adds_biases)
         # What the model cannot do is said before anything is recorded.
         doubts = *loaded.doubts, *check_latency_table(config.budget, loaded), *harness.check(loaded.model, loaded.tokenizer)
         for doubt in doubts:

@@ -21,9 +21,9 @@ from selfprune.data.splits import check_texts, draw_calibration
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError
 from selfprune.exports.block_writer import BlockWriter, growing
-from selfprune.models.biases import with_biases_in_place
 from selfprune.models.blocks.walk import nll_per_token, windows_per_pass
 from selfprune.models.chance import doubt_of_chance
+from selfprune.models.fittings import fitted_in_place
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement
 from selfprune.models.structures import context_costs
@@ -103,7 +103,7 @@ def _prune(
 ) -> tuple[dict[str, int], Resources, LoadedModel, Coverage]:
     with display.stage(f"loading {config.model.path}"):
         loaded = load_model(config.model, scratch=writer.scratch).for_items(config.method.items())
-        loaded = with_biases_in_place(loaded) if config.method.adds_biases else loaded
+        loaded = fitted_in_place(loaded, config.method.adds_biases)
         for doubt in (*loaded.doubts, *check_latency_table(config.budget, loaded)):
             display.warn(doubt)
         windows_NT = _calibration(config, loaded)

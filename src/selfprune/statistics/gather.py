@@ -1,6 +1,6 @@
 """Feeds the inputs of units to their statistics while a model runs; units with the same input share one accumulator.
 
-Shape suffixes: E experts, O out, I in.
+Shape suffixes: E experts, O out, I in, T tokens, P places among a token's experts, K tokens of an expert.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from selfprune.allocations.unit import Unit
 from selfprune.errors import ModelError
 from selfprune.statistics.base import Statistics
+from selfprune.statistics.routed_outputs import RoutedOutputs
 
 MakeStatistics = Callable[[Unit], Statistics]
 OnInputs = Callable[[Unit, Tensor, int], None]
@@ -52,6 +53,10 @@ def gather(
                 statistics[unit.name] = make(unit)
                 experts.append((owner, unit, statistics[unit.name]))
         seen = stack.enter_context(_ExpertInputs(experts, on_inputs)) if experts else None
+        for owner, unit, of_unit in experts:
+            if seen is not None and isinstance(of_unit, RoutedOutputs):
+                module = model.get_submodule(unit.matrix.rpartition(".")[0])
+                stack.callback(module.register_forward_pre_hook(seen.routing_hook(owner)).remove)
         yield statistics
     sharing.check()
     if seen is not None and seen.n_seen == 0:
@@ -124,6 +129,7 @@ class _ExpertInputs(TorchFunctionMode):
         self.watched = watched
         self.on_inputs = on_inputs
         self.n_seen = 0
+        self._routing: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
@@ -133,8 +139,27 @@ class _ExpertInputs(TorchFunctionMode):
                     self.n_seen += 1
                     expert = offset // (parameter_EOI.stride(0) * parameter_EOI.element_size())
                     self.on_inputs(unit, args[0], expert)
+                    if isinstance(statistics, RoutedOutputs):
+                        outputs_KO = func(*args, **(kwargs or {}))
+                        statistics.update(self._routed(parameter_EOI, expert, outputs_KO), expert)
+                        return outputs_KO
                     statistics.update(args[0], expert)
         return func(*args, **(kwargs or {}))
+
+    def routing_hook(self, parameter_EOI: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """Takes note of which tokens a module of experts is sent, and how much each expert counts."""
+
+        def note(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            self._routing[id(parameter_EOI)] = arguments[1:3]
+
+        return note
+
+    def _routed(self, parameter_EOI: Tensor, expert: int, outputs_KO: Tensor) -> Tensor:
+        """G · ‖f(x)‖ [K, 1] of the tokens of an expert, which come in the order of their places among the chosen."""
+        index_TP, weights_TP = self._routing[id(parameter_EOI)]
+        place_K, token_K = (index_TP == expert).T.nonzero(as_tuple=True)
+        routed_K: Tensor = weights_TP[token_K, place_K].float() * outputs_KO.float().norm(dim=1)
+        return routed_K[:, None]
 
 
 def _module_or_parameter(model: nn.Module, name: str) -> nn.Module | Tensor:

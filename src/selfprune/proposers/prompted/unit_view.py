@@ -9,7 +9,7 @@ from selfprune.proposers.prompted.replies import MAX_PERCENT, ReplyError, parse_
 from selfprune.proposers.unit_places import UnitPlaces
 from selfprune.proposers.unit_values import UnitValues
 
-WHAT_GOES = {Item.WEIGHT: "", Item.HEAD_GROUP: " (heads)", Item.CHANNEL: " (channels)"}
+WHAT_GOES = {Item.WEIGHT: "", Item.HEAD_GROUP: " (heads)", Item.CHANNEL: " (channels)", Item.EXPERT: " (experts)"}
 """What a kind is told to lose, where it is not single weights."""
 
 
