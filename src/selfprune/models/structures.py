@@ -108,8 +108,8 @@ def list_items(model: nn.Module, items: Collection[Item]) -> tuple[Unit, ...]:
     if not units:
         named = " and ".join(sorted(NAMES_OF_ITEMS[item] for item in items))
         raise ModelError(
-            f"a model of the type {family_of(model)} has no {named} that can go; choose another pruner, as pruner=obs for heads and "
-            "channels, or pruner=reap for experts"
+            f"a model of the type {family_of(model)} has no {named} that can go; choose another pruner, as pruner=obs for heads "
+            "and channels, or pruner=reap for experts"
         )
     return units
 
