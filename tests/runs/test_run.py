@@ -203,6 +203,46 @@ def test_every_kind_of_pruner_goes_through_the_main_job(pruner, tiny_model_folde
     assert not (folder / "levels").exists()
 
 
+def test_a_model_that_is_cut_is_told_with_its_widths_cache_and_speed(tiny_model_folder, tmp_path):
+    choices = ["pruner=flap", "recovery=bias_compensation", "budget=memory", "budget.context=32", "budget.sparsity=0.2"]
+    others = [*ONE_SEARCH, "search.max_tokens=600", "~yardsticks.owl", "+proposer@yardsticks.flap_global=flap_global"]
+    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), *choices, *others)
+    report = report_of(folder)
+    jsonschema.validate(report, json.loads(files("selfprune.reports").joinpath("report_schema.json").read_text()))
+    size, rows = report["model"], {row["name"]: row for row in report["rows"]}
+    dense, left = ({name: size[prefix + name] for name in ("parameters", "cached_per_token")} for prefix in ("dense_", ""))
+    n_biases = json.loads((folder / "model/config.json").read_text())["hidden_size"] * sum(
+        len(block.get("biased", ())) for block in
+        json.loads((folder / "model/config.json").read_text())["per_layer_config"].values()
+    )  # fmt: skip
+    memory = [each["parameters"] + 32 * each["cached_per_token"] for each in (dense, left)]
+    assert 1 - (memory[1] - n_biases) / memory[0] == pytest.approx(rows["winner"]["saved"], abs=1e-9)
+    assert rows["winner"]["saved"] >= 0.2
+    assert [speed["n_tokens"] for speed in report["speed"]] == [32, 1]
+    assert (folder / "widths.png").stat().st_size > 5_000
+    told = (folder / "report.md").read_text()
+    assert "(widths.png)" in told
+    assert "Of each token its KV cache keeps" in told
+    assert "tokens per second, the dense model" in told
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["one width", "fewer blocks"])
+def test_a_plain_search_ends_with_a_checkpoint_of_the_family_itself(whole, tiny_model_folder, tmp_path):
+    choices = ["pruner=obs", "search.plain=true", f"pruner.whole={whole}", "budget.sparsity=0.4", "proposer=evolutionary"]
+    folder = run_here(tmp_path / "run", *tiny(tiny_model_folder), *choices, *ONE_SEARCH[1:], "search.max_tokens=2_000")
+    config = json.loads((folder / "model/config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert "per_layer_config" not in config
+    assert not (folder / "model/per_layer.py").exists()
+    assert (config["num_hidden_layers"] == 1) == whole
+    for candidate in read_archive(folder / "archive.jsonl"):
+        levels = {tuple(n for name, n in candidate.allocation.items() if name.endswith(kind)) for kind in ("self_attn", "mlp")}
+        if not whole:
+            assert all(len(set(of_kind)) == 1 for of_kind in levels)
+        else:
+            assert sum(map(bool, candidate.allocation.values())) == 2
+
+
 def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path, monkeypatch):
     choices = ["pruner=sparsegpt", "proposer=evolutionary", "~controls.random", "~yardsticks"]
     overrides = [*tiny(tiny_model_folder), *choices]

@@ -25,7 +25,7 @@ from selfprune.models.model_config import DType, ModelConfig, Placement
 from selfprune.models.per_layer import register
 from selfprune.models.placement import entry_device, loading_options, n_parameters_at_once
 from selfprune.models.structures import list_items
-from selfprune.models.units import find_blocks, list_units
+from selfprune.models.units import find_blocks, list_units, n_parameters
 from selfprune.models.vocabulary import check_vocabulary
 from selfprune.models.weight_checks import check_numbers, check_shapes, doubts_of_loading
 
@@ -63,6 +63,11 @@ class LoadedModel:
     def blocks_path(self) -> str:
         """The path of the blocks' list, for which the whole tree of modules is searched once."""
         return find_blocks(self.model)[0]
+
+    @property
+    def n_parameters(self) -> int:
+        """All parameters of the model, tied ones once, without biases that a recovery brought along."""
+        return n_parameters(self.model) - sum(self.model.get_parameter(name).numel() for name in self.new_biases)
 
     def for_items(self, items: Collection[Item]) -> "LoadedModel":
         """The same model with the units whose items are of these kinds.

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfprune.reports.task_columns import standard_error, task_columns
 
-SAVED = {"PARAMETERS": "parameters saved", "FLOPS": "FLOPs saved", "LATENCY": "latency saved"}
+SAVED = {"PARAMETERS": "parameters saved", "FLOPS": "FLOPs saved", "MEMORY": "memory saved", "LATENCY": "latency saved"}
 """What a budget measures, other than the weights whose sparsity is always shown -> title of its column."""
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

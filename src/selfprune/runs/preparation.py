@@ -32,7 +32,7 @@ from selfprune.models.chance import doubt_of_chance
 from selfprune.models.fittings import fitted_in_place
 from selfprune.models.loading import LoadedModel, load_model, max_positions
 from selfprune.models.structures import context_costs
-from selfprune.models.units import n_parameters, token_share
+from selfprune.models.units import token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.proposers.base import ProposerConfig, SearchSpace
 from selfprune.pruning.calibration import calibrate
@@ -124,7 +124,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         expected = forecast_loaded(expected, config, loaded, harness, checkpoint.n_bytes, folder)
         grid = config.grid(loaded.units)
         costs = context_costs(loaded.model, config.budget.context)
-        target = Target.of(config.budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model), costs)
+        target = Target.of(config.budget, grid, loaded.n_parameters, partial(token_share, loaded.model), costs)
         if config.search.plain:
             target = target.tie(grid.units, getattr(config.pruner, "whole", False))
         _check_first_rounds(config, len(grid.units))
@@ -235,6 +235,6 @@ def _sensitivities(config: RunConfig, loaded: LoadedModel, scorer: Scorer, displ
     if not n_windows:
         return {}
     costs = context_costs(loaded.model, config.budget.context)
-    sparsity = config.budget.uniform_sparsity(units, n_parameters(loaded.model), costs)
+    sparsity = config.budget.uniform_sparsity(units, loaded.n_parameters, costs)
     with display.stage("measuring sensitivities", total=len(units)) as update:
         return measure_sensitivities(scorer, sparsity, n_windows, update)

@@ -27,7 +27,7 @@ from selfprune.models.fittings import fitted_in_place
 from selfprune.models.loading import LoadedModel, load_model, max_positions, preflight_memory
 from selfprune.models.model_config import Placement
 from selfprune.models.structures import context_costs
-from selfprune.models.units import n_parameters, token_share
+from selfprune.models.units import token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.sequential import prune_in_place
 from selfprune.runs.display import Display
@@ -165,14 +165,14 @@ def _allocation(config: PruneConfig, loaded: LoadedModel) -> Allocation:
 def _uniform(config: PruneConfig, loaded: LoadedModel) -> Allocation:
     fraction, budget = config.method.level_fraction(), config.budget
     costs = context_costs(loaded.model, budget.context)
-    sparsity = budget.uniform_sparsity(loaded.units, n_parameters(loaded.model), costs)
+    sparsity = budget.uniform_sparsity(loaded.units, loaded.n_parameters, costs)
     if Item.WEIGHT not in config.method.items():
         # a head is too much of a unit for rounding to meet the budget
         grid = config.method.grid(loaded.units, ITEM_BY_ITEM)
-        target = Target.of(budget, grid, n_parameters(loaded.model), partial(token_share, loaded.model), costs)
+        target = Target.of(budget, grid, loaded.n_parameters, partial(token_share, loaded.model), costs)
         return target.project({unit.name: sparsity for unit in loaded.units})
     if fraction is None:
-        return budget.uniform(loaded.units, n_parameters(loaded.model))
+        return budget.uniform(loaded.units, loaded.n_parameters)
     # of another measure than weights, a pattern can hardly save the very share that was asked for, but it may save more
     is_met = math.isclose(fraction, sparsity) or (budget.measure is not Measure.WEIGHTS and fraction > sparsity)
     if not is_met:

@@ -11,7 +11,6 @@ from pathlib import Path
 from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.configs.config import RunConfig
 from selfprune.errors import SelfpruneError
-from selfprune.models.units import n_parameters
 from selfprune.reports.report import print_table, write_report
 from selfprune.reports.results import Results
 from selfprune.runs.contest import hold_contest
@@ -84,7 +83,7 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         prepared.loaded.tokenizer.convert_ids_to_tokens(list(prepared.splits.start)),
         expected=prepared.expected,
         measured=Resources(peak_memory_bytes(prepared.loaded.device), folder_bytes(folder), time.monotonic() - began),
-        n_parameters=n_parameters(prepared.loaded.model),
+        n_parameters=prepared.loaded.n_parameters,
         kept_per_token=kept_per_token(prepared, winner.allocation),
         speed=speed,
         calibration=prepared.coverage.as_dict(),
