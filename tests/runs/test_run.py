@@ -219,7 +219,6 @@ def test_a_model_that_is_cut_is_told_with_its_widths_cache_and_speed(tiny_model_
     assert 1 - (memory[1] - n_biases) / memory[0] == pytest.approx(rows["winner"]["saved"], abs=1e-9)
     assert rows["winner"]["saved"] >= 0.2
     assert [speed["n_tokens"] for speed in report["speed"]] == [32, 1]
-    assert (folder / "widths.png").stat().st_size > 5_000
     told = (folder / "report.md").read_text()
     assert "(widths.png)" in told
     assert "Of each token its KV cache keeps" in told

@@ -67,7 +67,8 @@ class LoadedModel:
     @property
     def n_parameters(self) -> int:
         """All parameters of the model, tied ones once, without biases that a recovery brought along."""
-        return n_parameters(self.model) - sum(self.model.get_parameter(name).numel() for name in self.new_biases)
+        n_new: int = sum(self.model.get_parameter(name).numel() for name in self.new_biases)
+        return n_parameters(self.model) - n_new
 
     def for_items(self, items: Collection[Item]) -> "LoadedModel":
         """The same model with the units whose items are of these kinds.
