@@ -11,7 +11,6 @@ counter tells (NVML) is divided by the tokens; of a processor it is read where t
 
 import argparse
 import random
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from random_llama import random_llama
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from selfprune.exports.cutting import cut_config
 from selfprune.models.loading import LoadedModel
@@ -48,18 +47,12 @@ def cut_model(loaded: LoadedModel, kept: dict[Any, int], dtype: torch.dtype, dev
     """A model of random weights with these widths, of the class that a winner is loaded as."""
     changed = cut_config(loaded.model.config, kept)
     register(changed["model_type"])
-    with tempfile.TemporaryDirectory() as folder:
-        config = type(loaded.model.config)(**loaded.model.config.to_dict())
-        config.save_pretrained(folder)
-        import json
-
-        path = Path(folder, "config.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | changed | {"auto_map": {}}))
-        from transformers import AutoConfig
-
-        own = AutoConfig.from_pretrained(folder)
+    config_class = CONFIG_MAPPING[changed["model_type"]]
+    values = {
+        key: value for key, value in {**loaded.model.config.to_dict(), **changed}.items() if key not in ("model_type", "auto_map")
+    }
     with device:
-        return AutoModelForCausalLM.from_config(own, dtype=dtype).eval().requires_grad_(False)
+        return AutoModelForCausalLM.from_config(config_class(**values), dtype=dtype).eval().requires_grad_(False)
 
 
 def small_model(loaded: LoadedModel, n_wanted: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -117,9 +110,9 @@ def main() -> None:
     options = parser.parse_args()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     loaded = random_llama(options.width, options.n_blocks, options.vocab_size, dtype, device)
-    joules, console = energy_reader(device), Console()
-    table = Table(title=f"{machine_name(device)}, {torch.get_num_threads()} threads, {dtype}")
-    for name in ("sparsity", "workload", "parameters", "dense", "cut", "as small", "cut / dense", "cut / as small", "J / token"):
+    joules, console = energy_reader(device), Console(width=110)
+    table = Table(title=f"Tokens per second, {machine_name(device)}, {torch.get_num_threads()} threads, {dtype}")
+    for name in ("sparsity", "", "M parameters", "dense", "cut", "small", "cut/dense", "cut/small", "J/token"):
         table.add_column(name, justify="right")
     for sparsity in options.sparsities:
         cut = cut_model(loaded, widths(loaded, sparsity, options.multiple, 0), dtype, device)
@@ -137,7 +130,7 @@ def main() -> None:
             # while a token is written, its prompt was read in the same repeat, and the counter cannot tell them apart
             knows = joules is not None and mode is Mode.PREFILL
             energy = " ".join(f"{j / options.n_repeats / workload.n_tokens:.4g}" for j in spent) if knows else "unknown"
-            sizes = f"{n_parameters(cut):,} / {n_parameters(small):,}"
+            sizes = f"{n_parameters(cut) / 1e6:.1f}, {n_parameters(small) / 1e6:.1f}"
             ratios = (f"{rates[1] / rates[0]:.2f}", f"{rates[1] / rates[2]:.2f}")
             table.add_row(f"{sparsity:.0%}", mode.value, sizes, *(f"{rate:,.1f}" for rate in rates), *ratios, energy)
     console.print(table)
