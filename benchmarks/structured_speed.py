@@ -4,8 +4,8 @@
     python benchmarks/structured_speed.py --width 4096 --n-blocks 32 --device cuda --dtype bfloat16
 
 The cut model loses other heads and channels in every block, by random widths around the sparsity, as a search leaves them; it is
-written and loaded as any winner is. The small one has the same number of parameters (to a percent) in one width everywhere. All
-three read prompts and write tokens in turns, in one process; medians of the repeats, and their ratios. On a GPU the energy that its
+of the class that any winner is loaded as. The small one has the same number of parameters (to a percent) in one width everywhere. All
+three read prompts and write tokens in turns, in one process; medians of the repeats, and their ratios. On a GPU the energy that a
 counter tells (NVML) is divided by the tokens; of a processor it is read where the kernel shows it (RAPL), and else unknown.
 """
 
@@ -48,9 +48,8 @@ def cut_model(loaded: LoadedModel, kept: dict[Any, int], dtype: torch.dtype, dev
     changed = cut_config(loaded.model.config, kept)
     register(changed["model_type"])
     config_class = CONFIG_MAPPING[changed["model_type"]]
-    values = {
-        key: value for key, value in {**loaded.model.config.to_dict(), **changed}.items() if key not in ("model_type", "auto_map")
-    }
+    values = {**loaded.model.config.to_dict(), **changed}
+    values = {key: value for key, value in values.items() if key not in ("model_type", "auto_map")}
     with device:
         return AutoModelForCausalLM.from_config(config_class(**values), dtype=dtype).eval().requires_grad_(False)
 
