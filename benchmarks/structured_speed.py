@@ -4,8 +4,8 @@
     python benchmarks/structured_speed.py --width 4096 --n-blocks 32 --device cuda --dtype bfloat16
 
 The cut model loses other heads and channels in every block, by random widths around the sparsity, as a search leaves them; it is
-of the class that any winner is loaded as. The small one has the same number of parameters (to a percent) in one width everywhere. All
-three read prompts and write tokens in turns, in one process; medians of the repeats, and their ratios. On a GPU the energy that a
+of the class that any winner is loaded as. The small one has the same number of parameters (to a percent) in one width everywhere.
+All three read prompts and write tokens in turns, in one process; medians of the repeats and ratios. On a GPU the energy that a
 counter tells (NVML) is divided by the tokens; of a processor it is read where the kernel shows it (RAPL), and else unknown.
 """
 

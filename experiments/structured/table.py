@@ -18,7 +18,7 @@ from selfprune.reports.markdown import table_lines
 
 CELL = ["model", "units", "sparsity"]
 SEARCH = [*CELL, "pruner", "search", "max_tokens"]
-OURS, OBS = "portfolio", "obs"
+OURS, DEPTH, OBS = "portfolio", "portfolio_depth", "obs"
 CLOSED = ("uniform", "flap_global", "owl", "block_influence")
 PUBLISHED = ("wanda_sp", "flap, bias_compensation", "coupled_taylor")
 """Pruners as published, with uniform or FLAP's own allocation; OWL's was not meant for them."""
@@ -32,6 +32,8 @@ def read_run(folder: Path, report: Row) -> list[Row]:
     recovery = chosen.get("recovery", "none")
     pruner = chosen.get("pruner", OBS) + ("" if recovery == "none" else f", {recovery}")
     kinds = "depth" if config.pruner.whole else "widths" if config.search.max_sparsity < 1 else "widths and depth"
+    if "+experiment=depth" in methods:
+        chosen = {"proposer": DEPTH} | chosen
     main = "uniform" if "+experiment=structured_closed_forms" in methods else chosen.get("proposer", OURS)
     model = report["model"]
     of_winner = {"parameters": model["parameters"] / model["dense_parameters"], "megabytes": model["bytes"] / 1e6}
@@ -82,7 +84,7 @@ def depth_table(rows: pd.DataFrame) -> list[str]:
     header = ["model", "sparsity", "ShortGPT", "EvoPress, tokens", "KL", "ours, tokens", "KL", "perplexity"]
     lines = []
     for key, here in rows[rows.units == "depth"].groupby(["model", "sparsity"]):
-        ours, short = here[here.search == OURS], here[here.search == "block_influence"]
+        ours, short = here[here.search == DEPTH], here[here.search == "block_influence"]
         long = here[(here.search == "evopress") & (here.max_tokens == here.max_tokens.max())]
         if ours.empty or short.empty or long.empty:
             continue
@@ -95,7 +97,7 @@ def depth_table(rows: pd.DataFrame) -> list[str]:
 def sizes_table(rows: pd.DataFrame) -> list[str]:
     """One line per model, kind of units and sparsity: what the winners of ours hold, and how fast they are."""
     speeds = [column for column in rows.columns if column.startswith("speed ")]
-    ours = rows[(rows.pruner == OBS) & (rows.search == OURS)]
+    ours = rows[(rows.pruner == OBS) & rows.search.isin([OURS, DEPTH])]
     header = [*CELL, "parameters left", "MB of weights", *(f"{name.removeprefix('speed ')}, times dense" for name in speeds)]
     lines = [
         [
