@@ -97,7 +97,7 @@ def depth_table(rows: pd.DataFrame) -> list[str]:
 def sizes_table(rows: pd.DataFrame) -> list[str]:
     """One line per model, kind of units and sparsity: what the winners of ours hold, and how fast they are."""
     speeds = [column for column in rows.columns if column.startswith("speed ")]
-    ours = rows[(rows.pruner == OBS) & rows.search.isin([OURS, DEPTH])]
+    ours = rows[(rows.pruner == OBS) & (rows.search == rows.units.map(lambda units: DEPTH if units == "depth" else OURS))]
     header = [*CELL, "parameters left", "MB of weights", *(f"{name.removeprefix('speed ')}, times dense" for name in speeds)]
     lines = [
         [
