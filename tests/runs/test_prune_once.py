@@ -609,7 +609,7 @@ def test_a_pattern_at_its_budget_holds_in_every_row(folder_of, prune, tmp_path):
 def test_a_pattern_takes_a_share_of_the_items_whatever_they_weigh(configure):
     config, _ = configure({"pruner.pattern": "2:4", "output": "out"})
     units = (Unit("heads", 0, "heads", 8, weights_per_item=64), Unit("up", 0, "up", 100))
-    loaded = SimpleNamespace(units=units, model=torch.nn.Linear(4, 4))
+    loaded = SimpleNamespace(units=units, model=torch.nn.Linear(4, 4), n_parameters=20)
     assert prune_once._allocation(config, loaded) == {"heads": 4, "up": 50}
 
 
