@@ -33,8 +33,21 @@ from selfprune.storage.path_fields import path_field
 Config = TypeVar("Config")
 
 
+class WithMethod:
+    """A config that names a pruner and a recovery."""
+
+    pruner: Any
+    recovery: Any
+
+    @property
+    def method(self) -> Pruner:
+        """The pruner, and what repairs at once what it leaves."""
+        method: Pruner = self.recovery.around(self.pruner)
+        return method
+
+
 @dataclass
-class RunConfig:
+class RunConfig(WithMethod):
     """Everything that decides a run.
 
     Attributes:
@@ -124,12 +137,6 @@ class RunConfig:
             )
         self.objective.check(self.n_search_windows, self.harness.search_tasks)
 
-    @property
-    def method(self) -> Pruner:
-        """The pruner, and what repairs at once what it leaves."""
-        method: Pruner = self.recovery.around(self.pruner)
-        return method
-
     def grid(self, units: tuple[Unit, ...]) -> LevelGrid:
         """The levels that the units of a model may have: one under a pattern, else those of the search."""
         grid: LevelGrid = self.method.grid(units, self.search.level_fraction, self.search.max_sparsity, self.search.finer)
@@ -148,7 +155,7 @@ class RunConfig:
 
 
 @dataclass
-class PruneConfig:
+class PruneConfig(WithMethod):
     """Everything that decides a pruning without a search.
 
     Attributes:
@@ -180,12 +187,6 @@ class PruneConfig:
         check_experts(self.budget, self.pruner, self.recovery)
         if not self.output:
             raise ConfigError("output must name the folder for the pruned model, got nothing; give output=FOLDER")
-
-    @property
-    def method(self) -> Pruner:
-        """The pruner, and what repairs at once what it leaves."""
-        method: Pruner = self.recovery.around(self.pruner)
-        return method
 
 
 def _check_seed(seed: int) -> None:

@@ -113,9 +113,10 @@ def cut_config(
     if all(own == blocks[0] and not own["skip"] and not own["biased"] for own in blocks):
         of_experts = {name: n for name, n in blocks[0].items() if name in NUMBERS_OF_EXPERTS}
         of_all = _in_own_names(config, {"head_dim": head_dim} | {name: blocks[0][name] for name in WIDTHS} | of_experts)
-        if _is_accepted(config, of_all):
+        if of_all and _is_accepted(config, of_all):
             return of_all
-        if _is_accepted(config, of_all | AS_MISTRAL) and not (config.attention_bias or config.mlp_bias):
+        is_plain_llama = config.model_type == "llama" and not (config.attention_bias or config.mlp_bias)
+        if is_plain_llama and _is_accepted(config, of_all | AS_MISTRAL):
             return of_all | AS_MISTRAL
     family = config.model_type.removeprefix(PREFIX)
     config_name, model_name = class_names(family)
@@ -168,24 +169,19 @@ def _widths(block: Any) -> dict[str, Any]:
 
 
 def _in_own_names(config: Any, widths: dict[str, Any]) -> dict[str, Any]:
-    """The widths as the family's own configuration calls them, and only those that it has."""
+    """The widths as the family's own configuration calls them, and only those that it has; none where it cannot tell them."""
     family = config.model_type.removeprefix(PREFIX)
     if family not in NARROWED:
         return widths
     # their heads are as wide as the hidden state allows, so that only all of them are of the same width as before
     is_whole = widths["num_attention_heads"] == config.num_attention_heads
     name = own_name(config.to_dict(), "intermediate_size")
-    return {name: widths["intermediate_size"]} if is_whole else {"num_attention_heads": -1}
+    return {name: widths["intermediate_size"]} if is_whole else {}
 
 
 def _is_accepted(config: Any, changed: Mapping[str, Any]) -> bool:
-    """Whether the family's own configuration takes these widths: some want heads that divide the hidden width.
-
-    What the class of another family may load is asked of its configuration, and is so of Llama alone.
-    """
-    if config.model_type.startswith(PREFIX) or ("model_type" in changed and config.model_type != "llama"):
-        return False
-    if changed.get("num_attention_heads") == -1:
+    """Whether the configuration of the family, or of that which is named, takes these widths: some want heads that divide."""
+    if config.model_type.startswith(PREFIX):
         return False
     try:
         CONFIG_MAPPING[changed.get("model_type", config.model_type)](**{**config.to_dict(), **changed})

@@ -5,38 +5,30 @@ and may be one that the family's own class loads.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfprune.allocations.unit import Item
 from selfprune.checkpoints.reader import SINGLE, open_file
 from selfprune.checkpoints.stored_tensors import StoredTensor
 from selfprune.checkpoints.widths import config_number, own_name
-from selfprune.models.structures import Structure
 from selfprune.storage.tensor_file import write_tensors
 
 PER_BLOCK = ("layer_types", "no_rope_layers", "mlp_layer_types")
 """What configurations call lists with an entry for each block."""
 
 
-def gone_blocks(kept: Mapping[Structure, int], written: Mapping[str, StoredTensor], blocks_path: str) -> list[int]:
-    """The blocks whose attention and FFN are gone, unless a bias of them is left; one block stays in any case.
+def gone_blocks(written: Mapping[str, StoredTensor], n_blocks: int, blocks_path: str) -> list[int]:
+    """The blocks of which neither a matrix nor a bias is left; one block stays in any case.
 
     Args:
-        kept: how many items of each structure stayed.
         written: name -> tensor, of all that were written.
+        n_blocks: of the model.
         blocks_path: of the blocks' list in the model.
     """
-    of_block: dict[int, dict[Item, int]] = {}
-    for structure, n in kept.items():
-        of_block.setdefault(structure.unit.block, {})[structure.unit.item] = n
-    biased = {_number(name, blocks_path) for name in written if name.endswith(".bias")}
-    gone = [block for block, items in of_block.items() if not any(items.values()) and block not in biased]
-    # a sublayer that was gone before is no structure of the model
-    matrices = {_number(name, blocks_path) for name, tensor in written.items() if len(tensor.shape) > 1}
-    gone = sorted(block for block in gone if block not in matrices)
-    return gone[1:] if gone and len(gone) == _n_blocks(written, blocks_path) else gone
+    left = {_number(name, blocks_path) for name, tensor in written.items() if len(tensor.shape) > 1 or name.endswith(".bias")}
+    gone = [block for block in range(n_blocks) if block not in left]
+    return gone[1:] if len(gone) == n_blocks else gone
 
 
 def renumbered_config(changed: Mapping[str, Any], content: Mapping[str, Any], gone: Sequence[int]) -> dict[str, Any]:
@@ -53,7 +45,7 @@ def renumbered_config(changed: Mapping[str, Any], content: Mapping[str, Any], go
     return {**changed, **left, own_name(content, "num_hidden_layers"): n_blocks - len(gone)}
 
 
-def renumber_files(folder: Path, files: Sequence[str], blocks_path: str, gone: Sequence[int], remedy: str) -> dict[str, str]:
+def renumber_files(folder: Path, files: Sequence[str], blocks_path: str, gone: Sequence[int], remedy: str) -> list[str]:
     """Writes the files of weights without these blocks; the old ones stay beside where they have other names.
 
     Args:
@@ -64,7 +56,7 @@ def renumber_files(folder: Path, files: Sequence[str], blocks_path: str, gone: S
         remedy: what to do when that fails, as `disk_error` takes it.
 
     Returns:
-        old file -> new file; those of which nothing is left are not in it.
+        the new files, in order.
 
     Raises:
         SelfpruneError: when the disk is full or the folder cannot be written.
@@ -78,7 +70,7 @@ def renumber_files(folder: Path, files: Sequence[str], blocks_path: str, gone: S
         stored = open_file(folder / file)
         tensors = {_renumbered(name, blocks_path, gone): stored[name].read() for name in names[file]}
         write_tensors(folder / renamed[file], tensors, {"format": "pt"}, remedy)
-    return renamed
+    return list(renamed.values())
 
 
 def _number(name: str, blocks_path: str) -> int | None:
@@ -93,7 +85,3 @@ def _renumbered(name: str, blocks_path: str, gone: Sequence[int]) -> str:
         return name
     path = blocks_path.rpartition(".")[2]
     return name.replace(f"{path}.{number}.", f"{path}.{number - sum(block < number for block in gone)}.", 1)
-
-
-def _n_blocks(names: Collection[str], blocks_path: str) -> int:
-    return len({_number(name, blocks_path) for name in names} - {None})

@@ -9,7 +9,7 @@ Shape suffixes: O out, I in.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def _checked_widths(config: Mapping[str, Any], tensors: Mapping[str, StoredTenso
 
 def _known(name: str) -> str | None:
     """What a tensor is called in the file, without the number of its block."""
-    return NAMES.get(name.partition(".")[2] if name.startswith(BLOCK) and (name := name.removeprefix(BLOCK)) else name)
+    return NAMES.get(name.removeprefix(BLOCK).partition(".")[2] if name.startswith(BLOCK) else name)
 
 
 def _name(name: str) -> str:
@@ -148,11 +148,10 @@ def _write_shape(writer: Any, config: Mapping[str, Any], widths: list[Width], gg
 
 
 def _write_tokenizer(writer: Any, folder: Path, config: Mapping[str, Any], gguf: Any) -> None:
-
     register_per_layer(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     content = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    split = SPLITS.get(json.dumps([step["type"] for step in _steps(content.get("pre_tokenizer"))]))
+    split = SPLITS.get(json.dumps(_steps(content.get("pre_tokenizer"))))
     if content.get("model", {}).get("type") != "BPE" or split is None or content.get("normalizer"):
         raise ModelError(
             f"the tokenizer of {folder} cannot be written as GGUF: expected byte-level BPE, with digits split off or not, and no "
@@ -182,10 +181,10 @@ def _write_tokenizer(writer: Any, folder: Path, config: Mapping[str, Any], gguf:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _steps(pre_tokenizer: Any) -> Iterator[dict[str, Any]]:
+def _steps(pre_tokenizer: Any) -> list[str]:
     """The steps by which a text is split, one after the other."""
     steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    yield from steps
+    return [step["type"] for step in steps]
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:

@@ -68,9 +68,8 @@ class PrunedCheckpoint:
         groups[-1] += sorted(self._source.keys() - self._told.keys())
         sizes = {name: self._n_bytes(name) for group in groups for name in group}
         self.files = _layout(groups, sizes, by_block or sum(sizes.values()) > MAX_FILE_BYTES)
-        self._n_tensor_bytes = sum(sizes.values())
         self._carried = CarriedFiles(loaded.source, target) if loaded.source else None
-        self.n_bytes = self._n_tensor_bytes + (self._carried.n_bytes if self._carried else 0)
+        self.n_bytes = sum(sizes.values()) + (self._carried.n_bytes if self._carried else 0)
         if self._carried and self._carried.left_out:
             told = "; ".join(f"{name}: {reason}" for name, reason in self._carried.left_out.items())
             self.left_out.append(f"not everything in {loaded.source} was copied to the pruned model: {told}")
@@ -139,8 +138,8 @@ class PrunedCheckpoint:
         named = {name: stored_name(self._loaded, name) for name in {s.counted.parameter for s in self._structures}}
         shapes |= {name: shapes[stored] for name, stored in named.items() if stored in shapes}
         kept, path = n_kept(self._structures, shapes), self._loaded.blocks_path
-        gone = gone_blocks(kept, written, path)
-        left = list(renumber_files(folder, list(self.files), path, gone, remedy).values()) if gone else list(self.files)
+        gone = gone_blocks(written, len(self._loaded.blocks), path)
+        left = renumber_files(folder, list(self.files), path, gone, remedy) if gone else list(self.files)
         write_cut(folder, self._loaded.model.config, kept, self._new_biases(), gone)
         return left
 

@@ -77,8 +77,16 @@ class Constant(nn.Module):
         return self.bias.expand_as(hidden_states)
 
 
-def _left_of(reader: Any) -> nn.Module | None:
-    return None if reader.bias is None else Constant(reader.bias)
+class Nothing(nn.Module):
+    """What is left of a matrix without inputs and without a bias."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Zeros in the shape of the hidden states [N, T, D]."""
+        return torch.zeros_like(hidden_states)
+
+
+def _left_of(reader: Any) -> nn.Module:
+    return Nothing() if reader.bias is None else Constant(reader.bias)
 
 
 class NoAttention(nn.Module):
@@ -105,8 +113,7 @@ class NoAttention(nn.Module):
             n, t = hidden_states.shape[:2]
             nothing = hidden_states.new_zeros(n, 1, t, self.head_dim)
             cache.update(nothing, nothing, self.layer_idx)
-        left = getattr(self, self._reader)
-        return (torch.zeros_like(hidden_states) if left is None else left(hidden_states)), None
+        return getattr(self, self._reader)(hidden_states), None
 
 
 class NoFFN(nn.Module):
@@ -124,16 +131,8 @@ class NoFFN(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The bias, or zeros, in the shape of the hidden states [N, T, D]."""
-        left = getattr(self, self._reader)
-        return torch.zeros_like(hidden_states) if left is None else left(hidden_states)
-
-
-class Nothing(nn.Module):
-    """A matrix without inputs and without a bias."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Zeros in the shape of the hidden states [N, T, D]."""
-        return torch.zeros_like(hidden_states)
+        left: Tensor = getattr(self, self._reader)(hidden_states)
+        return left
 
 
 def class_names(family: str) -> tuple[str, str]:
@@ -181,7 +180,7 @@ def _narrow(block: Any, config: Any, layout: Layout) -> None:
     elif layout.ffn:
         setattr(block, layout.ffn, NoFFN(ffn, layout.ffn_reader))
     else:
-        setattr(block, layout.ffn_reader, _left_of(getattr(block, layout.ffn_reader)) or Nothing())
+        setattr(block, layout.ffn_reader, _left_of(getattr(block, layout.ffn_reader)))
         setattr(block, layout.ffn_writer, nn.Identity())
 
 

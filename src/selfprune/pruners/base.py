@@ -83,8 +83,8 @@ class Pruner(ABC):
         statistics.update(gradient_OI)
 
     def joined(self, of_gradients: Statistics, of_inputs: Statistics) -> Statistics:
-        """One from the statistics that saw a unit's gradients, and those that saw its inputs; of a pruner that needs both."""
-        raise NotImplementedError
+        """One from the statistics that saw a unit's gradients, and those that saw its inputs, where it needs both."""
+        return of_gradients
 
     def prepare(self, statistics: Statistics) -> None:  # noqa: B027
         """Works out, once and in place, what every pruning with complete statistics needs of them; nothing by default.

@@ -1,20 +1,14 @@
 """What `python -m selfprune.gguf` does: it writes a checkpoint as one file for llama.cpp, whole or not at all."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from selfprune.checkpoints.reader import Checkpoint
-from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
+from selfprune.configs.plain_command import PlainParser, exit_code
+from selfprune.errors import ConfigError
 from selfprune.exports.gguf_file import write_gguf
 from selfprune.storage.whole_files import disk_error
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; write {self.prog} FOLDER FILE")
 
 
 def convert(command: str, arguments: Sequence[str]) -> int:
@@ -27,20 +21,17 @@ def convert(command: str, arguments: Sequence[str]) -> int:
     Returns:
         the exit code: 0, or 2 for a user's mistake, told in one paragraph.
     """
-    parser = _Parser(prog=command, description="Writes a Llama, cut or not, as one GGUF file for llama.cpp.")
+    parser = PlainParser(command, "FOLDER FILE", "Writes a Llama, cut or not, as one GGUF file for llama.cpp.")
     parser.add_argument("folder", type=Path, help="holds config.json, safetensors and the tokenizer")
     parser.add_argument("file", type=Path, help="a new file")
-    try:
+
+    def work() -> None:
         options = parser.parse_args(arguments)
-        _convert(Checkpoint(options.folder.expanduser()), options.file.expanduser())
-    except SelfpruneError as error:
-        return complain(str(error))
-    except OSError as error:
-        if (refusal := refused_path(error)) is None:
-            raise
-        return complain(refusal)
-    sys.stdout.write(f"{options.file}: {options.file.expanduser().stat().st_size:,} bytes\n")
-    return 0
+        path = options.file.expanduser()
+        _convert(Checkpoint(options.folder.expanduser()), path)
+        sys.stdout.write(f"{options.file}: {path.stat().st_size:,} bytes\n")
+
+    return exit_code(work)
 
 
 def _convert(checkpoint: Checkpoint, path: Path) -> None:

@@ -6,20 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from selfprune.checkpoints.census import take_census
 from selfprune.checkpoints.census_tables import show, to_json
 from selfprune.checkpoints.reader import Checkpoint
-from selfprune.errors import ConfigError, SelfpruneError, complain, refused_path
+from selfprune.configs.plain_command import PlainParser, exit_code
+from selfprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from selfprune.timing.kernel_speed import KernelSpeed
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; write {self.prog} FOLDER [--json] [--speed]")
 
 
 def inspect_checkpoint(command: str, arguments: Sequence[str]) -> int:
@@ -32,17 +28,20 @@ def inspect_checkpoint(command: str, arguments: Sequence[str]) -> int:
     Returns:
         the exit code: 0, or 2 for a user's mistake, told in one paragraph.
     """
-    parser = _Parser(prog=command, description="Counts the zeros of a Hugging Face checkpoint on disk.")
+    parser = PlainParser(command, "FOLDER [--json] [--speed]", "Counts the zeros of a Hugging Face checkpoint on disk.")
     parser.add_argument("folder", type=Path, help="holds config.json and safetensors; a model's folder in the hub's cache too")
     parser.add_argument("--json", action="store_true", help="write one JSON object instead of tables")
     parser.add_argument("--speed", action="store_true", help="load the model, and time it by torch's fastest kernels")
     parser.add_argument("--batch-size", type=int, default=1, help="prompts at once, for --speed")
     parser.add_argument("--context", type=int, default=256, help="tokens of a prompt, for --speed")
+    return exit_code(lambda: _inspect(parser.parse_args(arguments)))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    checkpoint = Checkpoint(options.folder.expanduser())
+    speed = _speed(checkpoint.folder, options) if options.speed else None
+    census = take_census(checkpoint)
     try:
-        options = parser.parse_args(arguments)
-        checkpoint = Checkpoint(options.folder.expanduser())
-        speed = _speed(checkpoint.folder, options) if options.speed else None
-        census = take_census(checkpoint)
         if options.json:
             told = to_json(checkpoint, census) | ({} if speed is None else {"speed": [one.as_dict() for one in speed]})
             sys.stdout.write(json.dumps(told, indent=2) + "\n")
@@ -50,16 +49,9 @@ def inspect_checkpoint(command: str, arguments: Sequence[str]) -> int:
             show(checkpoint, census)
             sys.stdout.write("".join(f"\n{one.sentence()}\n" for one in speed or ()))
         sys.stdout.flush()
-    except SelfpruneError as error:
-        return complain(str(error))
     except BrokenPipeError:
         # The reader (such as `head`) has seen enough; the interpreter must not try to flush to it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if (refusal := refused_path(error)) is None:
-            raise
-        return complain(refusal)
-    return 0
 
 
 def _speed(folder: Path, options: argparse.Namespace) -> list["KernelSpeed"]:

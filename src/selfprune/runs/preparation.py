@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from selfprune.allocations.archive import Archive
-from selfprune.allocations.budget import Measure
+from selfprune.allocations.budget import ContextCosts, Measure
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import ObjectiveValues
 from selfprune.allocations.target import Target
@@ -145,7 +145,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     if not config.method.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
     scorer = Scorer(Bench(store, evaluator), journal)
-    sensitivities = _sensitivities(config, loaded, scorer, display)
+    sensitivities = _sensitivities(config, loaded, costs, scorer, display)
     return PreparedRun(
         config,
         folder,
@@ -229,12 +229,13 @@ def _seconds(config: RunConfig, grid: LevelGrid) -> Callable[[Allocation], float
     return lambda allocation: math.fsum(table.seconds(unit, allocation[unit.name] / unit.n_items) for unit in grid.units)
 
 
-def _sensitivities(config: RunConfig, loaded: LoadedModel, scorer: Scorer, display: Display) -> dict[str, float]:
+def _sensitivities(
+    config: RunConfig, loaded: LoadedModel, costs: ContextCosts, scorer: Scorer, display: Display
+) -> dict[str, float]:
     """The sensitivities at the sparsity that the budget takes of all units alike; none where they are not asked for."""
     units, n_windows = scorer.grid.units, config.search.n_sensitivity_windows
     if not n_windows:
         return {}
-    costs = context_costs(loaded.model, config.budget.context)
     sparsity = config.budget.uniform_sparsity(units, loaded.n_parameters, costs)
     with display.stage("measuring sensitivities", total=len(units)) as update:
         return measure_sensitivities(scorer, sparsity, n_windows, update)
