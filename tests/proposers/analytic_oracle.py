@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from selfprune.allocations.level_grid import LevelGrid
-from selfprune.proposers.move_values import MoveValues
+from selfprune.proposers.move_values import Look, MoveValues
 
 
 @dataclass
@@ -58,3 +58,6 @@ class AnalyticOracle:
 
     def known(self, allocation):
         return None
+
+    def look(self, allocation, n_windows):
+        return Look(self.score(allocation), n_windows) if self.is_rich else None

@@ -16,6 +16,7 @@ from selfprune.levels.built_levels import BuiltLevels, open_statistics
 from selfprune.levels.levels_config import LevelsConfig
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import find_blocks, list_units, weight_view
+from selfprune.proposers.move_values import Look
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.search.bench import Bench
@@ -218,3 +219,17 @@ def test_scores_after_a_look_are_those_of_the_allocations_scored(bench, make_ora
     oracle(moved(grid, allocations[0], 2), 0.1, 0, 3)
     assert [scorer.bench.scores(allocation, [0, 1, 4]) for allocation in allocations] == before
     assert not any(parameter.requires_grad for parameter in bench[0].loaded.model.parameters())
+
+
+def test_a_look_is_the_score_of_the_first_windows_on_the_budget_or_off_it_paid_once_and_read_back(bench, make_oracle, tmp_path):
+    oracle, allocation = make_oracle(), at(bench[0].grid, 0.3)
+    oracle.max_tokens = 3 * N_TOKENS
+    look = oracle.look(allocation, 2)
+    expected = oracle.scorer.bench.scores(allocation, [0, 1])
+    assert look == Look(sum(expected) / 2, 2 * N_TOKENS)
+    assert oracle.max_tokens == N_TOKENS
+    assert oracle.look(allocation, 2) is None
+    assert make_oracle().look(allocation, 99).n_tokens == N_WINDOWS * N_TOKENS
+    n_records = len((tmp_path / "evaluations.jsonl").read_text().splitlines())
+    assert make_oracle().look(allocation, 2) == look
+    assert len((tmp_path / "evaluations.jsonl").read_text().splitlines()) == n_records == 2

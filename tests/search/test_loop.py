@@ -41,6 +41,7 @@ from selfprune.proposers.searches.gradient import Gradient
 from selfprune.proposers.searches.optuna_sampler import OptunaSampler
 from selfprune.proposers.searches.portfolio import Portfolio
 from selfprune.proposers.searches.random import Random
+from selfprune.proposers.searches.stepwise import Stepwise
 from selfprune.proposers.searches.surrogate import Surrogate
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.search.bench import Bench
@@ -240,6 +241,7 @@ def proposers(space):
         "random": Random(),
         "self_pruner_paper": SelfPrunerPaper(population=4, n_crossovers=2, n_mutations=2),
         "sensitivity": Sensitivity(),
+        "stepwise": Stepwise(n_windows=1),
         "stored": Stored("winner"),
         "surrogate": Surrogate(n_children=8),
         "uniform": Uniform(),

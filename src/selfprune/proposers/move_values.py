@@ -1,4 +1,4 @@
-"""What it is worth to restore or to remove a level of a unit, by gradients of the score."""
+"""What it is worth to restore or to remove a level of a unit, by gradients of the score or by a look at it."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,8 +21,21 @@ class MoveValues:
     n_tokens: int
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one allocation, on the budget or off it.
+
+    Attributes:
+        score: its mean over the windows; not finite where the allocation breaks the model.
+        n_tokens: tokens that were spent to find out.
+    """
+
+    score: float
+    n_tokens: int
+
+
 class MoveOracle(Protocol):
-    """Values moves by gradients."""
+    """Values moves, by gradients or by scores."""
 
     @property
     def n_windows(self) -> int:
@@ -46,4 +59,13 @@ class MoveOracle(Protocol):
 
     def known(self, allocation: Allocation) -> MoveValues | None:
         """The last values that were taken there, for whomever, at no further tokens; None where none were."""
+        ...
+
+    def look(self, allocation: Allocation, n_windows: int) -> Look | None:
+        """The score of an allocation that need not be on the budget; None where the search cannot pay for it.
+
+        Args:
+            allocation: where.
+            n_windows: how many windows, the first ones.
+        """
         ...

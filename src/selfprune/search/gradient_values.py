@@ -1,11 +1,12 @@
-"""Bracketed swap gradients: what every unit's next levels are worth, from two backward passes, paid for in tokens."""
+"""Bracketed swap gradients: what every unit's next levels are worth, from two backward passes, paid for in tokens; or looks."""
 
+import math
 import sys
 from dataclasses import dataclass, field, replace
 
 from selfprune.allocations.unit import Allocation
-from selfprune.proposers.move_values import MoveValues
-from selfprune.search.scoring import Scorer
+from selfprune.proposers.move_values import Look, MoveValues
+from selfprune.search.scoring import Scorer, digest
 
 FORWARD_PASSES = 4
 """What a gradient counts as, in forward passes: one, another block by block, and a backward pass that takes as long as two."""
@@ -17,7 +18,7 @@ class GradientValues:
 
     Attributes:
         scorer: values moves on the search windows.
-        max_tokens: what gradients may still cost.
+        max_tokens: what gradients and looks may still cost.
         was_refused: whether some were too dear since tokens were granted last.
     """
 
@@ -40,6 +41,16 @@ class GradientValues:
         values = MoveValues(falls["restoring"], falls["removing"], n_tokens)
         self._known[self.scorer.grid.genome(allocation)] = replace(values, n_tokens=0)
         return values
+
+    def look(self, allocation: Allocation, n_windows: int) -> Look | None:
+        """See `MoveOracle`."""
+        windows = range(min(n_windows, self.n_windows))
+        n_tokens = len(windows) * self.scorer.n_tokens_per_window
+        if n_tokens > self.max_tokens:
+            return None
+        self.max_tokens -= n_tokens
+        scores = self.scorer.recall({"look": digest(allocation, self.scorer.grid), "windows": [*windows]}, allocation, windows)
+        return Look(math.fsum(scores) / len(scores), n_tokens)
 
     def grant(self, max_tokens: int) -> None:
         """Says what gradients may cost from now on; a search does, before it asks for proposals."""

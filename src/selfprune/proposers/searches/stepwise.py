@@ -1,0 +1,130 @@
+"""One unit after the other goes, always that whose loss costs least (SLEB, Song et al., 2024, arXiv 2402.09025, algorithm 1).
+
+From the dense model on, the next level of every unit is scored beside all that went before, and the one goes with the least
+
+    rise of the score / what it saves, of what is still to be saved,
+
+until the target is met. SLEB drops blocks of one size; BlockPruner (Zhong et al., 2024, arXiv 2406.10594) does the same with
+attentions and FFNs, which save unlike amounts, so that rises are divided by savings here. After the first step, only the units
+whose rates were lowest when last looked at are looked at again (lazily, as Minoux, 1978, does for submodular functions).
+The ways to take the last step are what is proposed, the best first.
+
+Limits: one look for every unit and step, so made for few levels, as of pruning in depth (`pruner.whole=true`); units that only
+hurt together are seen as soon as one of them is gone, and none comes back.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.allocations.unit import Allocation
+from selfprune.errors import ConfigError
+from selfprune.language_models.base import LanguageModel
+from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
+from selfprune.proposers.move_values import MoveOracle
+
+Group = tuple[str, ...]
+
+
+@dataclass
+class Stepwise(ProposerConfig):
+    """A walk from the dense model to the budget.
+
+    Attributes:
+        n_windows: search windows of a look, the first ones.
+        n_looks: units that are looked at for every step but the first, for which all are.
+    """
+
+    n_windows: int = 2
+    n_looks: int = 8
+
+    def __post_init__(self) -> None:
+        if self.n_windows < 1 or self.n_looks < 1:
+            raise ConfigError(f"stepwise needs n_windows and n_looks of at least 1, got {self.n_windows} and {self.n_looks}")
+
+    def build(self, space: SearchSpace, seed: int, language_model: LanguageModel) -> Proposer:
+        """A walk that was not begun.
+
+        Raises:
+            ConfigError: when there is nothing to look with.
+        """
+        if space.move_values is None:
+            raise ConfigError("stepwise needs a score that it can look at off the budget, and got none")
+        return StepwiseProposer(space, self, space.move_values)
+
+
+@dataclass
+class StepwiseProposer:
+    """Walks when it is first asked; what is told changes nothing."""
+
+    space: SearchSpace
+    settings: Stepwise
+    oracle: MoveOracle
+    name: str = field(default="stepwise", init=False)
+
+    def __post_init__(self) -> None:
+        self._waiting: list[Proposal] | None = None
+        target = self.space.target
+        self._groups: Sequence[Group] = target.ties or [(name,) for name in target.levels]
+        self._rates: dict[Group, float] = {}
+        self._n_tokens = 0
+
+    def ask(self, n: int) -> list[Proposal]:
+        """At most `n` of the ways to end the walk; none when all were said."""
+        if self._waiting is None:
+            self._waiting = [Proposal(end, self.name, "last step") for end in self._ends()]
+            self._waiting[0] = replace(self._waiting[0], proposal_tokens=self._n_tokens)
+        said, self._waiting = self._waiting[:n], self._waiting[n:]
+        return said
+
+    def tell(self, candidates: list[Candidate]) -> None:
+        """Nothing is learnt."""
+
+    def _ends(self) -> list[Allocation]:
+        """The allocations on the budget that were looked at on the way, the best first; the last one where none could be paid."""
+        target, ends = self.space.target, []
+        here = dict.fromkeys(target.levels, 0)
+        score = self._look(here)
+        while (missing := target.n_saved - target.saved(here)) > 0:
+            steps = {group: step for group in self._groups if (step := self._moved(here, group, 1)) != here}
+            gains = {group: min(target.saved(step) - target.saved(here), missing) for group, step in steps.items()}
+            looks = self._looks_around(score, steps, gains)
+            ends += [(looks[group], self._trimmed(steps[group])) for group in looks if gains[group] == missing]
+            chosen = min(looks or steps, key=lambda group: self._rates.get(group, math.inf))
+            # by the rates that are known, once tokens have run out
+            here, score = steps[chosen], looks.get(chosen)
+        return [end for _, end in sorted(ends, key=lambda end: end[0])] or [self._trimmed(here)]
+
+    def _trimmed(self, end: Allocation) -> Allocation:
+        """An allocation less what it removes beyond the target; what cost most for what it saves comes back first."""
+        for group in sorted(self._groups, key=lambda group: self._rates.get(group, math.inf), reverse=True):
+            while (denser := self._moved(end, group, -1)) != end and self.space.target.is_met(denser):
+                end = denser
+        return end
+
+    def _moved(self, here: Allocation, group: Group, n_steps: int) -> Allocation:
+        """A group so many levels further; the same allocation where there are none."""
+        levels = self.space.target.levels
+        return {**here, **{name: levels[name].moved(here[name], n_steps) for name in group}}
+
+    def _looks_around(
+        self, score: float | None, steps: Mapping[Group, Allocation], gains: Mapping[Group, int]
+    ) -> dict[Group, float]:
+        """The scores of the most promising steps, which set their rates; of none where the score they rise from is unknown."""
+        looks: dict[Group, float] = {}
+        n_looks = self.settings.n_looks if self._rates else len(steps)
+        for group in sorted(steps, key=lambda group: self._rates.get(group, math.inf))[:n_looks]:
+            found = None if score is None else self._look(steps[group])
+            if score is None or found is None:
+                break
+            looks[group], self._rates[group] = found, (found - score) / gains[group]
+        return looks
+
+    def _look(self, allocation: Allocation) -> float | None:
+        """The score of an allocation, infinite where it is broken; None where what is left does not pay for it."""
+        look = self.oracle.look(allocation, self.settings.n_windows)
+        if look is None:
+            return None
+        self._n_tokens += look.n_tokens
+        return look.score if math.isfinite(look.score) else math.inf
