@@ -229,7 +229,7 @@ def test_a_look_is_the_score_of_the_first_windows_on_the_budget_or_off_it_paid_o
     assert look == Look(sum(expected) / 2, 2 * N_TOKENS)
     assert oracle.max_tokens == N_TOKENS
     assert oracle.look(allocation, 2) is None
-    assert make_oracle().look(allocation, 99).n_tokens == N_WINDOWS * N_TOKENS
-    n_records = len((tmp_path / "evaluations.jsonl").read_text().splitlines())
+    assert make_oracle("all.jsonl").look(allocation, 99).n_tokens == N_WINDOWS * N_TOKENS
+    recorded = (tmp_path / "evaluations.jsonl").read_text()
     assert make_oracle().look(allocation, 2) == look
-    assert len((tmp_path / "evaluations.jsonl").read_text().splitlines()) == n_records == 2
+    assert (tmp_path / "evaluations.jsonl").read_text() == recorded
