@@ -5,12 +5,9 @@ Run folders stay where they were made; `results.jsonl` of a study keeps one line
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import t as student
 
 from selfprune.allocations.report_file import read_report
 from selfprune.reports.task_columns import mean_accuracy
@@ -57,12 +54,6 @@ def searches(report: Row) -> dict[str, Row]:
         for row in report["rows"]
         if row["name"] != "dense"
     }
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval by Student's t; of two differences or more."""
-    n = len(differences)
-    return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
 
 
 def _merged(path: Path, rows: Iterable[Row], key: Sequence[str]) -> list[Row]:

@@ -23,8 +23,8 @@ WRONG = {
     "added key": (["+pruner.exponent=2"], "there is no option pruner.exponent"),
     "added group": (["+experimnt=smoke"], "experimnt"),
     "launcher that is not installed": (
-        ["-m", "hydra/launcher=submitit_slurm"],
-        "install it with pip install hydra-submitit-launcher",
+        ["-m", "hydra/launcher=rq"],
+        "install it with pip install hydra-rq-launcher",
     ),
     "sparsity of one": (["budget.sparsity=1.0"], "budget.sparsity must lie above 0 and below 1, got 1.0"),
     "negative sparsity": (["budget.sparsity=-0.1"], "budget.sparsity must lie above 0 and below 1, got -0.1"),
@@ -193,36 +193,6 @@ def test_an_interrupt_of_earlier_work_does_not_turn_a_mistake_into_one(capsys):
 
     assert guarded(work, explained, str) == 2
     assert capsys.readouterr().err == "selfprune: no such model\n"
-
-
-def test_an_interrupt_ends_a_whole_sweep(monkeypatch, tmp_path):
-    begun = []
-
-    def interrupted(composed, overrides, job):
-        begun.append(job)
-        raise KeyboardInterrupt("runs/here")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfprune.runs.composed_run.run_composed", interrupted)
-    monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=0,1,2"])
-    assert main() == 130
-    assert [folder.name for folder in begun] == ["0"]
-    GlobalHydra.instance().clear()
-
-
-def test_every_sweep_has_a_folder_of_its_own_with_its_record_and_its_jobs(monkeypatch, tmp_path):
-    begun = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfprune.runs.composed_run.run_composed", lambda composed, overrides, folder: begun.append(folder))
-    for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["selfprune", "-m", "seed=${hydra:job.num},7"])
-        assert main() == 0
-        GlobalHydra.instance().clear()
-    sweeps = sorted({folder.parent for folder in begun})
-    assert len(sweeps) == 2
-    assert [folder.name for folder in begun] == ["0", "1", "0", "1"]
-    assert all((sweep / "multirun.yaml").is_file() for sweep in sweeps)
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(sweep.name for sweep in sweeps)
 
 
 def test_an_unknown_log_level_is_told(monkeypatch, capsys):

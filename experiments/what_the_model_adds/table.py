@@ -14,7 +14,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.results import Row, interval, read_study, searches
+from experiments.results import Row, read_study, searches
+from selfprune.reports.comparison import interval
 from selfprune.reports.markdown import table_lines
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")

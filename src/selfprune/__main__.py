@@ -39,6 +39,10 @@ def main() -> int:
         from selfprune.inspect import main as command
     elif name == "latency":
         from selfprune.latency import main as command
+    elif name == "sweep":
+        from selfprune.sweep import main as command
+    elif name == "compare":
+        from selfprune.compare import main as command
     elif name == "gguf":
         from selfprune.gguf import main as command
     elif name == "options":

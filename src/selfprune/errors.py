@@ -17,6 +17,10 @@ class ConfigError(SelfpruneError):
     """A value of the config is wrong, or the config does not belong to the run folder."""
 
 
+class InUseError(ConfigError):
+    """Another process works in a folder or on a file."""
+
+
 class ModelError(SelfpruneError):
     """A model cannot be loaded, understood or fitted."""
 

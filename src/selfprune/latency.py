@@ -7,6 +7,7 @@ python -m selfprune budget=latency budget.latency_table=table.json budget.sparsi
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from selfprune.configs.entry import Command
 
@@ -16,10 +17,14 @@ def _load() -> Callable[[Sequence[str]], int]:
 
     from selfprune.configs.command_line import HydraCommand
     from selfprune.configs.config import to_config
+    from selfprune.configs.sweep_records import SweepJob
     from selfprune.runs.latency_measurement import LatencyConfig, measure
 
-    def work(composed: DictConfig, *_: object) -> None:
-        measure(to_config(composed, LatencyConfig))
+    def work(composed: DictConfig, _: list[str], job: SweepJob | None) -> None:
+        config = to_config(composed, LatencyConfig)
+        if job and job.works_in(Path(config.output)):
+            return
+        measure(config)
 
     return HydraCommand("latency", LatencyConfig, work, _stopped)
 

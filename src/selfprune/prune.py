@@ -6,6 +6,7 @@ python -m selfprune.prune model=local model.path=BIG model.placement=STREAM data
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from selfprune.configs.entry import Command
 
@@ -15,10 +16,13 @@ def _load() -> Callable[[Sequence[str]], int]:
 
     from selfprune.configs.command_line import HydraCommand
     from selfprune.configs.config import PruneConfig, to_config
+    from selfprune.configs.sweep_records import SweepJob
     from selfprune.runs.display import importing
 
-    def work(composed: DictConfig, *_: object) -> None:
+    def work(composed: DictConfig, _: list[str], job: SweepJob | None) -> None:
         config = to_config(composed, PruneConfig)
+        if job and job.works_in(Path(config.output)):
+            return
         with importing("nothing was begun"):
             from selfprune.runs.prune_once import prune_once
         prune_once(config, composed)

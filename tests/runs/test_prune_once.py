@@ -547,7 +547,10 @@ def test_a_sweep_has_a_folder_of_its_own_and_an_output_for_every_job(folder_of, 
     assert code == 0, err
     assert sorted(path.name for path in here.iterdir()) == ["pruned_0.5", "pruned_0.6", "runs"]
     (sweep,) = (here / "runs").iterdir()
-    assert [path.name for path in sweep.iterdir()] == ["multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["jobs", "multirun.yaml", "sweep.json"]
+    written = [(here / name / "selfprune.json").stat().st_mtime_ns for name in ("pruned_0.5", "pruned_0.6")]
+    assert prune_command("-m", *options, "output=pruned_${budget.sparsity}")[0] == 0
+    assert [(here / name / "selfprune.json").stat().st_mtime_ns for name in ("pruned_0.5", "pruned_0.6")] == written
     code, _, err = prune_command("-m", *options, "output=same")
     assert code == 2
     assert "same exists already" in " ".join(err.split())

@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from selfprune.configs.choices import brought_along
 from selfprune.configs.conf_path import conf_folder
@@ -24,13 +24,13 @@ from selfprune.configs.mistakes.command_mistakes import mistake_of
 from selfprune.configs.mistakes.override_mistakes import CommandLine
 from selfprune.configs.path_options import repaired
 from selfprune.configs.signals import STOPPED, Stopped, stoppable
+from selfprune.configs.sweep_records import Sweep, SweepJob
+from selfprune.configs.sweeps import Explain, begin_sweep, launched, recorded, sweep_job
 from selfprune.errors import ConfigError, complain
-from selfprune.storage.held_folder import new_folder
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-Explain = Callable[[Exception], str | None]
-Work = Callable[[DictConfig, list[str], Path | None], object]
-"""Takes what Hydra composed, the overrides that it was composed from, and, in a sweep, the folder that this job may make."""
+Work = Callable[[DictConfig, list[str], SweepJob | None], object]
+"""Takes what Hydra composed, the overrides that it was composed from, and, in a sweep, which job of it this is."""
 
 
 @dataclass(frozen=True)
@@ -58,47 +58,53 @@ class HydraCommand:
         set_up()
         told: set[str] = set()
         codes: list[int] = []
+        explain = self._explaining(arguments)
 
         def work_on(composed: DictConfig) -> None:
             config = HydraConfig.get()
             overrides = list(config.overrides.task)
-            in_sweep = config.mode == RunMode.MULTIRUN
-            if in_sweep and (more := brought_along(self.config_name, overrides)):  # of choices that are swept over
+            job = sweep_job(config) if config.mode == RunMode.MULTIRUN else None
+            if job and (more := brought_along(self.config_name, overrides)):  # of choices that are swept over
                 overrides += more
                 composed = hydra.compose(self.config_name, overrides=overrides)
-            named = Path(config.sweep.dir) / str(config.job.num) if in_sweep else None
-            self.work(composed, overrides, named)
+            if job:
+                recorded(job, explain, lambda: self.work(composed, overrides, job))
+            else:
+                self.work(composed, overrides, None)
 
         # Mistakes are told here, inside the job: Hydra would put a line of its own before them.
         @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=self.config_name)
         def start(composed: DictConfig) -> None:
-            codes.append(guarded(lambda: work_on(composed), self._explaining(arguments), self.stopped, told))
+            codes.append(guarded(lambda: work_on(composed), explain, self.stopped, told))
             if codes[-1] in STOPPED:
                 # Whoever stops a sweep means all of it.
                 raise _JobStoppedError
 
         def compose_and_start() -> None:
-            sys.argv[1:] = self._completed(arguments)
-            start()
+            sys.argv[1:], sweep = self._completed(arguments)
+            if sweep is None:
+                start()
+            else:
+                with launched(sweep, told):
+                    start()
 
         with suppress(_JobStoppedError):
-            codes.append(guarded(compose_and_start, self._explaining(arguments), self.stopped, told))
+            codes.append(guarded(compose_and_start, explain, self.stopped, told))
         return max(codes)
 
     def _explaining(self, arguments: Sequence[str]) -> Explain:
         return lambda error: mistake_of(error, lambda: self._line(_read(arguments)))
 
     def _line(self, parsed: argparse.Namespace) -> CommandLine:
-        in_sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
-        read = [repaired(override, self.options, in_sweep) for override in parsed.overrides]
+        read = [repaired(override, self.options, _is_sweep(parsed)) for override in parsed.overrides]
         place = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"] if parsed.config_dir else []
-        return CommandLine(self.config_name, parsed.overrides, read, in_sweep, place)
+        return CommandLine(self.config_name, parsed.overrides, read, _is_sweep(parsed), place)
 
-    def _completed(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with paths that Hydra can read, and with what their choices bring along.
+    def _completed(self, arguments: Sequence[str]) -> tuple[list[str], Sweep | None]:
+        """The arguments with paths that Hydra can read, and with what their choices bring along; and the sweep that they begin.
 
         Raises:
-            SelfpruneError: when there is a flag that is none, or a group is left out that every config needs.
+            SelfpruneError: when a flag is none, a group is left out that every config needs, or a sweep cannot begin.
             hydra.errors.HydraException: when an override or a choice cannot be read.
         """
         parsed = _read(arguments)
@@ -106,8 +112,17 @@ class HydraCommand:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             line.refuse()
             overrides = [*line.read, *brought_along(self.config_name, line.read, line.more)]
-        # Hydra reads overrides only where they stand together
-        return [*overrides, *(argument for argument in arguments if argument not in parsed.overrides)]
+            # Hydra reads overrides only where they stand together
+            flags = [argument for argument in arguments if argument not in parsed.overrides]
+            is_shown = parsed.cfg or parsed.info or parsed.shell_completion
+            if not _is_sweep(parsed) or is_shown:
+                return [*overrides, *flags], None
+            sweep = begin_sweep(self.config_name, overrides, flags, line.more)
+        return sweep.command, sweep
+
+
+def _is_sweep(parsed: argparse.Namespace) -> bool:
+    return parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
@@ -136,8 +151,6 @@ def set_up() -> None:
         sys.exit(complain(f"the environment variable SELFPRUNE_LOG must be one of {', '.join(LOG_LEVELS)}, got {level}"))
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    # cached, so that all jobs of a sweep have the one folder that was made when it began
-    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     register_schemas()
 
 

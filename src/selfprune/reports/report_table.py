@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from selfprune.reports.task_columns import standard_error, task_columns
@@ -59,11 +60,26 @@ def _csv_line(row: dict[str, Any]) -> dict[str, Any]:
 def table_latex(report: dict[str, Any]) -> str:
     """The comparison as a `tabular` of the package booktabs, the winner's line in bold."""
     header, rows = table_cells(report)
-    body = [_latex_line([f"\\textbf{{{_escaped(c)}}}" if row[0] == "winner" else _escaped(c) for c in row]) for row in rows]
+    return latex(header, rows, bold=[row[0] == "winner" for row in rows])
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[bool], n_names: int = 1) -> str:
+    """A `tabular` of the package booktabs.
+
+    Args:
+        header: titles.
+        rows: cells.
+        bold: which rows are printed so.
+        n_names: first columns that stand to the left.
+    """
+    body = [
+        _latex_line([f"\\textbf{{{_escaped(c)}}}" if is_bold else _escaped(c) for c in row])
+        for row, is_bold in zip(rows, bold, strict=True)
+    ]
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            rf"\begin{{tabular}}{{{'l' * n_names}{'r' * (len(header) - n_names)}}}",
             r"\toprule",
             _latex_line([_escaped(cell) for cell in header]),
             r"\midrule",

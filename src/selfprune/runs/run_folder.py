@@ -16,7 +16,7 @@ from selfprune.storage.lock import LOCK
 from selfprune.storage.recorded_files import read_text
 from selfprune.storage.whole_files import disk_error, write_whole
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+CONFIG, ENVIRONMENT, REPORT = "config.yaml", "environment.json", "report.json"
 OWN_FILE = re.compile(rf"{re.escape(LOCK)}(\.owner)?|{ENVIRONMENT}|\.({CONFIG}|{ENVIRONMENT})\.partial|{CONFIG}")
 """What a run writes before its config.yaml says that it was begun, and that file itself."""
 
@@ -29,7 +29,7 @@ def hold_run_folder(composed: DictConfig, default: Path) -> HeldFolder:
         default: where neither names one; with a number after it where that exists.
 
     Raises:
-        ConfigError: when another process works in it, or `resume` names none.
+        ConfigError: when another process works in it (`InUseError`), or `resume` names none.
         SelfpruneError: when it cannot be written.
     """
     folder = Path(composed.resume or composed.run_folder or default).expanduser()
@@ -66,7 +66,7 @@ def opened(held: HeldFolder, composed: DictConfig, overrides: list[str]) -> Iter
     try:
         if is_resumed:
             composed, overrides = recompose(folder)
-        content = _content(composed)
+        content = config_content(composed)
         is_new = _is_unused(folder, content, is_resumed)
         if is_new:
             _clear(folder)
@@ -86,8 +86,19 @@ def opened(held: HeldFolder, composed: DictConfig, overrides: list[str]) -> Iter
         held.release()
 
 
-def _content(composed: DictConfig) -> str:
-    """What config.yaml holds."""
+def is_finished(folder: Path, content: str) -> bool:
+    """Whether a run of this config came to its end in a folder.
+
+    Args:
+        folder: which need not exist.
+        content: what its config.yaml holds.
+    """
+    ends = (folder / REPORT, folder / CONFIG)
+    return all(path.is_file() for path in ends) and read_text(folder / CONFIG, "restore it from a copy") == content
+
+
+def config_content(composed: DictConfig) -> str:
+    """What config.yaml holds, by which configs are told apart."""
     record = to_record(composed, without=("run_folder", "resume"))
     return OmegaConf.to_yaml(OmegaConf.create(record))
 

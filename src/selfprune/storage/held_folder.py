@@ -7,9 +7,8 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from selfprune.errors import ConfigError
+from selfprune.errors import InUseError
 from selfprune.storage.lock import LOCK, N_TRIES, Lock, hold
-from selfprune.storage.whole_files import disk_error
 
 
 class HeldFolder:
@@ -46,7 +45,7 @@ def hold_folder(folder: Path, refusal: str) -> HeldFolder:
         refusal: what to tell the user when another process holds it.
 
     Raises:
-        ConfigError: when another process holds it.
+        InUseError: when another process holds it.
         OSError: when it is no folder, or cannot be made or written.
     """
     for _ in range(N_TRIES):
@@ -56,14 +55,14 @@ def hold_folder(folder: Path, refusal: str) -> HeldFolder:
             if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
             return HeldFolder(folder, is_new, made, hold(folder / LOCK, refusal))
-    raise ConfigError(refusal)
+    raise InUseError(refusal)
 
 
 def hold_existing_folder(folder: Path, refusal: str) -> HeldFolder:
     """Keeps other processes away from a folder that exists.
 
     Raises:
-        ConfigError: when another process holds it.
+        InUseError: when another process holds it.
         OSError: when it does not exist, is no folder, or cannot be written.
     """
     return HeldFolder(folder, False, [], hold(folder / LOCK, refusal))
@@ -80,24 +79,10 @@ def hold_new_folder(folder: Path) -> HeldFolder:
     for named in _numbered(folder):
         made = _missing_parents(named)
         # a process that was told to use this very name may have been faster with the lock
-        with suppress(ConfigError, FileNotFoundError):
+        with suppress(InUseError, FileNotFoundError):
             if _is_made(named):
                 return HeldFolder(named, True, made, hold(named / LOCK, "taken"))
     raise AssertionError("there is no end of numbers")
-
-
-def new_folder(name: str) -> str:
-    """Makes a folder of this name, or with a number after it where that exists, and returns its name; no two calls get the same.
-
-    Raises:
-        SelfpruneError: when it cannot be made.
-    """
-    folder = Path(name)
-    try:
-        named = next(path for path in _numbered(folder) if _is_made(path))
-    except OSError as error:
-        raise disk_error(folder, error, "choose another folder with hydra.sweep.dir") from error
-    return str(named)
 
 
 def _numbered(folder: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from selfprune.errors import ConfigError
+from selfprune.errors import InUseError
 from selfprune.storage.whole_files import disk_error
 
 try:
@@ -83,7 +83,7 @@ def hold(path: Path, refusal: str) -> Lock:
         refusal: what to tell the user when another process holds it.
 
     Raises:
-        ConfigError: when another process holds it.
+        InUseError: when another process holds it.
         OSError: when it cannot be opened.
     """
     for _ in range(N_TRIES):
@@ -97,7 +97,7 @@ def hold(path: Path, refusal: str) -> Lock:
         if lock.is_in_place():
             return lock
         lock.release()
-    raise ConfigError(refusal)
+    raise InUseError(refusal)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def held_file(path: Path, refusal: str) -> Iterator[None]:
         refusal: what to tell the user when another process writes it.
 
     Raises:
-        ConfigError: when another process holds it.
+        InUseError: when another process holds it.
         SelfpruneError: when nothing can be written there.
     """
     try:
@@ -137,7 +137,7 @@ def _take(descriptor: int, path: Path, refusal: str) -> Path | None:
             return None
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ConfigError(refusal) from error
+                raise InUseError(refusal) from error
     return _make_owner(path.with_name(f"{path.name}{OWNER_SUFFIX}"), refusal)
 
 
@@ -151,7 +151,7 @@ def _make_owner(path: Path, refusal: str) -> Path:
     except FileExistsError as error:
         owner = _read_owner(path)
         named = f"process {owner['process']} on {owner['host']}" if owner else "another process"
-        raise ConfigError(
+        raise InUseError(
             f"{refusal} (this file system has no locks; if {named} has ended, remove {path} and try again)"
         ) from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
