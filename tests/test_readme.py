@@ -20,14 +20,12 @@ BLOCKS = [
 ]
 INLINE = re.findall(r"`((?:python|make|pip|selfprune|'?\+|'?[a-z_.]+=)[^`\n]*)`", OUTSIDE_BLOCKS)
 CONFIGS = {"selfprune": "config", "selfprune.prune": "prune", "selfprune.latency": "latency"}
-WITHOUT_CONFIG = ("python -m selfprune.inspect", "python -m selfprune.gguf")
-# `inspect` and `gguf` have no config, and the pruner in three steps is tried where it is written (test_methods).
+WITHOUT_CONFIG = tuple(f"python -m selfprune.{name}" for name in ("inspect", "gguf", "sweep", "compare"))
+# These have no config, and the pruner in three steps is tried where it is written (test_methods).
 COMMANDS = [
     shlex.split(block.replace("\\\n", " "))[2:]
     for block in BLOCKS
-    if block.startswith("python -m ")
-    and not block.startswith(("python -m selfprune.inspect", "python -m selfprune.gguf"))
-    and "=mine" not in block
+    if block.startswith("python -m ") and not block.startswith(WITHOUT_CONFIG) and "=mine" not in block
 ]
 
 

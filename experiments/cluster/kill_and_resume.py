@@ -2,8 +2,8 @@
 
     python -m experiments.cluster.kill_and_resume --launcher basic --launcher processes --launcher submitit_local --launcher ray
 
-Every launcher sweeps 2 pruners x 3 sparsities x 2 seeds of the smoke run twice, once unbroken. The other one is killed with SIGKILL,
-the launcher and everything that it started, when half of its jobs are done, and then given again.
+Every launcher sweeps 2 pruners x 3 sparsities x 2 seeds of the smoke run twice, once unbroken. The other one is killed with
+SIGKILL, the launcher and everything that it started, when half of its jobs are done, and then given again.
 """
 
 import argparse
@@ -46,9 +46,10 @@ def _broken_and_whole(launcher: str) -> int:
         again = _begin(launcher, broken).wait()
         rest = time.monotonic() - began
         same = _archives(whole) == _archives(broken), _table(whole) == _table(broken)
+        told = ["the same" if one else "DIFFERS" for one in same]
         print(
-            f"{launcher}: unbroken {seconds:.0f} s (exit {code}); killed when {n_done} of {N_JOBS} were done, given again {rest:.0f} s "
-            f"(exit {again}); archives {'the same' if same[0] else 'DIFFER'}, table {'the same' if same[1] else 'DIFFERS'}",
+            f"{launcher}: unbroken {seconds:.0f} s (exit {code}); killed when {n_done} of {N_JOBS} were done, "
+            f"given again {rest:.0f} s (exit {again}); archives: {told[0]}, table: {told[1]}",
             flush=True,
         )
         return 0 if (code, again, *same) == (0, 0, True, True) else 1

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from experiments.results import Row, read_study, searches
 from selfprune.configs.methods import find_methods
 from selfprune.levels.levels_config import LevelKind
-from selfprune.reports.comparison import interval
+from selfprune.reports.comparisons.comparison import interval
 from selfprune.reports.markdown import table_lines
 
 CELL = ["model", "pruner", "sparsity"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.results import Row, read_study, searches
-from selfprune.reports.comparison import interval
+from selfprune.reports.comparisons.comparison import interval
 from selfprune.reports.markdown import table_lines
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")

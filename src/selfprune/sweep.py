@@ -12,12 +12,9 @@ NAME = "selfprune sweep"
 
 
 def _load() -> Callable[[Sequence[str]], int]:
-    from selfprune.__main__ import run
-    from selfprune.latency import main as latency
-    from selfprune.prune import main as prune
     from selfprune.runs.sweeps.status import tell_sweep
 
-    return lambda arguments: tell_sweep(NAME, arguments, {"config": run, "prune": prune, "latency": latency})
+    return lambda arguments: tell_sweep(NAME, arguments)
 
 
 def _stopped(_: KeyboardInterrupt) -> str:

@@ -12,8 +12,8 @@ from scipy import stats
 
 from selfprune.compare import main
 from selfprune.errors import ConfigError
-from selfprune.reports.comparison import compare
-from selfprune.reports.finished_runs import find_runs
+from selfprune.reports.comparisons.comparison import compare
+from selfprune.reports.comparisons.finished_runs import find_runs
 
 ENVIRONMENT = {"overrides": [], "python": "3.11", "packages": {}}
 KLS = {

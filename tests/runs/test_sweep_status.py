@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_every_job_is_told_with_what_is_known_of_it(sweep, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (sweep.folder / "3").mkdir()
     (sweep.folder / "3/archive.jsonl").write_text("")
-    assert tell_sweep(NAME, [str(sweep.folder)], {"config": None}) == 1
+    assert tell_sweep(NAME, [str(sweep.folder)]) == 1
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     told = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
     assert told["seed=0"] == ["done", ""]
@@ -43,10 +45,16 @@ def test_every_job_is_told_with_what_is_known_of_it(sweep, capsys, monkeypatch):
     assert told["seed=4"] == ["waiting", ""]
 
 
-def test_the_command_is_given_again_for_what_is_left(sweep):
+def test_the_command_is_given_again_for_what_is_left(sweep, monkeypatch):
     given = []
-    assert tell_sweep(NAME, [str(sweep.folder), "--retry-failed"], {"config": lambda command: given.append(command) or 7}) == 7
-    assert given == [sweep.command]
+
+    def run(command, check):
+        given.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert tell_sweep(NAME, [str(sweep.folder), "--retry-failed"]) == 7
+    assert given == [[sys.executable, "-m", "selfprune", *sweep.command]]
 
 
 def test_wrong_arguments_are_told(sweep, tmp_path, capsys):
@@ -55,10 +63,12 @@ def test_wrong_arguments_are_told(sweep, tmp_path, capsys):
         (str(tmp_path),): "is no folder of a sweep: it has no sweep.json",
         (str(sweep.folder), "--again"): "unrecognized arguments: --again",
     }.items():
-        assert tell_sweep(NAME, arguments, {"config": None}) == 2
+        assert tell_sweep(NAME, arguments) == 2
         assert said in " ".join(capsys.readouterr().err.split())
-    assert tell_sweep(NAME, [str(sweep.folder)], {}) == 2
-    assert "a sweep of config, which no command of this version has" in " ".join(capsys.readouterr().err.split())
+    held = json.loads((sweep.folder / "sweep.json").read_text())
+    (sweep.folder / "sweep.json").write_text(json.dumps(held | {"config_name": "train"}))
+    assert tell_sweep(NAME, [str(sweep.folder)]) == 2
+    assert "a sweep of train, which no command of this version has" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

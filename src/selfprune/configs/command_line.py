@@ -80,16 +80,24 @@ class HydraCommand:
                 # Whoever stops a sweep means all of it.
                 raise _JobStoppedError
 
+        begun: list[Sweep] = []
+
         def compose_and_start() -> None:
             sys.argv[1:], sweep = self._completed(arguments)
             if sweep is None:
                 start()
             else:
+                begun.append(sweep)
                 with launched(sweep, told):
                     start()
 
+        def outside_a_job(interrupt: KeyboardInterrupt) -> str:
+            if not begun:
+                return self.stopped(interrupt)
+            return f"what the jobs of {begun[0].folder} recorded is kept, and the same command goes on after it"
+
         with suppress(_JobStoppedError):
-            codes.append(guarded(compose_and_start, explain, self.stopped, told))
+            codes.append(guarded(compose_and_start, explain, outside_a_job, told))
         return max(codes)
 
     def _explaining(self, arguments: Sequence[str]) -> Explain:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from selfprune.configs.plain_command import PlainParser, exit_code
 from selfprune.errors import ConfigError
-from selfprune.reports.comparison import WINNER, Comparison, compare
-from selfprune.reports.finished_runs import find_runs
+from selfprune.reports.comparisons.comparison import WINNER, Comparison, compare
+from selfprune.reports.comparisons.finished_runs import find_runs
 from selfprune.reports.markdown import table_lines
 from selfprune.reports.report_table import latex
 

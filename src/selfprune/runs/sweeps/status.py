@@ -1,8 +1,10 @@
 """How far a sweep is, by what its jobs recorded."""
 
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,15 +15,16 @@ from selfprune.configs.sweep_records import Job, JobState, Sweep, summary
 from selfprune.errors import ConfigError
 
 ARGUMENTS = "FOLDER [--retry-failed]"
+MODULES = {"config": "selfprune", "prune": "selfprune.prune", "latency": "selfprune.latency"}
+"""Config -> the command that overrides it."""
 
 
-def tell_sweep(name: str, arguments: Sequence[str], commands: Mapping[str, Callable[[Sequence[str]], int]]) -> int:
+def tell_sweep(name: str, arguments: Sequence[str]) -> int:
     """Prints what is known of every job, and works on those that are not done, if that is asked for.
 
     Args:
         name: how the command is called.
         arguments: its command line.
-        commands: config name -> the command that overrides it.
 
     Returns:
         the exit code: 0 where no job failed, 1 where some did, 2 for a user's mistake; of the sweep, where it is given again.
@@ -36,14 +39,14 @@ def tell_sweep(name: str, arguments: Sequence[str], commands: Mapping[str, Calla
         parsed = parser.parse_args(arguments)
         found.append(Sweep.read(parsed.folder))
         again.append(parsed.retry_failed)
-        if found[0].config_name not in commands:
+        if found[0].config_name not in MODULES:
             raise ConfigError(f"{parsed.folder} holds a sweep of {found[0].config_name}, which no command of this version has")
 
     if code := exit_code(read):
         return code
     (sweep,) = found
     if again[0]:
-        return commands[sweep.config_name](sweep.command)
+        return subprocess.run([sys.executable, "-m", MODULES[sweep.config_name], *sweep.command], check=False).returncode
     jobs = sweep.known()
     Console().print(_table(sweep, jobs))
     Console().print(f"{sweep.folder}: {summary(jobs)}", highlight=False, markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from selfprune.errors import ConfigError
-from selfprune.reports.finished_runs import METHODS, FinishedRun, differing_keys
+from selfprune.reports.comparisons.finished_runs import METHODS, FinishedRun, differing_keys
 from selfprune.reports.task_columns import mean_accuracy
 
 DENSE, WINNER = "dense", "winner"
