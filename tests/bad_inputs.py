@@ -48,7 +48,10 @@ RUN = [
 ]  # fmt: skip
 PRUNE = [*SMALL, "output=pruned"]
 JOURNALS = ("archive.jsonl", "evaluations.jsonl", "language_model_calls.jsonl")
-RESULTS = ("report.json", "report.md", "table.csv", "table.tex", "progress.png", "sparsity.png", "widths.png", "pareto.png")
+RESULTS = (
+    "report.html", "report.json", "report.md", "table.csv", "table.tex",
+    "progress.png", "sparsity.png", "widths.png", "pareto.png",
+)  # fmt: skip
 DEEP = "@deep@"
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 5, 1.5, -0.5, 1e301, float("nan"), float("inf"), 10**30, "", "x", "é\ud800", "\0", "x" * 5000,

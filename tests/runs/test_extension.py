@@ -35,7 +35,7 @@ def go(tiny_model_folder):
             given = ["+experiment=smoke", *model, *small, *search, *given]
         with initialize_config_dir(str(conf_folder()), version_base="1.3"), pytest.MonkeyPatch.context() as patched:
             if not pictures:
-                patched.setattr("selfprune.reports.report._draw", lambda *_: None)
+                patched.setattr("selfprune.reports.report.draw", lambda *_: None)
             return run_composed(compose("config", overrides=given), given)
 
     return call

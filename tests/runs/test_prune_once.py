@@ -643,7 +643,7 @@ def test_a_real_runs_winner_gives_the_same_weights_as_the_run_itself(folder_of, 
     options += ["data.n_search=8", "data.n_report=4", "proposer=random"]
     options += ["harness=none", "~yardsticks.owl", "~controls.random", "search.max_tokens=1000", "search.n_sensitivity_windows=0"]
     options += ["search.ladder.n_windows=[2,8]", "search.ladder.n_survivors=[2]", "search.batch_size=4"]
-    monkeypatch.setattr("selfprune.reports.report._draw", lambda *_: None)
+    monkeypatch.setattr("selfprune.reports.report.draw", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["selfprune", *options, f"run_folder={tmp_path / 'run'}"])
     assert selfprune.__main__.main() == 0
     GlobalHydra.instance().clear()

@@ -79,7 +79,7 @@ def run_here(folder, *overrides):
     """The same run in this process, which spares the imports, without pictures; returns its folder."""
     register_schemas()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("selfprune.reports.report._draw", lambda *_: None)
+        patched.setattr("selfprune.reports.report.draw", lambda *_: None)
         return run_composed(compose("config", overrides=[*overrides, f"run_folder={folder}"]), list(overrides), None)
 
 
@@ -119,6 +119,7 @@ def test_a_run_writes_what_the_readme_says_and_nothing_else(smoke):
         "language_model_calls.jsonl",
         "model",
         "progress.png",
+        "report.html",
         "report.json",
         "report.md",
         "sparsity.png",
@@ -358,6 +359,7 @@ def test_the_table_and_the_places_are_printed(smoke):
         "random",
         "winner",
         "Options: +experiment=smoke search.max_tokens=4_000 run_folder=",
+        "report.html",
         "report.md",
     ):
         assert word in done.stdout

@@ -93,7 +93,7 @@ def language_model_lines(record: Mapping[str, Any]) -> list[str]:
     return [
         "## What the language model did",
         "",
-        *(line for search, totals in searches.items() for line in (_ledger_sentence(search, totals), "")),
+        *(line for search, totals in searches.items() for line in (ledger_sentence(search, totals), "")),
         *([*table_lines(["search", "operator", *counted, "gain"], rows), ""] if rows else []),
         *(f"- {what}: {code_span(why)}" for what, why in mended + failed),
         *([""] if mended or failed else []),
@@ -102,7 +102,8 @@ def language_model_lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _ledger_sentence(search: str, totals: Mapping[str, Any]) -> str:
+def ledger_sentence(search: str, totals: Mapping[str, Any]) -> str:
+    """What a search asked the language model, and what came of it."""
     read = totals["valid"] + totals["failed"]
     unread = totals["replies"] - read
     gained = (
@@ -127,12 +128,9 @@ def _ledger_sentence(search: str, totals: Mapping[str, Any]) -> str:
 
 def _dialogue_lines(dialogue: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> list[str]:
     """A dialogue as it can be read; a prompt that was shown is not repeated."""
-    where = f"call {dialogue['call']}, {{}} {dialogue['position'] + 1} of {dialogue['n_replies']}"
-    if "options" in dialogue:
-        where, answer = where.format("option"), "\n".join(_option_lines(dialogue["options"]))
-        introduced = "was read for the log-probabilities of these continuations; this candidate came of the one with the arrow:"
-    else:
-        where, answer, introduced = where.format("reply"), dialogue["reply"], "answered:"
+    which = "option" if "options" in dialogue else "reply"
+    where = f"call {dialogue['call']}, {which} {dialogue['position'] + 1} of {dialogue['n_replies']}"
+    introduced, answer = dialogue_answer(dialogue)
     reason = f": {code_span(dialogue['reason'])}" if dialogue["reason"] else ""
     mended = f" Repaired: {code_span(dialogue['repair'])}." if dialogue["repair"] else ""
     return [
@@ -151,6 +149,14 @@ def _dialogue_lines(dialogue: Mapping[str, Any], earlier: Sequence[Mapping[str, 
         f"{dialogue['outcome']}{reason}.{mended}",
         "",
     ]
+
+
+def dialogue_answer(dialogue: Mapping[str, Any]) -> tuple[str, str]:
+    """How the answer of a dialogue is introduced, as the end of a sentence, and the answer as plain text."""
+    if "options" in dialogue:
+        introduced = "was read for the log-probabilities of these continuations; this candidate came of the one with the arrow:"
+        return introduced, "\n".join(_option_lines(dialogue["options"]))
+    return "answered:", dialogue["reply"]
 
 
 def _option_lines(options: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfprune.allocations.candidate import best
-from selfprune.allocations.pareto import comparable, nondominated
-from selfprune.allocations.unit import Item
+from selfprune.allocations.pareto import nondominated
 from selfprune.errors import ConfigError
 from selfprune.language_models.calls import Call, read_calls
 from selfprune.reports.checkpoint_sentences import checkpoint_lines, size_record
@@ -28,19 +27,18 @@ from selfprune.reports.conclusions import (
 from selfprune.reports.dialogues import sample_dialogues
 from selfprune.reports.ledger import count_by_proposer, count_by_search
 from selfprune.reports.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
-from selfprune.reports.pictures import WHY_IT_RISES, front_figure, progress_figure, save_figure
-from selfprune.reports.report_table import table_cells, table_csv, table_latex
+from selfprune.reports.page.drawing import PAGE, draw
+from selfprune.reports.pictures import WHY_IT_RISES
+from selfprune.reports.report_table import ledger_cells, table_cells, table_csv, table_latex
 from selfprune.reports.results import Results, Spent
-from selfprune.reports.sparsity_picture import sparsity_figure
 from selfprune.reports.task_columns import standard_error, task_lines
-from selfprune.reports.width_picture import width_figure
 from selfprune.storage.environment import read_environment
 from selfprune.storage.whole_files import write_whole
 from selfprune.timing.resources import Resources
 
 
 def write_report(folder: Path, results: Results, harness: dict[str, Any], extended: Sequence[str] = ()) -> dict[str, Any]:
-    """Writes pictures, `report.md` and last `report.json`, whose presence says that the run is complete.
+    """Writes pictures, `report.html`, `report.md` and last `report.json`, whose presence says that the run is complete.
 
     Args:
         folder: the run folder.
@@ -69,23 +67,10 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     }
     if taken := [name for name in files if (folder / name).is_dir()]:  # told before any other of them is written anew
         raise ConfigError(f"{folder / taken[0]} must be a file of the report, but is a folder; move it away, and resume the run")
-    _draw(folder, results)
+    draw(folder, results, report)
     for name, content in files.items():
         write_whole(folder / name, content)
     return report
-
-
-def _draw(folder: Path, results: Results) -> None:
-    """The pictures: where the yardsticks and the winner are sparse, the searches over their tokens, and several objectives."""
-    winner = results.winner.allocation
-    save_figure(sparsity_figure({**results.yardsticks, "winner": winner}, results.grid), folder / "sparsity.png")
-    if any(unit.item is not Item.WEIGHT for unit in results.grid.units):
-        save_figure(width_figure(winner, results.grid), folder / "widths.png")
-    main = [c for c in results.candidates if c.search == "main"]
-    n_before = {"main": results.spent["main"].n_tokens - sum(c.n_tokens for c in main)}
-    save_figure(progress_figure(results.candidates, n_before, results.score_title), folder / "progress.png")
-    if field := comparable(main):
-        save_figure(front_figure(field, nondominated(main), winner, results.score_title), folder / "pareto.png")
 
 
 def print_table(report: dict[str, Any], folder: Path) -> None:
@@ -100,7 +85,7 @@ def print_table(report: dict[str, Any], folder: Path) -> None:
     console.print(table)
     said = f"{report['verdict']['sentence']}\n{cost_sentence(report)}"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
-    said = f"Options: {_options(report)}\nReport:  {folder / 'report.md'}\nModel:   {folder / 'model'}"
+    said = f"Options: {_options(report)}\nReport:  {folder / PAGE}, {folder / 'report.md'}\nModel:   {folder / 'model'}"
     console.print(said, highlight=False, markup=False)
 
 
@@ -214,7 +199,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "`won` counts the candidates that became the incumbent, `gain` is the fall of the score that they brought on the windows",
         "of their heat, and `credit` is the gain per million tokens, those of gradients included.",
         "",
-        *_ledger_table(report["search"]["by_proposer"]),
+        *table_lines(*ledger_cells(report["search"]["by_proposer"])),
         "",
         *language_model_lines(report["language_model"]),
         "## Environment",
@@ -238,13 +223,3 @@ def _window_start(report: dict[str, Any]) -> str:
 
 def _options(report: dict[str, Any]) -> str:
     return " ".join(report["environment"]["overrides"]) or "all by default"
-
-
-def _ledger_table(by_proposer: dict[str, dict[str, float]]) -> list[str]:
-    counted = ["proposed", "complete", "stopped", "failed", "n_tokens", "won"]
-    rows = [
-        [name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.3g}", f"{ours['gain_per_million_tokens']:.3g}"]
-        for name, ours in by_proposer.items()
-    ]
-    header = ["", *counted, "gain", "credit"]
-    return table_lines(header, rows)

@@ -38,6 +38,16 @@ def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
 
 
+def ledger_cells(by_proposer: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what every proposer proposed, cost and gained, as text."""
+    counted = ["proposed", "complete", "stopped", "failed", "n_tokens", "won"]
+    rows = [
+        [name, *(f"{ours[column]:,}" for column in counted), f"{ours['gain']:.3g}", f"{ours['gain_per_million_tokens']:.3g}"]
+        for name, ours in by_proposer.items()
+    ]
+    return ["", *counted, "gain", "credit"], rows
+
+
 def table_csv(report: dict[str, Any]) -> str:
     """The comparison with all digits, shares as fractions; every task with its primary metric and the standard error of that."""
     text = io.StringIO()

@@ -1,0 +1,205 @@
+"""The page, read as HTML, and drawn by a real browser where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from selfprune.allocations.candidate import Candidate, Proposal, State
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Item, Unit
+from selfprune.reports.page.figures import allocation_picture, front_picture, progress_picture, width_picture
+from selfprune.reports.page.page import report_page
+
+UNITS = [
+    unit
+    for block in range(3)
+    for unit in (
+        Unit(f"layers.{block}.self_attn", block, "self_attn", 4, 10, Item.HEAD_GROUP, f"layers.{block}.o_proj", 2),
+        Unit(f"layers.{block}.mlp", block, "mlp", 8, 6, Item.CHANNEL, f"layers.{block}.down_proj", 1),
+    )
+]
+GRID = LevelGrid.with_constant_step(UNITS, 0.25)
+UNIFORM = {unit.name: unit.n_items // 2 for unit in UNITS}
+WINNER = {**UNIFORM, "layers.0.mlp": 2, "layers.1.self_attn": 4}
+EVIL = "</script><script>alert(1)</script> & <b>"
+
+
+def candidate(i, allocation, proposer, score, search="main", operator="", gain=None):
+    state = State.COMPLETE
+    return Candidate(
+        i,
+        search,
+        Proposal(allocation, proposer, operator),
+        state,
+        score,
+        8,
+        100,
+        gain,
+        objectives={"text": score, "tasks": 1 / score},
+    )
+
+
+ARCHIVE = [
+    candidate(0, UNIFORM, "uniform", 0.9),
+    candidate(1, WINNER, "gradient", 0.05, operator="step", gain=0.85),
+    candidate(2, UNIFORM, "random", 0.7, search="random", operator="draw", gain=0.1),
+]
+LEDGER = {
+    "proposed": 1,
+    "complete": 1,
+    "stopped": 0,
+    "failed": 0,
+    "n_tokens": 100,
+    "won": 1,
+    "gain": 0.85,
+    "gain_per_million_tokens": 8.5,
+}
+
+
+def row(name, kl):
+    numbers = {"name": name, "sparsity": 0.5, "saved": 0.5, "kl": kl, "perplexity": 3.0, "tasks": {}}
+    return numbers | {"n_tokens": 100, "seconds": 1.0, "language_model_tokens": 5}
+
+
+REPORT = {
+    "rows": [row("dense", 0.0), row("uniform", 0.9), row("winner", 0.051234)],
+    "verdict": {"sentence": "The winner beat uniform & co."},
+    "budget": {"measure": "WEIGHTS", "sparsity": 0.5},
+    "search": {
+        "n_candidates": 3, "ending": "it was enough", "n_tokens": 300, "seconds": 1.0, "n_proposal_tokens": 0,
+        "winner": {"id": 1, "proposer": "gradient", "score": 0.05},
+        "finalists": {"n_documents": 0, "candidates": [{"id": 1}]},
+        "by_proposer": {"gradient": LEDGER | {"gain_per_million_tokens": 8.5}},
+    },
+    "language_model": {
+        "calls": 1, "prompt_tokens": 3, "reply_tokens": 2,
+        "searches": {},
+        "dialogues": [{"why": "A reply", "outcome": "It failed", "prompt": EVIL, "reply": EVIL}],
+    },
+    "splits": {"report": "a" * 64},
+    "warnings": [EVIL],
+    "model": {"parameters": 90, "dense_parameters": 100, "bytes": 360},
+    "speed": [{"workload": "reading 1 x 8 tokens", "n_tokens": 8, "seconds": 0.1, "dense_seconds": 0.2}],
+    "environment": {
+        "overrides": [], "python": "3.11", "packages": {"torch": "2.13"}, "platform": "somewhere", "n_cpus": 2, "n_threads": 1,
+        "gpus": [], "commit": None,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page():
+    pictures = [
+        allocation_picture({"winner": WINNER, "uniform": UNIFORM}, GRID),
+        width_picture(WINNER, GRID),
+        progress_picture(ARCHIVE, {}, "KL (nats per token)"),
+        front_picture(ARCHIVE[:2], ARCHIVE[:2], WINNER),
+    ]
+    return report_page(REPORT, pictures, "python -m selfprune seed=3")
+
+
+class Reading(HTMLParser):
+    """The cells of every table, the ids, and what would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables, self.ids, self.fetched, self.texts, self.tags = {}, [], [], [], []
+        self._table, self._in_cell = None, False
+
+    def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [known["id"]] if "id" in known else []
+        self.fetched += [value for key, value in attributes if key in ("src", "href", "action")]
+        if tag == "table":
+            self._table = self.tables.setdefault(known["id"], [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag):
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self._in_cell:
+            self._table[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def read(page):
+    reading = Reading()
+    reading.feed(page)
+    return reading
+
+
+def test_the_page_fetches_nothing_and_stays_small(page, read):
+    assert read.fetched == []
+    assert "default-src 'none'" in page
+    assert len(page.encode()) <= 6e6
+
+
+def test_the_table_comes_first_with_quality_size_and_speed(read):
+    header, *rows = read.tables["table"]
+    winner = dict(zip(header, rows[-1], strict=True))
+    assert winner | {"": "winner", "KL": "0.0512", "sparsity": "50.00%", "parameters": "90", "tokens/s reading": "80"} == winner
+    dense = dict(zip(header, rows[0], strict=True))
+    assert (dense["parameters"], dense["tokens/s reading"]) == ("100", "40")
+    assert dict(zip(header, rows[1], strict=True))["parameters"] == ""
+    assert next(iter(read.tables)) == "table"
+
+
+def test_every_picture_has_its_numbers_as_a_table(read):
+    assert read.tables["allocation-table"][0] == ["unit", "winner", "uniform"]
+    assert ["layers.1.self_attn", "100.0%", "50.0%"] in read.tables["allocation-table"]
+    assert ["layers.0.mlp", "8", "6"] in read.tables["widths-table"]
+    assert read.tables["progress-table"][1:] == [
+        ["main", "1", "gradient", "200", "0.05", "8"],
+        ["random", "2", "random", "100", "0.7", "8"],
+    ]
+    assert read.tables["front-table"][1] == ["0", "uniform", "0.9", "1.1111"]
+    assert "python -m selfprune seed=3" in read.texts
+
+
+def test_text_of_others_is_text_and_nothing_else(page, read):
+    assert page.count("<script") == 2
+    assert EVIL in read.texts
+    assert "b" not in read.tags
+    figures = json.loads(re.search(r"const figures = (\{.*\});", page).group(1))
+    assert set(figures) == {"allocation", "widths", "progress", "front"}
+
+
+def test_scores_that_differ_by_much_have_an_axis_of_round_numbers():
+    axis = progress_picture(ARCHIVE, {}, "KL").figure.layout.yaxis
+    assert axis.type == "log"
+    assert {"0.05", "0.1", "0.5", "1"} <= set(axis.ticktext)
+    near = [candidate(0, UNIFORM, "uniform", 0.9), candidate(1, WINNER, "gradient", 0.8, operator="step", gain=0.1)]
+    assert progress_picture(near, {}, "KL").figure.layout.yaxis.type == "linear"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_draws_every_picture_without_an_error(page, tmp_path, width):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium")
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=10000"]
+    command += [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},2000",
+        "--dump-dom",
+        f"file://{tmp_path / 'report.html'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert said == []
+    dom = done.stdout.replace("\n", " ")
+    for key in ("allocation", "widths", "progress", "front"):
+        assert re.search(rf'id="{key}"[^>]*data-drawn="yes"', dom), key
+    assert dom.count('class="main-svg"') >= 4
