@@ -15,7 +15,11 @@ from selfprune.configs.config import RunConfig, find_methods, register_schemas, 
 from selfprune.errors import ConfigError
 
 CONF = conf_folder()
-CHOICES = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}
+CHOICES = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in CONF.iterdir()
+    if group.is_dir() and group.name != "hydra"
+}
 EXPERIMENTS = CHOICES.pop("experiment")
 SEARCHES, PROPOSERS = CHOICES.pop("search"), CHOICES.pop("proposer")
 

@@ -20,7 +20,11 @@ from selfprune.models.model_config import Placement
 from selfprune.pruners.base import Pruner
 from selfprune.pruners.structure_pruner import StructurePruner
 
-GROUPS = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in conf_folder().iterdir() if group.is_dir()}
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in conf_folder().iterdir()
+    if group.is_dir() and group.name != "hydra"
+}
 # What a choice cannot know by itself.
 NEEDS = {
     ("model", "local"): ["model.path=somewhere"],

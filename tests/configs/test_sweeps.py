@@ -78,7 +78,7 @@ def test_a_mistake_of_one_job_is_told_and_recorded_and_the_others_go_on(sweeping
     assert code == 2
     assert told.count("seed 1 has no model") == 1
     assert "3 jobs: 2 done, 1 failed" in told
-    assert "1 of 3 jobs of the sweep failed and 0 are not done" in told
+    assert "--retry-failed`, works on those that are not done" in told
     jobs = known(tmp_path)
     assert {name: job.state for name, job in jobs.items()} == {
         "seed=0": JobState.DONE,
@@ -101,7 +101,7 @@ def test_a_defect_of_one_job_is_shown_where_it_is_and_the_others_go_on(sweeping,
     code, told = sweeping(work, "-m", "seed=0,1")
     assert code == 2
     assert 'in work raise RuntimeError("a defect")' in told
-    assert "seed=0: RuntimeError: a defect; 1 of 2 jobs" in told
+    assert "seed=0: RuntimeError: a defect; runs/sweep_" in told
     assert known(tmp_path)["seed=1"].state is JobState.DONE
 
 

@@ -108,7 +108,7 @@ def launched(sweep: Sweep, told: set[str]) -> Iterator[None]:
         told: paragraphs that were told already.
 
     Raises:
-        SelfpruneError: when a job failed, or the launcher ended before all jobs did.
+        SelfpruneError: when a job failed elsewhere, or the launcher ended before all jobs did.
     """
     ended_early = ""
     try:
@@ -120,14 +120,14 @@ def launched(sweep: Sweep, told: set[str]) -> Iterator[None]:
         ended_early = f"the launcher ended early ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
     jobs = sweep.known()
     failed = [job for job in jobs if job.state is JobState.FAILED]
-    n_open = sum(job.state in (JobState.WAITING, JobState.WORKING) for job in jobs)
-    sys.stderr.write(f"{sweep.folder}: {summary(jobs)}\n")
     of_others = [f"{job.name(sweep.varied)}: {job.paragraph}" for job in failed if job.paragraph not in told]
     reasons = [*([ended_early] if ended_early else []), *of_others]
-    if failed or ended_early:
-        counted = f"{len(failed)} of {len(jobs)} jobs of the sweep failed and {n_open} are not done"
-        again = f"the same command, or `selfprune sweep {sweep.folder} --retry-failed`, works on the others"
-        raise SelfpruneError("; ".join([*reasons, counted, f"what is finished is kept, and {again}"]))
+    is_whole = all(job.state is JobState.DONE for job in jobs)
+    again = f"; the same command, or `selfprune sweep {sweep.folder} --retry-failed`, works on those that are not done"
+    said = f"{sweep.folder}: {summary(jobs)}{'' if is_whole else again}"
+    if reasons:
+        raise SelfpruneError("; ".join([*reasons, said]))
+    sys.stderr.write(f"{said}\n")
 
 
 def check_launcher(name: str, target: str) -> None:
