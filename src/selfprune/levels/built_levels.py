@@ -74,6 +74,11 @@ class BuiltLevels(LevelStore):
         self._recent = _RecentTensors(memory_bytes)
         self._ranks: dict[str, Tensor] = {}
 
+    def share(self, n_processes: int) -> None:
+        """Levels that are built from now on stay in memory alone, since a folder has one owner."""
+        self._cache.freeze()
+        self._recent.max_bytes //= n_processes
+
     def weight_at(self, unit: Unit, level: int) -> Tensor:
         """What the pruner makes of a unit's dense weight at a level [O, I], from memory, disk or anew. Not to be changed.
 

@@ -82,6 +82,13 @@ class LevelStore(ABC):
             self.loaded.model.get_parameter(name).copy_(bias_O)
         self.allocation = dict.fromkeys(self.allocation, 0)
 
+    def share(self, n_processes: int) -> None:  # noqa: B027 - most share all that they have by being forked
+        """Readies a store that was forked into so many processes, of which each goes on for itself.
+
+        Args:
+            n_processes: among which bounds of memory are divided.
+        """
+
     def dense(self, unit: str) -> Tensor:
         """The dense weight of a unit [O, I], whatever the model holds now. Not to be changed.
 

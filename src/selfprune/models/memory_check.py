@@ -61,7 +61,9 @@ def check_memory(
     available = free_memory_bytes(device)
     if available is not None and needed > available:
         besides = f", and {more_bytes / 1e9:.2f} GB more for the run," if more_bytes else ""
-        fewer = " fewer windows (data.n_search, data.n_report, search.batch_size)," if more_bytes else ""
+        fewer = (
+            " fewer windows or processes (data.n_search, data.n_report, search.batch_size, search.workers)," if more_bytes else ""
+        )
         raise ModelError(
             f"model.path={path} does not fit: {n_parameters:,} parameters at {dtype.itemsize} bytes{besides} need "
             f"{needed / 1e9:.2f} GB, but {device} has {available / 1e9:.2f} GB free; give model.dtype=BFLOAT16, a device with "

@@ -39,9 +39,9 @@ from selfprune.pruning.calibration import calibrate
 from selfprune.pruning.measurements import Measurements, needed_measurements
 from selfprune.runs.display import Display
 from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
-from selfprune.search.bench import Bench
 from selfprune.search.dense_answers import DenseModelAnswers
 from selfprune.search.first_round_budget import check_first_round
+from selfprune.search.pool import open_bench
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
 from selfprune.search.sensitivities import measure_sensitivities
@@ -144,7 +144,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: {takes}")
     if not config.method.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
-    scorer = Scorer(Bench(store, evaluator), journal)
+    scorer = Scorer(open_bench(store, evaluator, config.search.workers), journal)
     sensitivities = _sensitivities(config, loaded, costs, scorer, display)
     return PreparedRun(
         config,

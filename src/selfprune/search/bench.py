@@ -52,6 +52,12 @@ class Bench:
         """The scores of the dense model, window by window."""
         return self.evaluator.dense_scores
 
+    def expect_scores(self, work: Sequence[tuple[Allocation, Sequence[int]]]) -> None:
+        """Says of which allocations, on which windows, the scores will be asked next; nothing is done about it here."""
+
+    def expect_falls(self, work: Sequence[tuple[Allocation, Allocation]], windows: Sequence[int]) -> None:
+        """Says of which allocations, and denser ones, the falls will be asked next; nothing is done about it here."""
+
     def scores(self, allocation: Allocation, windows: Sequence[int]) -> list[float]:
         """The scores of an allocation on some windows, in their order.
 

@@ -179,6 +179,8 @@ class Racer:
         """Scores all that still race on the windows that they do not know, in an order that shares the most blocks."""
         racing = [runner for runner in runners if runner.candidate.state is State.COMPLETE]
         order = visiting_order([r.candidate.allocation for r in racing], self.scorer.last, self.scorer.grid)
+        missing_of = {i: [window for window in windows if window not in racing[i].known] for i in order}
+        self.scorer.expect([(racing[i].candidate.allocation, missing) for i, missing in missing_of.items() if missing])
         for runner in (racing[i] for i in order):
             missing = [window for window in windows if window not in runner.known]
             if missing:

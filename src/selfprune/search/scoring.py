@@ -74,6 +74,10 @@ class Scorer:
         """Tokens of every window."""
         return self.bench.n_tokens_per_window
 
+    def expect(self, work: Sequence[tuple[Allocation, Sequence[int]]]) -> None:
+        """Says what will be scored next, in this order, so that several processes may begin; what is recorded is left out."""
+        self.bench.expect_scores(work[self.journal.n_recorded - self.journal.n_recalled :])
+
     def score(self, search: str, candidate: int, allocation: Allocation, windows: Sequence[int]) -> dict[int, float]:
         """Window -> its score.
 
@@ -126,6 +130,7 @@ class Scorer:
 
         def measure() -> dict[str, Any]:
             denser, sparser = self.grid.bracket(allocation, bracket)
+            self.bench.expect_falls([(allocation, denser), (sparser, allocation)], windows)
             restoring = self.bench.falls(allocation, denser, windows)
             return {"restoring": restoring, "removing": self.bench.falls(sparser, allocation, windows)}
 

@@ -32,6 +32,8 @@ class SearchConfig:
         finer: glob over unit kinds -> how many levels of such a unit take the place of one, as in {"self_attn.*": 2}.
         batch_size: search or report windows that share a forward pass at most: a matter of memory and time, which changes no
             result on CPU.
+        workers: processes that score candidates and take gradients side by side, on CPU, each with one thread; they share the
+            memory of weights and levels, and the archive is that of a single process with one thread.
         prefix_cache_mb: bound on the hidden states kept for prefix reuse, in MB.
         levels: how candidates get their weights.
     """
@@ -49,11 +51,12 @@ class SearchConfig:
     max_sparsity: float = 1.0
     finer: dict[str, int] = field(default_factory=dict)
     batch_size: int = 4
+    workers: int = 1
     prefix_cache_mb: int = 1024
     levels: LevelsConfig = field(default_factory=LevelsConfig)
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "n_per_round", "n_finalists", "batch_size"):
+        for name in ("max_tokens", "n_per_round", "n_finalists", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"search.{name} must be at least 1, got {getattr(self, name)}")
         if self.max_candidates is not None and self.max_candidates < 1:

@@ -66,6 +66,7 @@ class TensorCache:
         self._metadata = {"origin": hashlib.sha256(content.encode()).hexdigest()}
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._n_manifest_bytes = len(content.encode())
+        self._is_frozen = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_own()
@@ -84,6 +85,10 @@ class TensorCache:
         """Whether more such statistics, and beside all of them one such level, fit into the bound."""
         pinned = sum(size for name, size in self._sizes.items() if PINNED.fullmatch(_file_name(name)))
         return self._n_manifest_bytes + pinned + n_pinned_bytes + n_level_bytes <= self.max_bytes
+
+    def freeze(self) -> None:
+        """From now on the folder is only read, by this copy of the cache in a process that was forked."""
+        self._is_frozen = True
 
     def read(self, name: str) -> list[Tensor] | None:
         """The tensors under a name, mapped from their file; None where there are none or the file is damaged.
@@ -107,7 +112,7 @@ class TensorCache:
 
     def touch(self, name: str) -> None:
         """Takes note that the tensors under a name are in use, wherever they were read from."""
-        if name in self._sizes:
+        if name in self._sizes and not self._is_frozen:
             self._sizes.move_to_end(name)
             try:
                 os.utime(self.folder / _file_name(name))  # a later process reads the order from these times
@@ -121,6 +126,8 @@ class TensorCache:
             ConfigError: when the bound has no room for them.
             SelfpruneError: when the disk is full or the folder cannot be written.
         """
+        if self._is_frozen:
+            return
         self._remove(name)
         self._make_room(file_bytes(tensors))
         path = self.folder / _file_name(name)
@@ -138,6 +145,8 @@ class TensorCache:
             self._remove(evictable.pop(0))
 
     def _remove(self, name: str) -> None:
+        if self._is_frozen:
+            return
         (self.folder / _file_name(name)).unlink(missing_ok=True)
         self._sizes.pop(name, None)
 
