@@ -32,9 +32,18 @@ def floor_of(module: str) -> int | None:
 
 
 def imported_modules(module: str, source: str, known: set[str]) -> set[str]:
-    """The modules of the package that a source imports, wherever in the file it does so."""
+    """The modules of the package that a source imports, wherever in the file it does so, but not for type checkers alone."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for_checkers = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_checkers:
+            continue
         if isinstance(node, ast.Import):
             dotted = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -22,6 +23,9 @@ class Update(Protocol):
         """Takes the work that is done, in the unit of the stage's total, and what else to show."""
 
 
+Listener = Callable[[str, float | None, str], object]
+"""Is told a stage, the share of it that is done, or None where that is unknown, and a note."""
+_heard: ContextVar[tuple[Listener | None, bool]] = ContextVar("heard", default=(None, False))
 SECONDS_BETWEEN_LINES = 30.0
 """At most so often tells a stage how far it is, where there is no terminal."""
 
@@ -47,7 +51,8 @@ class Display:
             clock: seconds.
         """
         self._stream, self._clock = stream or sys.stderr, clock
-        self._quiet = os.environ.get("SELFPRUNE_LOG", "INFO").upper() in ("WARNING", "ERROR", "CRITICAL")
+        self._listener, is_quiet = _heard.get()
+        self._quiet = is_quiet or os.environ.get("SELFPRUNE_LOG", "INFO").upper() in ("WARNING", "ERROR", "CRITICAL")
         self.console = Console(file=self._stream, quiet=self._quiet)
         self.warnings: list[str] = []
 
@@ -82,8 +87,19 @@ class Display:
             `update(done, note="")`.
         """
         shown = self._bar(title, total) if self._stream.isatty() else self._lines(title, total)
+        listener = self._listener
         with shown as update:
-            yield update
+            if listener is None:
+                yield update
+                return
+
+            def tell_both(done: int, note: str = "") -> None:
+                update(done, note)
+                listener(title, min(1.0, done / total) if total else None, note)
+
+            listener(title, 0.0 if total else None, "")
+            yield tell_both
+            listener(title, 1.0, "done")
 
     @contextmanager
     def _lines(self, title: str, total: int | None) -> Iterator[Update]:
@@ -124,6 +140,21 @@ class Display:
             yield update
             if total is None:
                 progress.update(task, total=1, completed=1)
+
+
+@contextmanager
+def heard(listener: Listener | None, is_quiet: bool) -> Iterator[None]:
+    """While open, what displays show is told to a listener as well.
+
+    Args:
+        listener: who is told; None for nobody.
+        is_quiet: whether displays themselves show nothing but warnings.
+    """
+    token = _heard.set((listener, is_quiet))
+    try:
+        yield
+    finally:
+        _heard.reset(token)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""selfprune from Python: models and tokenizers in, pruned models and reports out."""
