@@ -41,6 +41,8 @@ def main() -> int:
         from selfprune.latency import main as command
     elif name == "sweep":
         from selfprune.sweep import main as command
+    elif name == "watch":
+        from selfprune.watch import main as command
     elif name == "compare":
         from selfprune.compare import main as command
     elif name == "gguf":

@@ -11,6 +11,7 @@ HELP = f"""{VERSION}: {what}
   selfprune inspect FOLDER [--json] [--speed]  counts the zeros of a checkpoint, and times it
   selfprune gguf FOLDER FILE               writes a Llama, cut or not, as one file for llama.cpp
   selfprune latency output=FILE [...]      measures this machine for budget=latency
+  selfprune watch RUN                      where a run stands, until it is finished
   selfprune compare FOLDER... [--against ROW]  runs in one table: means over seeds, differences, also as LaTeX
   selfprune sweep FOLDER [--retry-failed]  tells how far a sweep is, and goes on with what failed
   selfprune options [GROUP]                every option with its type, its default and what it decides
