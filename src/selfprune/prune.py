@@ -17,7 +17,7 @@ def _load() -> Callable[[Sequence[str]], int]:
     from selfprune.configs.command_line import HydraCommand
     from selfprune.configs.config import PruneConfig, to_config
     from selfprune.configs.sweep_records import SweepJob
-    from selfprune.runs.display import importing
+    from selfprune.runs.showing.display import importing
 
     def work(composed: DictConfig, _: list[str], job: SweepJob | None) -> None:
         config = to_config(composed, PruneConfig)

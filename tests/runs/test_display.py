@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from selfprune.runs.display import Display
+from selfprune.runs.showing.display import Display
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def test_levels_built_for_one_search_serve_the_next(tiny_model_folder, tmp_path,
     overrides = [*tiny(tiny_model_folder), *choices]
     built, masks = f"search.levels.folder={tmp_path / 'levels'}", "search.levels.kind=MASKS"
     said = []
-    monkeypatch.setattr("selfprune.runs.display.Display.say", lambda _, line: said.append(line))
+    monkeypatch.setattr("selfprune.runs.showing.display.Display.say", lambda _, line: said.append(line))
     first = run_here(tmp_path / "first", *overrides, built)
     assert "built levels may take 0.00 and 0.00 GB more" in said[0]
     levels = {path.name: path.read_bytes() for path in (tmp_path / "levels").glob("*/level-*")}

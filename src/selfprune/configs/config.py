@@ -66,6 +66,7 @@ class RunConfig(WithMethod):
         search: limits and racing.
         budget: the sparsity target.
         seed: of everything that is drawn.
+        trackers: of experiments that are told how the run goes: tensorboard, wandb, mlflow, trackio.
         run_folder: where the run writes; by default `runs/<date and time>`.
         resume: a run folder whose run is continued; everything else is read from it.
     """
@@ -84,6 +85,7 @@ class RunConfig(WithMethod):
     search: SearchConfig = field(default_factory=SearchConfig)
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
+    trackers: list[str] = field(default_factory=list)
     run_folder: str = path_field()
     resume: str = path_field()
 

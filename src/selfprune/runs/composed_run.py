@@ -9,9 +9,9 @@ from selfprune.configs.config import RunConfig, to_config
 from selfprune.configs.signals import naming_on_stop
 from selfprune.configs.sweep_records import SweepJob
 from selfprune.errors import ConfigError
-from selfprune.runs.display import Display, importing
 from selfprune.runs.extension import asked_limits, open_stages
 from selfprune.runs.run_folder import config_content, hold_run_folder, is_finished, opened
+from selfprune.runs.showing.display import Display, importing
 
 
 def run_composed(composed: DictConfig, overrides: list[str], job: SweepJob | None = None) -> Path:

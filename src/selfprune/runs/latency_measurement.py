@@ -22,7 +22,7 @@ from selfprune.models.model_config import DType, ModelConfig
 from selfprune.models.structures import list_items
 from selfprune.models.units import list_units
 from selfprune.pruners.selection import parse_pattern
-from selfprune.runs.display import Display
+from selfprune.runs.showing.display import Display
 from selfprune.storage.lock import held_file
 from selfprune.storage.path_fields import path_field
 from selfprune.storage.whole_files import write_whole

@@ -104,3 +104,4 @@ class Searches:
 
     def _tell(self, state: Progress) -> None:
         self._show(state)
+        self._prepared.trackers.round(state)

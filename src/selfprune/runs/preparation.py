@@ -37,8 +37,9 @@ from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.proposers.base import ProposerConfig, SearchSpace
 from selfprune.pruning.calibration import calibrate
 from selfprune.pruning.measurements import Measurements, needed_measurements
-from selfprune.runs.display import Display
 from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
+from selfprune.runs.showing.display import Display
+from selfprune.runs.showing.tracking import Trackers
 from selfprune.search.dense_answers import DenseModelAnswers
 from selfprune.search.first_round_budget import check_first_round
 from selfprune.search.pool import open_bench
@@ -74,6 +75,7 @@ class PreparedRun:
         archive: of the candidates.
         language_model: is opened when it is first asked.
         display: where progress is shown.
+        trackers: are told of it, too.
         checkpoint: what is written of the winner.
         expected: what the whole run takes of the machine.
     """
@@ -92,6 +94,7 @@ class PreparedRun:
     archive: Archive
     language_model: RecordingLanguageModel
     display: Display
+    trackers: Trackers
     checkpoint: PrunedCheckpoint
     expected: Resources
 
@@ -161,6 +164,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         Archive(folder / "archive.jsonl"),
         RecordingLanguageModel(partial(_open_language_model, config, loaded, store), folder / "language_model_calls.jsonl"),
         display,
+        Trackers.open(config.trackers, folder),
         checkpoint,
         replace(expected, seconds=seconds),
     )

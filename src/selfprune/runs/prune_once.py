@@ -30,9 +30,9 @@ from selfprune.models.structures import context_costs
 from selfprune.models.units import token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.pruning.sequential import prune_in_place
-from selfprune.runs.display import Display
 from selfprune.runs.forecasts.disk_check import check_disk
 from selfprune.runs.forecasts.pruning_forecast import forecast_pruning
+from selfprune.runs.showing.display import Display
 from selfprune.statistics.coverage import Coverage
 from selfprune.storage.disk import folder_bytes
 from selfprune.storage.environment import describe_environment

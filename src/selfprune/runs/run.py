@@ -92,6 +92,7 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
     report = write_report(folder, results, prepared.harness.describe(prepared.loaded.tokenizer), extending_overrides(stages))
     if not config.search.levels.folder:
         shutil.rmtree(config.search.levels.path(folder), ignore_errors=True)
+    prepared.trackers.finish(report["rows"])
     print_table(report, folder)
     return folder
 

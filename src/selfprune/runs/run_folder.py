@@ -99,7 +99,7 @@ def is_finished(folder: Path, content: str) -> bool:
 
 def config_content(composed: DictConfig) -> str:
     """What config.yaml holds, by which configs are told apart."""
-    record = to_record(composed, without=("run_folder", "resume"))
+    record = to_record(composed, without=("run_folder", "resume", "trackers"))
     return OmegaConf.to_yaml(OmegaConf.create(record))
 
 

@@ -6,8 +6,9 @@ from selfprune.configs.config import RunConfig
 from selfprune.data.splits import check_texts
 from selfprune.errors import ConfigError
 from selfprune.models.model_config import Placement
-from selfprune.runs.display import Display
 from selfprune.runs.forecasts.run_forecast import forecast_run
+from selfprune.runs.showing.display import Display
+from selfprune.runs.showing.tracking import check_trackers
 from selfprune.timing.resources import Resources
 
 
@@ -22,7 +23,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
         what the run needs; the seconds are not known before the model runs.
 
     Raises:
-        ConfigError: when the model would stay on disk, where a search cannot change it.
+        ConfigError: when the model would stay on disk, where a search cannot change it, or a tracker is not there.
         DataError: when a text is missing or out of reach.
         LanguageModelError: when the language model of a new run cannot serve, though a search will ask it.
         ModelError: when the model does not fit into memory.
@@ -33,6 +34,7 @@ def preflight(config: RunConfig, folder: Path) -> Resources:
             "a search needs the whole model at hand, but model.placement=STREAM leaves it on disk; choose WHOLE or SPREAD, or "
             "prune it without a search: python -m selfprune.prune"
         )
+    check_trackers(config.trackers)
     check_texts(config.data)
     expected, needs = forecast_run(config, folder)
     asks = any(proposer.asks_language_model for proposer in (config.proposer, *config.controls.values()))

@@ -63,7 +63,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[Path]]:
             if not (path / "report.json").is_file():
                 unfinished.append(path)
                 continue
-            config = dict(_flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))))
+            config = dict(flat_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))))
             run = FinishedRun(path, config, read_report(path), (path / "report.json").stat().st_mtime)
             identity = tuple(sorted((key, value) for key, value in config.items() if key not in NOT_A_GROUP[1:]))
             if identity not in found or found[identity].age < run.age:
@@ -96,10 +96,10 @@ def n_values(runs: Sequence[FinishedRun], key: str) -> int:
     return len({run.config.get(key) for run in runs})
 
 
-def _flat(node: Any, path: str = "") -> Iterable[tuple[str, str]]:
+def flat_config(node: Any, path: str = "") -> Iterable[tuple[str, str]]:
     """Every value of a config under its path of names, as text."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
+            yield from flat_config(value, f"{path}.{key}" if path else str(key))
     else:
         yield path, str(node)

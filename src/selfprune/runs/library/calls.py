@@ -29,9 +29,9 @@ from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import PruneConfig, to_config
 from selfprune.errors import ConfigError
 from selfprune.runs.composed_run import run_composed
-from selfprune.runs.display import Listener, heard
 from selfprune.runs.library.results import Pruned, Run
 from selfprune.runs.prune_once import prune_once
+from selfprune.runs.showing.display import Listener, heard
 
 Texts = str | Path | Sequence[str]
 """A text file or a folder of them, or the texts themselves."""
