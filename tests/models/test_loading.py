@@ -88,7 +88,7 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(tiny_m
 
 
 def test_the_callers_bytes_can_make_a_model_too_large(tiny_model_folder):
-    with pytest.raises(ModelError, match=r"and [\d.]+ GB more for the run, need .* fewer windows \(data.n_search"):
+    with pytest.raises(ModelError, match=r"and [\d.]+ GB more for the run, need .* fewer windows or processes \(data.n_search"):
         preflight_memory(ModelConfig(str(tiny_model_folder("llama")), device="cpu"), lambda *_: 10**15)
 
 

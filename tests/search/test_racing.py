@@ -39,8 +39,11 @@ class ScriptedScorer:
     grid, n_tokens_per_window = GRID, N_TOKENS
 
     def __init__(self, score_of, n_windows=8):
-        self.score_of, self.n_windows, self.asked = score_of, n_windows, []
+        self.score_of, self.n_windows, self.asked, self.expected = score_of, n_windows, [], []
         self.last = at(0)
+
+    def expect(self, work):
+        self.expected += [(allocation["a"], list(windows)) for allocation, windows in work]
 
     def score(self, search, candidate, allocation, windows):
         self.last = allocation
@@ -701,3 +704,12 @@ def test_paired_z_of_equal_differences_is_sure_and_of_a_single_pair_unknown():
 def test_one_window_stops_nobody_as_clearly_worse(make_racer, proposals):
     candidates = make_racer(Ladder([1, 4], [6], z_worse=0.0, grows=False)).race(0, proposals)
     assert {(c.state, c.n_windows) for c in candidates} == {(State.COMPLETE, 4)}
+
+
+def test_what_is_said_to_come_next_is_what_is_scored_in_that_order():
+    racer = scripted(lambda level, window: level + window)
+    scorer = racer.scorer
+    racer.race(0, offer(50, 20, None, 70, 30))
+    racer.race(6, offer(10, 60))
+    assert scorer.expected == [(level, windows) for _, level, windows in scorer.asked]
+    assert len(scorer.expected) > 6
