@@ -175,6 +175,14 @@ def test_text_of_others_is_text_and_nothing_else(page, read):
     assert set(figures) == {"allocation", "widths", "progress", "front"}
 
 
+def test_an_environment_of_an_earlier_version_is_shown_as_far_as_it_goes():
+    bare = {name: REPORT["environment"][name] for name in ("overrides", "python", "packages")}
+    reading = Reading()
+    reading.feed(report_page(REPORT | {"environment": bare}, [], "python -m selfprune"))
+    assert ["python", "3.11"] in reading.tables["environment"]
+    assert ["commit", ""] in reading.tables["environment"]
+
+
 def test_scores_that_differ_by_much_have_an_axis_of_round_numbers():
     axis = progress_picture(ARCHIVE, {}, "KL").figure.layout.yaxis
     assert axis.type == "log"

@@ -92,7 +92,7 @@ class CommandLine:
         """The paragraph: the override, what is wrong with it, and where the options beside it are described."""
         first = re.split(r"[.@=]", typed.lstrip("+~"), maxsplit=1)[0]
         group = GROUP_OF.get(first, first)
-        has_options = group not in ("", EXPERIMENT) and (conf_folder() / group).is_dir()
+        has_options = group not in ("", EXPERIMENT) and not group.startswith("hydra") and (conf_folder() / group).is_dir()
         place = group if has_options else {"config": "run"}.get(self.config_name, self.config_name)
         return f"{typed}: {said}; `selfprune options {place}` describes the options there"
 

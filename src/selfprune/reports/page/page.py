@@ -98,5 +98,6 @@ def _surroundings(report: Mapping[str, Any]) -> list[list[str]]:
     environment = report["environment"]
     packages = [[name, version] for name, version in environment["packages"].items() if version]
     splits = [[f"{split} split", digest] for split, digest in report["splits"].items()]
-    machine = [[name, str(environment[name])] for name in ("python", "platform", "n_cpus", "n_threads", "gpus", "commit")]
-    return [*machine, *packages, *splits]
+    # what is read back of it is checked, but for these, which earlier versions may lack
+    machine = [[name, str(environment.get(name, ""))] for name in ("platform", "n_cpus", "n_threads", "gpus", "commit")]
+    return [["python", environment["python"]], *machine, *packages, *splits]
