@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +13,9 @@ from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Item, Unit
 from selfprune.reports.page.figures import allocation_picture, front_picture, progress_picture, width_picture
+from selfprune.reports.page.moves import cost_picture, foretold_picture, read_moves
 from selfprune.reports.page.page import report_page
+from selfprune.search.scoring import digest
 
 UNITS = [
     unit
@@ -173,6 +176,49 @@ def test_text_of_others_is_text_and_nothing_else(page, read):
     assert "b" not in read.tags
     figures = json.loads(re.search(r"const figures = (\{.*\});", page).group(1))
     assert set(figures) == {"allocation", "widths", "progress", "front"}
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Gradients at the uniform allocation, and other records."""
+    name_of = [unit.name for unit in UNITS]
+    record = {
+        "gradients": digest(UNIFORM, GRID),
+        "windows": [0],
+        "restoring": {name: 0.1 * (i + 1) for i, name in enumerate(name_of)},
+        "removing": {name: 0.2 * (i + 1) for i, name in enumerate(name_of)},
+        "seconds": 1.0,
+    }
+    lines = [{"search": "main", "candidate": 0, "window_scores": [0.1]}, {**record, "restoring": {}}, record]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "evaluations.jsonl"
+
+
+def test_changes_are_foretold_by_the_levels_that_go_and_return(journal):
+    (seen,) = read_moves(journal).values()
+    # levels are one item apart: two of the second unit return, and two of the third go
+    assert seen.foretold(UNIFORM, WINNER, GRID) == pytest.approx(0.6 * 2 - 0.2 * 2)
+    child = replace(ARCHIVE[1], proposal=replace(ARCHIVE[1].proposal, parents=(0,)))
+    picture = foretold_picture(read_moves(journal), [ARCHIVE[0], child], GRID)
+    assert picture.rows == [["1", "gradient", "8", "0.8", "-0.85"]]
+    assert foretold_picture(read_moves(journal), ARCHIVE, GRID) is None
+    assert foretold_picture({}, [ARCHIVE[0], child], GRID) is None
+
+
+def test_costs_are_compared_for_as_many_weights(journal):
+    picture = cost_picture(read_moves(journal), WINNER, GRID)
+    costs = {name: float(cost) for name, cost in picture.rows}
+    # a level is one group of heads, of ten weights, or one channel, of six
+    assert costs["layers.0.self_attn"] / costs["layers.0.mlp"] == pytest.approx((0.2 / 10) / (0.4 / 6), rel=1e-3)
+    assert "at the last allocation whose gradients were taken" in picture.text
+    assert "at the winner" in cost_picture(read_moves(journal), UNIFORM, GRID).text
+    assert cost_picture({}, WINNER, GRID) is None
+
+
+def test_a_journal_without_gradients_or_without_a_file_holds_no_moves(tmp_path):
+    assert read_moves(tmp_path / "nowhere.jsonl") == {}
+    (tmp_path / "evaluations.jsonl").write_text('{"search": "main", "candidate": 0}\n')
+    assert read_moves(tmp_path / "evaluations.jsonl") == {}
 
 
 def test_an_environment_of_an_earlier_version_is_shown_as_far_as_it_goes():

@@ -7,6 +7,7 @@ from typing import Any
 from selfprune.allocations.pareto import comparable, nondominated
 from selfprune.allocations.unit import Item
 from selfprune.reports.page.figures import allocation_picture, front_picture, progress_picture, width_picture
+from selfprune.reports.page.moves import cost_picture, foretold_picture, read_moves
 from selfprune.reports.page.page import report_page
 from selfprune.reports.pictures import front_figure, progress_figure, save_figure
 from selfprune.reports.results import Results
@@ -42,5 +43,8 @@ def draw(folder: Path, results: Results, report: dict[str, Any]) -> None:
     if field := comparable(main):
         save_figure(front_figure(field, nondominated(main), winner, results.score_title), folder / "pareto.png")
         pictures.append(front_picture(field, nondominated(main), winner))
+    moves = read_moves(folder / "evaluations.jsonl")
+    of_gradients = [cost_picture(moves, winner, grid), foretold_picture(moves, main, grid)]
+    pictures += [picture for picture in of_gradients if picture]
     command = shlex.join(["python", "-m", "selfprune", *report["environment"]["overrides"]])
     write_whole(folder / PAGE, report_page(report, pictures, command))

@@ -1,0 +1,161 @@
+"""What the gradients of a search said: what more pruning of every unit would cost, and how well they foretold scores.
+
+A look at an allocation gives, to first order, the fall of the score for every level of a unit that returns, and the rise for
+every level that goes (`search/gradient_values.py`). Both are read back from the run's journal.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from selfprune.allocations.candidate import Candidate
+from selfprune.allocations.level_grid import LevelGrid
+from selfprune.allocations.unit import Allocation
+from selfprune.reports.page.figures import MARGIN, Picture
+from selfprune.reports.pictures import COLOURS
+from selfprune.search.scoring import digest
+
+SHARE = 0.001
+"""Of all weights: what is compared between units."""
+
+
+@dataclass(frozen=True)
+class SeenMoves:
+    """The values of moves at one allocation, as a journal has them.
+
+    Attributes:
+        restoring: unit -> fall of the score per level that returns.
+        removing: unit -> rise of the score per level that goes.
+    """
+
+    restoring: dict[str, float]
+    removing: dict[str, float]
+
+    def foretold(self, before: Allocation, after: Allocation, grid: LevelGrid) -> float:
+        """The change of the score on the way from one allocation to another; not finite where a unit's value is unknown."""
+        change = 0.0
+        for name, levels in grid.levels.items():
+            n_levels = (after[name] - before[name]) / levels.step
+            if n_levels:
+                change += n_levels * (self.removing if n_levels > 0 else self.restoring).get(name, math.nan)
+        return change
+
+
+def read_moves(journal: Path) -> dict[str, SeenMoves]:
+    """Digest of an allocation -> the last values of moves that were taken there, in the order of the search.
+
+    Args:
+        journal: `evaluations.jsonl` of the run.
+    """
+    found: dict[str, SeenMoves] = {}
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+        record: dict[str, Any] = json.loads(line) if '"gradients"' in line else {}
+        if "gradients" in record:
+            found.pop(record["gradients"], None)
+            found[record["gradients"]] = SeenMoves(record["restoring"], record["removing"])
+    return found
+
+
+def cost_picture(moves: dict[str, SeenMoves], winner: Allocation, grid: LevelGrid) -> Picture | None:
+    """What as many weights more would cost in every unit, at the winner or else where gradients were taken last.
+
+    Args:
+        moves: as of `read_moves`.
+        winner: the allocation of the winner.
+        grid: its units.
+
+    Returns:
+        None where no gradients were taken.
+    """
+    if not moves:
+        return None
+    is_winner = digest(winner, grid) in moves
+    seen = moves[digest(winner, grid)] if is_winner else list(moves.values())[-1]
+    n_weights = SHARE * grid.n_weights()
+    costs = {
+        unit.name: seen.removing[unit.name] / (grid.levels[unit.name].step * unit.weights_per_item) * n_weights
+        for unit in grid.units
+        if math.isfinite(seen.removing.get(unit.name, math.nan))
+    }
+    kinds = list(dict.fromkeys(unit.kind for unit in grid.units))
+    blocks = sorted({unit.block for unit in grid.units})
+    name_of = {(unit.kind, unit.block): unit.name for unit in grid.units}
+    cells = [[name_of.get((kind, block), "") for block in blocks] for kind in kinds]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=blocks,
+        y=[kind.rpartition(".")[2] for kind in kinds],
+        z=[[costs.get(name) for name in row] for row in cells],
+        text=cells,
+        hovertemplate="%{text}<br>a rise of %{z:.3g}<extra></extra>",
+        colorscale="Cividis",
+        colorbar={"title": {"text": "rise"}, "thickness": 12},
+    )
+    figure.update_layout(height=110 + 30 * len(kinds), margin=MARGIN | {"l": 84})
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text="block", dtick=1 if len(blocks) <= 24 else None)
+    where = "at the winner" if is_winner else "at the last allocation whose gradients were taken"
+    text = (
+        f"The rise of the score if {SHARE:.1%} of all weights went in one unit, by gradients {where}. At an optimum, units that "
+        "may still give are all alike."
+    )
+    rows = [[name, f"{cost:.5g}"] for name, cost in costs.items()]
+    return Picture("costs", "What more pruning would cost", text, figure, ["unit", f"rise for {SHARE:.1%} of all weights"], rows)
+
+
+def foretold_picture(moves: dict[str, SeenMoves], candidates: Sequence[Candidate], grid: LevelGrid) -> Picture | None:
+    """Changes of the score as gradients foretold them, against those that were measured on equal windows.
+
+    Args:
+        moves: as of `read_moves`.
+        candidates: the archive.
+        grid: its units.
+
+    Returns:
+        None where no candidate has a parent at which gradients were taken.
+    """
+    born = {candidate.id: candidate for candidate in candidates}
+    known = {
+        (digest(c.allocation, grid), c.n_windows): c.score
+        for c in candidates
+        if c.score is not None and c.proposal.allocation is not None
+    }
+    points: list[tuple[Candidate, float, float]] = []
+    for candidate in candidates:
+        parent = next((born[i] for i in candidate.proposal.parents if i in born), None)
+        if parent is None or candidate.score is None or candidate.is_champion_again:
+            continue
+        at = digest(parent.allocation, grid)
+        if at not in moves or (before := known.get((at, candidate.n_windows))) is None:
+            continue
+        foretold = moves[at].foretold(parent.allocation, candidate.allocation, grid)
+        if math.isfinite(foretold) and math.isfinite(candidate.score - before):
+            points.append((candidate, foretold, candidate.score - before))
+    if not points:
+        return None
+    figure = go.Figure()
+    ends = [min(min(x, y) for _, x, y in points), max(max(x, y) for _, x, y in points)]
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="as foretold", line={"dash": "dot", "color": "#888"}, hoverinfo="skip")
+    for i, proposer in enumerate(dict.fromkeys(candidate.proposal.proposer for candidate, _, _ in points)):
+        ours = [point for point in points if point[0].proposal.proposer == proposer]
+        figure.add_scatter(
+            x=[x for _, x, _ in ours],
+            y=[y for _, _, y in ours],
+            mode="markers",
+            name=proposer,
+            marker={"color": COLOURS[i % len(COLOURS)], "size": 9},
+            text=[f"candidate {c.id} ({c.proposal.operator or 'whole'}), {c.n_windows} windows" for c, _, _ in ours],
+            hovertemplate="%{text}<br>foretold %{x:.4g}, measured %{y:.4g}<extra></extra>",
+        )
+    figure.update_layout(height=420, margin=MARGIN, legend={"orientation": "h", "y": -0.25, "x": 0})
+    figure.update_xaxes(title_text="foretold by gradients at the parent")
+    figure.update_yaxes(title_text="measured change of the score")
+    header = ["candidate", "proposer", "windows", "foretold", "measured"]
+    rows = [[str(c.id), c.proposal.proposer, str(c.n_windows), f"{x:.5g}", f"{y:.5g}"] for c, x, y in points]
+    text = "Changes of the score from a parent to its child; below the line, a move did better than its gradients said."
+    return Picture("foretold", "What gradients foretold, and what came", text, figure, header, rows)
