@@ -178,6 +178,15 @@ def test_text_of_others_is_text_and_nothing_else(page, read):
     assert set(figures) == {"allocation", "widths", "progress", "front"}
 
 
+def test_kinds_that_end_alike_have_rows_of_their_own():
+    kinds = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    units = [Unit(f"h.{block}.{kind}", block, kind, 10) for block in range(2) for kind in kinds]
+    allocation = {unit.name: i for i, unit in enumerate(units)}
+    (trace,) = allocation_picture({"winner": allocation}, LevelGrid.with_constant_step(units, 0.1)).figure.data
+    assert list(trace.y) == ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
+    assert [list(row) for row in trace.z] == [[0.0, 0.4], [0.1, 0.5], [0.2, 0.6], [0.3, 0.7]]
+
+
 @pytest.fixture
 def journal(tmp_path):
     """Gradients at the uniform allocation, and other records."""

@@ -59,7 +59,7 @@ def allocation_picture(allocations: Mapping[str, Allocation], grid: LevelGrid) -
     for i, allocation in enumerate(allocations.values()):
         figure.add_heatmap(
             x=blocks,
-            y=[kind.rpartition(".")[2] for kind in kinds],
+            y=kind_labels(kinds),
             z=[[_share(place.get((kind, block)), allocation) for block in blocks] for kind in kinds],
             text=[[_told(place.get((kind, block)), allocation) for block in blocks] for kind in kinds],
             hovertemplate="%{text}<extra></extra>",
@@ -173,6 +173,12 @@ def front_picture(rivals: Sequence[Candidate], front: Sequence[Candidate], winne
     rows = [[str(c.id), c.proposal.proposer, *(f"{value:.5g}" for value in c.objectives.values())] for c in front]
     header = ["candidate", "proposer", *(name.replace("_", " ") for name in rivals[0].objectives)]
     return Picture("front", "Several objectives", "Lower is better in both directions.", figure, header, rows)
+
+
+def kind_labels(kinds: Sequence[str]) -> list[str]:
+    """Short names of kinds, all different: the last part, or the whole where others end alike, as in `attn.c_proj`."""
+    short = [kind.rpartition(".")[2] for kind in kinds]
+    return [name if short.count(name) == 1 else kind for name, kind in zip(short, kinds, strict=True)]
 
 
 def _closed_forms(candidates: Sequence[Candidate]) -> dict[str, Candidate]:

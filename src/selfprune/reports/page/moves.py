@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
-from selfprune.reports.page.figures import MARGIN, Picture
+from selfprune.reports.page.figures import MARGIN, Picture, kind_labels
 from selfprune.reports.pictures import COLOURS
 from selfprune.search.scoring import digest
 
@@ -89,7 +89,7 @@ def cost_picture(moves: dict[str, SeenMoves], winner: Allocation, grid: LevelGri
     figure = go.Figure()
     figure.add_heatmap(
         x=blocks,
-        y=[kind.rpartition(".")[2] for kind in kinds],
+        y=kind_labels(kinds),
         z=[[costs.get(name) for name in row] for row in cells],
         text=cells,
         hovertemplate="%{text}<br>a rise of %{z:.3g}<extra></extra>",
