@@ -186,3 +186,15 @@ def test_wrong_arguments_are_told(sweep, tmp_path, told):
     (sweep / "RIA_0.5_0/report.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read back"):
         find_runs([sweep])
+
+
+def test_what_a_method_brings_along_and_what_has_rows_of_its_own_tell_nothing(tmp_path):
+    portfolio = {"pruner": "Wanda", "proposer": "Portfolio", "proposer.arms.gradient": "Gradient", "yardsticks.owl": "OWL"}
+    evopress = {"pruner": "Wanda", "proposer": "EvoPress"}
+    write_run(tmp_path / "a", 0.1, methods=portfolio, yardsticks={"owl": {"m": 5}})
+    write_run(tmp_path / "b", 0.1, methods=evopress, proposer={"max_swaps": 3})
+    assert compare(*find_runs([tmp_path])).keys == ["proposer"]
+    write_run(tmp_path / "c", 0.1, methods=portfolio, yardsticks={"owl": {"m": 7}})
+    assert compare(*find_runs([tmp_path])).keys == ["proposer", "yardsticks.owl.m"]
+    write_run(tmp_path / "d", 0.1, methods=portfolio | {"proposer.arms.random": "Random"}, yardsticks={"owl": {"m": 7}})
+    assert compare(*find_runs([tmp_path])).keys == ["proposer", "proposer.arms.random", "yardsticks.owl.m"]

@@ -77,18 +77,31 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[Path]]:
 
 
 def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
-    """The keys by which groups differ, methods first; an option of a method counts where runs of that method differ by it."""
+    """The keys by which groups differ, methods first.
+
+    What a method brings along tells nothing beside it: an option, or a method within a method, counts where runs of that very
+    method differ by it. Yardsticks and controls have rows of their own, and count where runs that have one have it otherwise.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in NOT_A_GROUP)
-    different = [key for key in keys if n_values(runs, key) > 1]
+    different = [key for key in keys if n_values([run for run in runs if key in run.config or not _is_beside(key)], key) > 1]
     methods = [key for key in different if key.startswith(METHODS)]
 
     def is_told_by_its_method(key: str) -> bool:
-        of = [method for method in methods if key.startswith(f"{method.removeprefix(METHODS)}.")]
+        names = key.removeprefix(METHODS).split(".")
+        above = [f"{METHODS}{'.'.join(names[:n])}" for n in range(1, len(names))]
         return any(
-            len({(run.config.get(method), run.config.get(key)) for run in runs}) == n_values(runs, method) for method in of
+            len({(run.config.get(method), run.config.get(key)) for run in runs}) == n_values(runs, method)
+            for method in above
+            if method in methods
         )
 
-    return methods + [key for key in different if key not in methods and not is_told_by_its_method(key)]
+    shown = [key for key in different if not is_told_by_its_method(key)]
+    return sorted(shown, key=lambda key: not key.startswith(METHODS))
+
+
+def _is_beside(key: str) -> bool:
+    """Whether a key is of a yardstick or of a control."""
+    return key.removeprefix(METHODS).startswith(("yardsticks.", "controls."))
 
 
 def n_values(runs: Sequence[FinishedRun], key: str) -> int:
