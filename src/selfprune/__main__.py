@@ -3,10 +3,13 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune"
+COMMANDS = ("compare", "gguf", "inspect", "latency", "options", "prune", "sweep", "watch")
+"""Modules beside this one, each with a `main`, of which one alone is imported."""
 
 
 def _load() -> Callable[[Sequence[str]], int]:
@@ -33,24 +36,9 @@ def main() -> int:
         the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
     """
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
-    if name == "prune":
-        from selfprune.prune import main as command
-    elif name == "inspect":
-        from selfprune.inspect import main as command
-    elif name == "latency":
-        from selfprune.latency import main as command
-    elif name == "sweep":
-        from selfprune.sweep import main as command
-    elif name == "watch":
-        from selfprune.watch import main as command
-    elif name == "compare":
-        from selfprune.compare import main as command
-    elif name == "gguf":
-        from selfprune.gguf import main as command
-    elif name == "options":
-        from selfprune.options import main as command
-    else:
+    if name not in COMMANDS:
         return run()
+    command: Command = import_module(f"selfprune.{name}").main
     return command(rest)
 
 

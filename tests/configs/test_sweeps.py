@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from selfprune.__main__ import main
@@ -146,7 +147,7 @@ def test_a_launcher_that_cannot_work_here_is_refused_before_anything_is_written(
     code, told = sweeping(begun, "-m", "seed=0,1", "hydra/launcher=slurm")
     assert code == 2
     assert "hands jobs to Slurm, but its commands sbatch and srun are not on this machine" in told
-    monkeypatch.setattr("selfprune.configs.sweeps.find_spec", lambda package: None)
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
     code, told = sweeping(begun, "-m", "seed=0,1", "hydra/launcher=processes")
     assert code == 2
     assert "install it with pip install hydra-joblib-launcher" in told

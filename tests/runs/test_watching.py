@@ -74,3 +74,13 @@ def test_wrong_arguments_are_told(tmp_path, capsys):
     }.items():
         assert watch(NAME, arguments) == 2
         assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_that_were_damaged_are_told(run, capsys):
+    (run / "archive.jsonl").write_text("no JSON\n")
+    assert watch(NAME, [str(run)]) == 2
+    assert "archive.jsonl" in capsys.readouterr().err
+    for content, said in (("a: [", "is no YAML"), ("7", "holds no options")):
+        (run / "config.yaml").write_text(content)
+        assert watch(NAME, [str(run)]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())

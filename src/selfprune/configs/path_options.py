@@ -39,7 +39,7 @@ def repaired(override: str, options: type, sweeps: bool) -> str:
     if match is None or kind is None or match[3] in ("", "null", "???"):
         return override
     texts = _texts(override, match[3], sweeps)
-    return override if texts is None else f"{match[1]}{match[2]}={','.join(_written(kind.absolute(text)) for text in texts)}"
+    return override if texts is None else f"{match[1]}{match[2]}={','.join(written(kind.absolute(text)) for text in texts)}"
 
 
 def _kind(key: str, options: type) -> PathKind | None:
@@ -79,6 +79,6 @@ def _text(element: object) -> str:
     return element.text if isinstance(element, QuotedString) else str(element)
 
 
-def _written(text: str) -> str:
-    """As Hydra reads it back: in quotes where it would take a letter for its own."""
+def written(text: str) -> str:
+    """A value as Hydra reads it back: in quotes where it would take a letter for its own."""
     return text if PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()

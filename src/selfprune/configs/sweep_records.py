@@ -19,6 +19,7 @@ from typing import Literal
 from typing_extensions import NotRequired, TypedDict
 
 from selfprune.errors import ConfigError
+from selfprune.storage.lock import has_ended
 from selfprune.storage.recorded_files import Text, read_json
 from selfprune.storage.whole_files import disk_error, write_whole
 
@@ -80,8 +81,8 @@ class Job:
 
     def is_worked_on(self) -> bool:
         """Whether a process that can be seen from here is at work on it; of other hosts the lock of the folder decides."""
-        is_visible = self.host == socket.gethostname() and self.process != os.getpid()
-        return self.state is JobState.WORKING and is_visible and _lives(self.process)
+        is_anothers = self.host == socket.gethostname() and self.process != os.getpid()
+        return self.state is JobState.WORKING and is_anothers and not has_ended(self.host, self.process)
 
     def name(self, varied: Sequence[str]) -> str:
         """What tells it from the other jobs.
@@ -217,16 +218,6 @@ def summary(jobs: Sequence[Job]) -> str:
 def _read(path: Path) -> Job:
     read = read_json(path, _Record, "remove it, and the job is worked on again")
     return Job(**{**read, "state": JobState(read["state"])})  # type: ignore[arg-type]
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def digest(content: str | Sequence[str]) -> str:

@@ -5,7 +5,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
@@ -138,19 +137,8 @@ def check_launcher(name: str, target: str) -> None:
         target: its class.
 
     Raises:
-        ConfigError: when its package is not installed, or Slurm's commands are missing.
+        ConfigError: when Slurm's commands are missing. That of a package that is not installed has no config to choose.
     """
-    package = target.rsplit(".", 2)[0]
-    try:
-        is_there = find_spec(package) is not None
-    except ImportError:
-        is_there = False
-    if not is_there:
-        distribution = package.rpartition(".")[2].replace("_", "-")
-        raise ConfigError(
-            f"hydra/launcher={name} comes with the package {distribution}, which is not installed here; install it with "
-            f"pip install {distribution}, or leave hydra/launcher out to run one job after the other"
-        )
     if target.endswith(".SlurmLauncher") and not (shutil.which("sbatch") and shutil.which("srun")):
         raise ConfigError(
             f"hydra/launcher={name} hands jobs to Slurm, but its commands sbatch and srun are not on this machine; give the "

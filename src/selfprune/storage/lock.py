@@ -144,7 +144,8 @@ def _take(descriptor: int, path: Path, refusal: str) -> Path | None:
 def _make_owner(path: Path, refusal: str) -> Path:
     """The owner file, which names this process; taken over from a process of this host that has ended."""
     ours = {"host": socket.gethostname(), "process": os.getpid()}
-    if _is_dead(_read_owner(path)):
+    owner = _read_owner(path)
+    if owner and has_ended(str(owner["host"]), int(owner["process"])):
         path.unlink(missing_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -168,12 +169,17 @@ def _read_owner(path: Path) -> dict[str, str | int]:
         return {}
 
 
-def _is_dead(owner: dict[str, str | int]) -> bool:
-    """Whether the owner was a process of this host that has ended."""
-    if owner.get("host") != socket.gethostname() or os.name != "posix":
+def has_ended(host: str, process: int) -> bool:
+    """Whether a process of this host has ended; of others that cannot be seen.
+
+    Args:
+        host: where it was at work.
+        process: its number there.
+    """
+    if host != socket.gethostname() or os.name != "posix":
         return False
     try:
-        os.kill(int(owner["process"]), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except OSError:

@@ -102,7 +102,7 @@ class Comparison:
             wanted: name of a row, and behind commas what its group is to have, as in `winner,pruner=Wanda`.
 
         Raises:
-            ConfigError: when there is no such line, or several.
+            ConfigError: when there is no such line.
         """
         name, *conditions = wanted.split(",")
         named = dict(condition.partition("=")[::2] for condition in conditions)

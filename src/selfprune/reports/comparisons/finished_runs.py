@@ -1,6 +1,6 @@
 """The finished runs in some folders, and what tells their configs apart."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import yaml
 
 from selfprune.allocations.report_file import read_report
 from selfprune.errors import ConfigError
+from selfprune.storage.recorded_files import read_text
 
 NOT_A_GROUP = ("seed", "resume", "run_folder")
 """Keys of a config that no group differs by."""
@@ -63,7 +64,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[Path]]:
             if not (path / "report.json").is_file():
                 unfinished.append(path)
                 continue
-            config = dict(flat_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))))
+            config = flat(recorded_config(path))
             run = FinishedRun(path, config, read_report(path), (path / "report.json").stat().st_mtime)
             identity = tuple(sorted((key, value) for key, value in config.items() if key not in NOT_A_GROUP[1:]))
             if identity not in found or found[identity].age < run.age:
@@ -109,10 +110,31 @@ def n_values(runs: Sequence[FinishedRun], key: str) -> int:
     return len({run.config.get(key) for run in runs})
 
 
-def flat_config(node: Any, path: str = "") -> Iterable[tuple[str, str]]:
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """The config that a run was begun with.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    path, remedy = folder / "config.yaml", "restore it from a copy, or leave the run out"
+    try:
+        config = yaml.safe_load(read_text(path, remedy))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path} should hold the config of a run, but is no YAML ({str(error).splitlines()[0]}); {remedy}"
+        ) from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} should hold the config of a run, but holds no options; {remedy}")
+    return config
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, str]:
     """Every value of a config under its path of names, as text."""
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from flat_config(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, str(node)
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        inner = flat(value) if isinstance(value, dict) and value else {"": str(value)}
+        found |= {f"{key}.{name}" if name else str(key): text for name, text in inner.items()}
+    return found

@@ -52,26 +52,14 @@ def allocation_picture(allocations: Mapping[str, Allocation], grid: LevelGrid) -
         allocations: title -> allocation, the one that is shown first in front.
         grid: its units.
     """
-    kinds = list(dict.fromkeys(unit.kind for unit in grid.units))
-    blocks = sorted({unit.block for unit in grid.units})
-    place = {(unit.kind, unit.block): unit for unit in grid.units}
-    figure = go.Figure()
+    look = {"colorscale": "Viridis", "zmin": 0, "zmax": 1}
+    look["colorbar"] = {"tickformat": ".0%", "title": {"text": "sparsity"}, "thickness": 12}
+    maps = []
     for i, allocation in enumerate(allocations.values()):
-        figure.add_heatmap(
-            x=blocks,
-            y=kind_labels(kinds),
-            z=[[_share(place.get((kind, block)), allocation) for block in blocks] for kind in kinds],
-            text=[[_told(place.get((kind, block)), allocation) for block in blocks] for kind in kinds],
-            hovertemplate="%{text}<extra></extra>",
-            zmin=0,
-            zmax=1,
-            colorscale="Viridis",
-            colorbar={"tickformat": ".0%", "title": {"text": "sparsity"}, "thickness": 12},
-            visible=i == 0,
-        )
-    figure.update_layout(height=110 + 30 * len(kinds), margin=MARGIN | {"l": 84})
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text="block", dtick=1 if len(blocks) <= 24 else None)
+        shares = grid.sparsities(allocation)
+        told = {unit.name: _told(unit, allocation) for unit in grid.units}
+        maps.append({"values": shares, "told": told, "visible": i == 0})
+    figure = block_map(grid, maps, look)
     rows = [
         [unit.name, *(f"{allocation[unit.name] / unit.n_items:.1%}" for allocation in allocations.values())]
         for unit in grid.units
@@ -175,6 +163,31 @@ def front_picture(rivals: Sequence[Candidate], front: Sequence[Candidate], winne
     return Picture("front", "Several objectives", "Lower is better in both directions.", figure, header, rows)
 
 
+def block_map(grid: LevelGrid, maps: Sequence[Mapping[str, Any]], look: Mapping[str, Any]) -> go.Figure:
+    """Heat maps of numbers per unit, blocks beside each other and kinds below each other, one over the other.
+
+    Args:
+        grid: the units.
+        maps: for each, `values` (unit -> number; those that are missing stay empty), `told` (unit -> what a cell tells when it is
+            pointed at), and what else its trace has.
+        look: what all traces have.
+    """
+    kinds = list(dict.fromkeys(unit.kind for unit in grid.units))
+    blocks = sorted({unit.block for unit in grid.units})
+    name_of = {(unit.kind, unit.block): unit.name for unit in grid.units}
+    cells = [[name_of.get((kind, block), "") for block in blocks] for kind in kinds]
+    figure = go.Figure()
+    for each in maps:
+        z, text = ([[each[what].get(name) for name in row] for row in cells] for what in ("values", "told"))
+        own = {name: value for name, value in each.items() if name not in ("values", "told")}
+        hover = "%{text}<extra></extra>"
+        figure.add_heatmap(x=blocks, y=kind_labels(kinds), z=z, text=text, hovertemplate=hover, **look, **own)
+    figure.update_layout(height=110 + 30 * len(kinds), margin=MARGIN | {"l": 84})
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text="block", dtick=1 if len(blocks) <= 24 else None)
+    return figure
+
+
 def kind_labels(kinds: Sequence[str]) -> list[str]:
     """Short names of kinds, all different: the last part, or the whole where others end alike, as in `attn.c_proj`."""
     short = [kind.rpartition(".")[2] for kind in kinds]
@@ -203,13 +216,7 @@ def _scale(scores: Sequence[float]) -> dict[str, Any]:
     return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
-def _share(unit: Unit | None, allocation: Allocation) -> float | None:
-    return None if unit is None else allocation[unit.name] / unit.n_items
-
-
-def _told(unit: Unit | None, allocation: Allocation) -> str:
-    if unit is None:
-        return ""
+def _told(unit: Unit, allocation: Allocation) -> str:
     gone = allocation[unit.name]
     what = {Item.WEIGHT: "weights"}.get(unit.item) or LABELS.get(unit.item, "items")
     return f"{unit.name}<br>{gone / unit.n_items:.1%}: {gone:,} of {unit.n_items:,} {what} gone"

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
-from selfprune.reports.page.figures import MARGIN, Picture, kind_labels
+from selfprune.reports.page.figures import MARGIN, Picture, block_map
 from selfprune.reports.pictures import COLOURS
 from selfprune.search.scoring import digest
 
@@ -82,23 +82,9 @@ def cost_picture(moves: dict[str, SeenMoves], winner: Allocation, grid: LevelGri
         for unit in grid.units
         if math.isfinite(seen.removing.get(unit.name, math.nan))
     }
-    kinds = list(dict.fromkeys(unit.kind for unit in grid.units))
-    blocks = sorted({unit.block for unit in grid.units})
-    name_of = {(unit.kind, unit.block): unit.name for unit in grid.units}
-    cells = [[name_of.get((kind, block), "") for block in blocks] for kind in kinds]
-    figure = go.Figure()
-    figure.add_heatmap(
-        x=blocks,
-        y=kind_labels(kinds),
-        z=[[costs.get(name) for name in row] for row in cells],
-        text=cells,
-        hovertemplate="%{text}<br>a rise of %{z:.3g}<extra></extra>",
-        colorscale="Cividis",
-        colorbar={"title": {"text": "rise"}, "thickness": 12},
-    )
-    figure.update_layout(height=110 + 30 * len(kinds), margin=MARGIN | {"l": 84})
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text="block", dtick=1 if len(blocks) <= 24 else None)
+    told = {name: f"{name}<br>a rise of {cost:.3g}" for name, cost in costs.items()}
+    look = {"colorscale": "Cividis", "colorbar": {"title": {"text": "rise"}, "thickness": 12}}
+    figure = block_map(grid, [{"values": costs, "told": told}], look)
     where = "at the winner" if is_winner else "at the last allocation whose gradients were taken"
     text = (
         f"The rise of the score if {SHARE:.1%} of all weights went in one unit, by gradients {where}. At an optimum, units that "

@@ -27,6 +27,7 @@ from selfprune.configs.choices import brought_along
 from selfprune.configs.command_line import set_up
 from selfprune.configs.conf_path import conf_folder
 from selfprune.configs.config import PruneConfig, to_config
+from selfprune.configs.path_options import written
 from selfprune.errors import ConfigError
 from selfprune.runs.composed_run import run_composed
 from selfprune.runs.library.results import Pruned, Run
@@ -83,7 +84,7 @@ def search_allocation(
     place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="selfprune-")) / "run"
     texts = {"calibration": calibration, "search": search, "report": report}
     with ExitStack() as stack:
-        given = [*_sources(stack, model, tokenizer, texts), *_asked(sparsity, options), f"run_folder={_quoted(place)}"]
+        given = [*_sources(stack, model, tokenizer, texts), *_asked(sparsity, options), f"run_folder={written(str(place))}"]
         if model != "embedded" and not any(option.startswith("harness=") for option in options):
             given.append("harness=none")
         composed, overrides = stack.enter_context(_composed("config", given))
@@ -125,7 +126,7 @@ def prune_model(
     chosen = str(allocation.folder) if isinstance(allocation, Run) else allocation
     with ExitStack() as stack:
         given = [*_sources(stack, model, tokenizer, {"calibration": calibration}), *_asked(sparsity, options)]
-        given += [f"output={_quoted(place)}", *([f"allocation={_quoted(chosen)}"] if chosen else [])]
+        given += [f"output={written(str(place))}", *([f"allocation={written(str(chosen))}"] if chosen else [])]
         composed, _ = stack.enter_context(_composed("prune", given))
         stack.enter_context(heard(on_progress, quiet))
         return Pruned.read(prune_once(to_config(composed, PruneConfig), composed))
@@ -141,7 +142,9 @@ def _sources(
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selfprune-")))
     if isinstance(model, str):
         named = (
-            [] if model == "embedded" else [f"model={'local' if Path(model).exists() else 'hub'}", f"model.path={_quoted(model)}"]
+            []
+            if model == "embedded"
+            else [f"model={'local' if Path(model).exists() else 'hub'}", f"model.path={written(str(model))}"]
         )
     else:
         if tokenizer is None:
@@ -151,13 +154,17 @@ def _sources(
         model.save_pretrained(scratch / "model")
         tokenizer.save_pretrained(str(scratch / "model"))
         dtype = DTYPES.get(str(model.dtype), "AUTO")
-        named = ["model=local", f"model.path={_quoted(scratch / 'model')}", f"model.dtype={dtype}"]
+        named = ["model=local", f"model.path={written(str(scratch / 'model'))}", f"model.dtype={dtype}"]
     missing = [split for split, given in texts.items() if given is None]
     if len(missing) == len(texts) and not named:
         return named
     if missing:
         raise ConfigError(f"a model of your own needs texts for {' and '.join(texts)}, got none for {' and '.join(missing)}")
-    return [*named, "data=files", *(f"data.{split}={_quoted(_file(scratch, split, given))}" for split, given in texts.items())]
+    return [
+        *named,
+        "data=files",
+        *(f"data.{split}={written(str(_file(scratch, split, given)))}" for split, given in texts.items()),
+    ]
 
 
 def _file(scratch: Path, split: str, texts: Texts | None) -> Path:
@@ -186,9 +193,3 @@ def _composed(config_name: str, overrides: list[str]) -> Iterator[tuple[DictConf
             yield compose(config_name, overrides=every), every
     finally:
         Singleton.set_state(before)
-
-
-def _quoted(value: str | Path) -> str:
-    """A value that Hydra takes as it stands."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"

@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from selfprune.errors import ConfigError, did_you_mean
-from selfprune.reports.comparisons.finished_runs import flat_config
+from selfprune.reports.comparisons.finished_runs import flat, recorded_config
 from selfprune.search.loop import Progress
 
 PROJECT = "selfprune"
@@ -51,9 +50,8 @@ class Trackers:
         if not names:
             return cls()
         PartialState()  # which accelerate's trackers ask whether they may write
-        place, config = folder / FOLDER, flat_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        place, told = folder / FOLDER, flat(recorded_config(folder))
         place.mkdir(exist_ok=True)
-        told = dict(config)
         opened = [OPEN[name][1](place) for name in names]
         for tracker in opened:
             tracker.start()

@@ -1,13 +1,11 @@
 """Where a run stands, from what it has written so far; nothing of it is touched."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -15,6 +13,8 @@ from rich.text import Text
 
 from selfprune.configs.plain_command import PlainParser, exit_code
 from selfprune.errors import ConfigError
+from selfprune.reports.comparisons.finished_runs import recorded_config
+from selfprune.storage.recorded_files import parsed_lines
 
 ARGUMENTS = "RUN [--once]"
 SECONDS = 2.0
@@ -73,7 +73,7 @@ def standing(folder: Path) -> Standing:
     """
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is no run folder: it has no config.yaml; give the folder of a run that was begun")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = recorded_config(folder)
     searches = {name: Progress() for name in ("main", *(config.get("controls") or {}))}
     for line in _whole_lines(folder / "archive.jsonl"):
         found = searches.setdefault(line["search"], Progress())
@@ -139,5 +139,5 @@ def _shown(folder: Path, now: Standing) -> Group:
 
 def _whole_lines(path: Path) -> Iterable[dict[str, Any]]:
     """The lines of a file that is being written; the last one may be cut short."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return (json.loads(line) for line in lines if line.strip())
+    content = path.read_bytes() if path.exists() else b""
+    return parsed_lines(content[: content.rfind(b"\n") + 1], path, "restore the file from a copy")
