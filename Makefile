@@ -1,6 +1,7 @@
 # make setup   the environment with everything that the tests need
 # make run     the search on the embedded model; ARGS="pruner=magnitude seed=1" adds options
 # make test    lint, format, types and tests; ARGS="-k wanda -x" goes to pytest
+# make docs    the manual as a site, in docs/_build
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the environment, PIP_ARGS="..." adds options for pip (an index, say).
 
@@ -19,7 +20,7 @@ DEVELOPMENT := $(VENV)/.development-installed
 # so the cache must be allowed, and a set-up for tests ends by looking for them, since workers would each compile all for themselves.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run test
+.PHONY: setup run test docs
 .NOTPARALLEL:
 
 setup: $(DEVELOPMENT)
@@ -32,6 +33,9 @@ test: $(DEVELOPMENT)
 	$(BIN)/ruff format --check
 	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+docs: $(DEVELOPMENT)
+	$(BIN)/python -m sphinx -W --keep-going docs docs/_build
 
 # A current pip resolves in half the time, and source packages build faster with the tools at hand than each in an environment of its own.
 $(CREATED): constraints.txt

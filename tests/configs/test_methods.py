@@ -1,4 +1,4 @@
-"""How a method joins: by the steps of the README, as written; and what is said of one that is not complete."""
+"""How a method joins: by the steps of the manual, as written; and what is said of one that is not complete."""
 
 import json
 import re
@@ -18,9 +18,7 @@ from selfprune.configs.mistakes.command_mistakes import mistake_of
 from selfprune.configs.mistakes.override_mistakes import CommandLine
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(
-    r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text().partition("## Add a pruner in three steps")[2], re.DOTALL
-)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
 STEPS = dict(BLOCKS[:3])
 
 

@@ -39,3 +39,9 @@ def test_help_and_version_are_the_same_from_every_entry_and_ours(command):
     assert said("--version") == f"selfprune {__version__}\n"
     assert said("--help") == HELP
     assert "hydra" not in HELP.lower()
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
+    command = f"{sys.executable} -m selfprune.options | head -n 1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (141, "model\n", "")

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from selfprune.configs.manual import HELP, VERSION
 from selfprune.configs.signals import Stopped, leaving_at_once, stoppable
 
+UNREAD = 141
+"""Exit code of a command whose output nobody reads to its end, that of a process that a SIGPIPE ended."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -28,7 +31,7 @@ class Command:
             arguments: the command line; that of the process where it is left out.
 
         Returns:
-            the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated.
+            the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated, 141 when nobody reads on.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers, too
@@ -40,4 +43,10 @@ class Command:
                 return 0
         with leaving_at_once("nothing was begun"):
             work = self.load()
-        return stoppable(lambda: work(given), self.stopped)
+        try:
+            code = stoppable(lambda: work(given), self.stopped)
+            sys.stdout.flush()
+        except BrokenPipeError:  # as of `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+            return UNREAD
+        return code

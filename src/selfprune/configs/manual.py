@@ -26,5 +26,5 @@ First examples:
   selfprune -m +experiment=smoke budget.sparsity=0.5,0.6                 a sweep: one run for each
 
 Flags: --cfg job shows the config instead of running; -m, --multirun sweeps; --config-dir FOLDER adds config files of your own;
---version; --help. SELFPRUNE_LOG=WARNING|INFO|DEBUG says how much the error stream tells. The README is the manual.
+--version; --help. SELFPRUNE_LOG=WARNING|INFO|DEBUG says how much the error stream tells. docs/ is the manual.
 """

@@ -84,7 +84,7 @@ def why_missing(config_name: str) -> str | None:
     fault = _method_or_fault(group, module) if module else "there is no such file"
     return (
         f"{group}={name} cannot be used: {yaml} asks for {choice}, which must be the one dataclass in {file} that derives from "
-        f'{METHODS[group][1].__name__} and has all its methods, but {fault}; see "Add a pruner in three steps" in the README'
+        f"{METHODS[group][1].__name__} and has all its methods, but {fault}; see docs/extending.md"
     )
 
 
