@@ -12,8 +12,9 @@ import pytest
 from selfprune.allocations.candidate import Candidate, Proposal, State
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Item, Unit
+from selfprune.reports.insight.seen_moves import read_moves
 from selfprune.reports.page.figures import allocation_picture, front_picture, progress_picture, width_picture
-from selfprune.reports.page.moves import cost_picture, foretold_picture, read_moves
+from selfprune.reports.page.moves import cost_picture, foretold_picture
 from selfprune.reports.page.page import report_page
 from selfprune.search.scoring import digest
 

@@ -3,6 +3,7 @@
 Shape suffixes: O out, I in, N sequences, T tokens, D hidden width.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
@@ -54,6 +55,11 @@ class Measurements:
     def need_hidden_states(self) -> bool:
         """Whether some look at the hidden states around the blocks."""
         return any(isinstance(measurement, HiddenMeasurement) for measurement in self.of_blocks)
+
+    def of_weights(self) -> dict[str, dict[int, float]]:
+        """What was measured of the blocks' weights, by the name of the measurement in words, such as `outlier_ratio`."""
+        taken = {m: of_blocks for m, of_blocks in self.of_blocks.items() if isinstance(m, WeightMeasurement)}
+        return {re.sub(r"(?<!^)(?=[A-Z])", "_", type(m).__name__).lower(): of_blocks for m, of_blocks in taken.items()}
 
     def take(self, units: Sequence[Unit], statistics: Mapping[str, Statistics]) -> None:
         """Measures what was not measured of a block yet, as far as its statistics tell.

@@ -25,6 +25,8 @@ from selfprune.reports.conclusions import (
     verdict_sentence,
 )
 from selfprune.reports.dialogues import sample_dialogues
+from selfprune.reports.insight.layers import layer_record
+from selfprune.reports.insight.seen_moves import read_moves
 from selfprune.reports.ledger import count_by_proposer, count_by_search
 from selfprune.reports.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
 from selfprune.reports.page.drawing import PAGE, draw
@@ -58,6 +60,10 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     overrides = [*environment["overrides"], *extended]
     report["model"] = size_record(folder / "model", results.n_parameters, results.kept_per_token)
     report["speed"] = results.speed
+    main, moves = [c for c in results.candidates if c.search == "main"], read_moves(folder / "evaluations.jsonl")
+    report["layers"] = layer_record(
+        results.grid, results.winner.allocation, results.block_numbers, results.sensitivities, moves, main
+    )
     report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
     files = {
         "table.csv": table_csv(report),
@@ -67,7 +73,7 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     }
     if taken := [name for name in files if (folder / name).is_dir()]:  # told before any other of them is written anew
         raise ConfigError(f"{folder / taken[0]} must be a file of the report, but is a folder; move it away, and resume the run")
-    draw(folder, results, report)
+    draw(folder, results, report, moves)
     for name, content in files.items():
         write_whole(folder / name, content)
     return report

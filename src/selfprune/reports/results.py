@@ -1,6 +1,6 @@
 """What a run hands to its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,8 @@ class Results:
         kept_per_token: numbers that the KV caches of winner and dense model keep of a token; None where nothing is cut.
         speed: what both take for a workload, for JSON; empty where it was not measured.
         calibration: the tokens that reached the units, for JSON.
+        block_numbers: what was measured of the dense model's blocks -> block -> number.
+        sensitivities: unit -> what pruning it alone cost; empty where that was not measured.
         warnings: what makes the results doubtful, a paragraph each.
     """
 
@@ -93,4 +95,6 @@ class Results:
     kept_per_token: tuple[int, int] | None
     speed: list[dict[str, Any]]
     calibration: dict[str, Any]
+    block_numbers: Mapping[str, Mapping[int, float]]
+    sensitivities: Mapping[str, float]
     warnings: Sequence[str] = ()

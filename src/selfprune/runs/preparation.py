@@ -35,6 +35,7 @@ from selfprune.models.structures import context_costs
 from selfprune.models.units import token_share
 from selfprune.models.vocabulary import check_windows, n_embedding_rows
 from selfprune.proposers.base import ProposerConfig, SearchSpace
+from selfprune.pruning.block_numbers import look_at_blocks
 from selfprune.pruning.calibration import calibrate
 from selfprune.pruning.measurements import Measurements, needed_measurements
 from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
@@ -66,6 +67,7 @@ class PreparedRun:
         loaded: the model.
         splits: its windows for calibration, search and report.
         coverage: the calibration tokens that reached each unit of the dense model.
+        block_numbers: what was measured of the dense model's blocks -> block -> number.
         store: the levels of its units.
         scorer: scores allocations on the search windows.
         objective_values: what else a candidate is judged by.
@@ -85,6 +87,7 @@ class PreparedRun:
     loaded: LoadedModel
     splits: Splits
     coverage: Coverage
+    block_numbers: dict[str, dict[int, float]]
     store: LevelStore
     scorer: Scorer
     objective_values: ObjectiveValues
@@ -139,6 +142,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         n_at_once = windows_per_pass(splits.calibration_NT.shape[1])
         measurements = Measurements(loaded, needed_measurements(_proposers(config)))
         calibrate(loaded, splits.calibration_NT, config.method, n_at_once, measurements, store, coverage)
+        block_numbers = measurements.of_weights() | look_at_blocks(loaded, splits.calibration_NT, n_at_once)
         evaluator = _make_evaluator(config, loaded, splits)
     _warn_of_chance(display, evaluator, loaded, splits.search_NT[: config.n_search_windows])
     with display.stage("timing the pruner"):
@@ -155,6 +159,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
         loaded,
         splits,
         coverage,
+        block_numbers,
         store,
         scorer,
         ObjectiveValues(kinds, _seconds(config, store.grid)),

@@ -87,6 +87,8 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         kept_per_token=kept_per_token(prepared, winner.allocation),
         speed=speed,
         calibration=prepared.coverage.as_dict(),
+        block_numbers=prepared.block_numbers,
+        sensitivities=prepared.space.sensitivities,
         warnings=prepared.display.warnings,
     )
     report = write_report(folder, results, prepared.harness.describe(prepared.loaded.tokenizer), extending_overrides(stages))

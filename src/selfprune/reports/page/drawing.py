@@ -6,8 +6,10 @@ from typing import Any
 
 from selfprune.allocations.pareto import comparable, nondominated
 from selfprune.allocations.unit import Item
+from selfprune.reports.insight.seen_moves import SeenMoves
 from selfprune.reports.page.figures import allocation_picture, front_picture, progress_picture, width_picture
-from selfprune.reports.page.moves import cost_picture, foretold_picture, read_moves
+from selfprune.reports.page.layers import layers_picture
+from selfprune.reports.page.moves import cost_picture, foretold_picture
 from selfprune.reports.page.page import report_page
 from selfprune.reports.pictures import front_figure, progress_figure, save_figure
 from selfprune.reports.results import Results
@@ -18,13 +20,14 @@ from selfprune.storage.whole_files import write_whole
 PAGE = "report.html"
 
 
-def draw(folder: Path, results: Results, report: dict[str, Any]) -> None:
+def draw(folder: Path, results: Results, report: dict[str, Any], moves: dict[str, SeenMoves]) -> None:
     """Writes the pictures and the page: where the model is sparse, the searches over their tokens, and several objectives.
 
     Args:
         folder: of the run.
         results: what to draw.
         report: what `report.json` will hold.
+        moves: what gradients said.
 
     Raises:
         SelfpruneError: when a file cannot be written.
@@ -43,8 +46,7 @@ def draw(folder: Path, results: Results, report: dict[str, Any]) -> None:
     if field := comparable(main):
         save_figure(front_figure(field, nondominated(main), winner, results.score_title), folder / "pareto.png")
         pictures.append(front_picture(field, nondominated(main), winner))
-    moves = read_moves(folder / "evaluations.jsonl")
-    of_gradients = [cost_picture(moves, winner, grid), foretold_picture(moves, main, grid)]
-    pictures += [picture for picture in of_gradients if picture]
+    of_layers = [cost_picture(moves, winner, grid), foretold_picture(moves, main, grid), layers_picture(report["layers"])]
+    pictures += [picture for picture in of_layers if picture]
     command = shlex.join(["python", "-m", "selfprune", *report["environment"]["overrides"]])
     write_whole(folder / PAGE, report_page(report, pictures, command))

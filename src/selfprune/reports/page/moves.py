@@ -1,64 +1,20 @@
-"""What the gradients of a search said: what more pruning of every unit would cost, and how well they foretold scores.
+"""What the gradients of a search said, drawn: what more pruning of every unit would cost, and how well they foretold scores."""
 
-A look at an allocation gives, to first order, the fall of the score for every level of a unit that returns, and the rise for
-every level that goes (`search/gradient_values.py`). Both are read back from the run's journal.
-"""
-
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
+from selfprune.reports.insight.seen_moves import SeenMoves, foretold_changes
 from selfprune.reports.page.figures import MARGIN, Picture, block_map
 from selfprune.reports.pictures import COLOURS
 from selfprune.search.scoring import digest
 
 SHARE = 0.001
 """Of all weights: what is compared between units."""
-
-
-@dataclass(frozen=True)
-class SeenMoves:
-    """The values of moves at one allocation, as a journal has them.
-
-    Attributes:
-        restoring: unit -> fall of the score per level that returns.
-        removing: unit -> rise of the score per level that goes.
-    """
-
-    restoring: dict[str, float]
-    removing: dict[str, float]
-
-    def foretold(self, before: Allocation, after: Allocation, grid: LevelGrid) -> float:
-        """The change of the score on the way from one allocation to another; not finite where a unit's value is unknown."""
-        change = 0.0
-        for name, levels in grid.levels.items():
-            n_levels = (after[name] - before[name]) / levels.step
-            if n_levels:
-                change += n_levels * (self.removing if n_levels > 0 else self.restoring).get(name, math.nan)
-        return change
-
-
-def read_moves(journal: Path) -> dict[str, SeenMoves]:
-    """Digest of an allocation -> the last values of moves that were taken there, in the order of the search.
-
-    Args:
-        journal: `evaluations.jsonl` of the run.
-    """
-    found: dict[str, SeenMoves] = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
-        record: dict[str, Any] = json.loads(line) if '"gradients"' in line else {}
-        if "gradients" in record:
-            found.pop(record["gradients"], None)
-            found[record["gradients"]] = SeenMoves(record["restoring"], record["removing"])
-    return found
 
 
 def cost_picture(moves: dict[str, SeenMoves], winner: Allocation, grid: LevelGrid) -> Picture | None:
@@ -77,11 +33,7 @@ def cost_picture(moves: dict[str, SeenMoves], winner: Allocation, grid: LevelGri
     is_winner = digest(winner, grid) in moves
     seen = moves[digest(winner, grid)] if is_winner else list(moves.values())[-1]
     n_weights = SHARE * grid.n_weights()
-    costs = {
-        unit.name: seen.removing[unit.name] / (grid.levels[unit.name].step * unit.weights_per_item) * n_weights
-        for unit in grid.units
-        if math.isfinite(seen.removing.get(unit.name, math.nan))
-    }
+    costs = {name: cost * n_weights for name, cost in seen.costs_per_weight(grid).items()}
     told = {name: f"{name}<br>a rise of {cost:.3g}" for name, cost in costs.items()}
     look = {"colorscale": "Cividis", "colorbar": {"title": {"text": "rise"}, "thickness": 12}}
     figure = block_map(grid, [{"values": costs, "told": told}], look)
@@ -105,23 +57,16 @@ def foretold_picture(moves: dict[str, SeenMoves], candidates: Sequence[Candidate
     Returns:
         None where no candidate has a parent at which gradients were taken.
     """
-    born = {candidate.id: candidate for candidate in candidates}
     known = {
         (digest(c.allocation, grid), c.n_windows): c.score
         for c in candidates
         if c.score is not None and c.proposal.allocation is not None
     }
     points: list[tuple[Candidate, float, float]] = []
-    for candidate in candidates:
-        parent = next((born[i] for i in candidate.proposal.parents if i in born), None)
-        if parent is None or candidate.score is None or candidate.is_champion_again:
-            continue
-        at = digest(parent.allocation, grid)
-        if at not in moves or (before := known.get((at, candidate.n_windows))) is None:
-            continue
-        foretold = moves[at].foretold(parent.allocation, candidate.allocation, grid)
-        if math.isfinite(foretold) and math.isfinite(candidate.score - before):
-            points.append((candidate, foretold, candidate.score - before))
+    for foretold in foretold_changes(moves, candidates, grid):
+        candidate, before = foretold.candidate, known.get((foretold.at, foretold.candidate.n_windows))
+        if candidate.score is not None and before is not None and math.isfinite(candidate.score - before):
+            points.append((candidate, foretold.change, candidate.score - before))
     if not points:
         return None
     figure = go.Figure()
