@@ -12,6 +12,7 @@ import selfprune
 from selfprune import load_run, prune_model, search_allocation
 from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError, DataError, SelfpruneError
+from selfprune.runs.library.results import Run
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 TINY = ["data.n_tokens_per_window=16", "data.n_calibration=2"]
@@ -73,3 +74,9 @@ def test_nothing_else_is_exported():
     assert selfprune.__all__ == ["load_run", "prune_model", "search_allocation"]
     with pytest.raises(AttributeError, match="has no attribute 'search_model'"):
         selfprune.search_model  # noqa: B018
+
+
+def test_layers_that_a_report_of_an_earlier_version_lacks_are_told_with_the_way_to_get_them():
+    run = Run(Path("runs/mine"), {"rows": []}, {}, {})
+    with pytest.raises(ConfigError, match=r"remove it, and `python -m selfprune resume=runs/mine` writes it again"):
+        _ = run.layers

@@ -470,6 +470,7 @@ def test_notebooks_read_the_newest_runs_show_a_picture_and_are_kept_without_outp
     """Without a word on which; of two runs of one seed, the later one counts. One kernel forgets each before the next."""
     for name in ("SELFPRUNE_RUN", "SELFPRUNE_RUNS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SELFPRUNE_OPTIONS", " ".join([*SMOKE, FIRST_ROUND]))
     reports = {}
     for name in ("b_newer", "a_older"):
         folder = shutil.copytree(smoke[0], tmp_path / "runs" / name, ignore=shutil.ignore_patterns("model"))
@@ -482,20 +483,43 @@ def test_notebooks_read_the_newest_runs_show_a_picture_and_are_kept_without_outp
     cells = [cell for content in notebooks.values() for cell in [*content.cells, nbformat.v4.new_code_cell("%reset -f")]]
     for i, cell in enumerate(cells):
         cell.id = f"cell-{i}"
-    all_cells = nbformat.v4.new_notebook(cells=cells, metadata=notebooks["read_a_run"].metadata)
+    all_cells = nbformat.v4.new_notebook(cells=cells, metadata=notebooks["01_tour"].metadata)
     NotebookClient(all_cells, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
-    for content in notebooks.values():
-        shown = str([cell.get("outputs") for cell in content.cells])
-        assert "winner" in str(content.cells[1].outputs)
-        assert "34.37" in shown
-        assert "12.12" not in shown
-        assert "image/png" in content.cells[-1].outputs[-1].data
-    assert "±" not in str(notebooks["compare_runs"].cells[3].outputs)
-    cells = notebooks["read_a_run"].cells
+    shown = {name: str([cell.get("outputs") for cell in content.cells]) for name, content in notebooks.items()}
+    assert {name: "image/png" in outputs for name, outputs in shown.items()} == dict.fromkeys(notebooks, True)
+    for name in ("01_tour", "02_allocations_compared"):
+        assert "34.37" in shown[name]
+        assert "12.12" not in shown[name]
+    assert "±" not in str(notebooks["02_allocations_compared"].cells[1].outputs)
+    cells = notebooks["01_tour"].cells
     shares = [float(cell) for cell in re.findall(r"<td>([\d.]+)</td>", cells[5].outputs[-1].data["text/html"])]
     assert 0 <= min(shares) <= max(shares) <= 100
     assert len(shares) == len(reports["b_newer"]["search"]["winner"]["sparsities"])
     assert "n_windows" in cells[3].outputs[-1].data["text/plain"]
+    layers = notebooks["03_what_the_layers_tell"].cells
+    assert "outlier_ratio" in str(layers[1].outputs)
+    assert "influence" in str(layers[4].outputs)
+    paper = report_of(tmp_path / "runs/from_paper_to_table/0.5_0")
+    assert paper["budget"]["sparsity"] == 0.5
+    assert "bottomrule" in str(notebooks["04_from_paper_to_table"].cells[4].outputs)
+
+
+def test_every_axis_of_a_notebook_says_what_it_shows_and_in_which_unit():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        labels = re.findall(r"[xy]label(?:=|\()\\?f?\\?[\"']([^\"\\]+)", path.read_text())
+        assert labels, path.name
+        assert [label for label in labels if "(" not in label and label not in ("row", "proposer")] == [], path.name
+
+
+@pytest.mark.parametrize("notebook", ["01_tour", "03_what_the_layers_tell"])
+def test_a_notebook_says_what_the_report_of_an_earlier_version_lacks(notebook, monkeypatch, tmp_path):
+    """Read as plain code, which spares the start of a kernel."""
+    run = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "finished_run", tmp_path / "run"))
+    monkeypatch.setenv("SELFPRUNE_RUN", str(run))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    with pytest.raises(ConfigError, match=r"report\.json .* earlier versions did not .*selfprune\.inspect .*/model"):
+        exec(next(cell.source for cell in cells if cell.cell_type == "code"), {})
 
 
 @pytest.fixture
@@ -508,25 +532,6 @@ def tabulate(monkeypatch):
         importlib.import_module(f"experiments.{study}.table").main()
 
     return call
-
-
-@pytest.mark.parametrize("notebook", ["read_a_run", "compare_runs"])
-def test_notebooks_read_the_report_of_an_earlier_version_or_say_what_it_lacks(notebook, monkeypatch, tmp_path):
-    """Read as plain code, which spares the start of a kernel."""
-    run = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "finished_run", tmp_path / "run"))
-    monkeypatch.setenv("SELFPRUNE_RUN", str(run))
-    monkeypatch.setenv("SELFPRUNE_RUNS", str(tmp_path))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    cells = [
-        cell for cell in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells if cell.cell_type == "code"
-    ]
-    names: dict[str, object] = {}
-    for i, cell in enumerate(cells):
-        if (notebook, i) == ("read_a_run", 2):
-            with pytest.raises(ConfigError, match=r"report\.json .* earlier versions did not .*selfprune\.inspect .*/model"):
-                exec(cell.source, names)
-        else:
-            exec(cell.source, names)
 
 
 @pytest.mark.parametrize("study", ["equal_budget", "what_the_model_adds"])

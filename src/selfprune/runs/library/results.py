@@ -12,6 +12,7 @@ from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.report_file import read_report, read_winner_sparsities
 from selfprune.allocations.unit import Allocation
 from selfprune.allocations.winners import read_winner
+from selfprune.errors import ConfigError
 from selfprune.models.loading import register_per_layer
 
 
@@ -50,6 +51,20 @@ class Run:
     def candidates(self) -> list[Candidate]:
         """All that was proposed, in order."""
         return read_archive(self.folder / "archive.jsonl")
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """What was measured of units and blocks: `units`, `blocks`, `correlations`, `agreement`.
+
+        Raises:
+            ConfigError: when the report is of an earlier version, which lacks it.
+        """
+        if "layers" not in self.report:
+            raise ConfigError(
+                f"{self.folder / 'report.json'} should say what was measured of the layers, but earlier versions did not; "
+                f"remove it, and `python -m selfprune resume={self.folder}` writes it again"
+            )
+        return dict(self.report["layers"])
 
     def load_model(self) -> tuple[Any, Any]:
         """The pruned model and its tokenizer."""
