@@ -67,7 +67,7 @@ def link_within_the_repository(app: Sphinx, page: nodes.document) -> None:
         path = next((each.resolve() for each in (path, path.with_name(f"{path.name}.md")) if each.exists()), None)
         if path is None or not path.is_relative_to(ROOT) or path.is_relative_to(ROOT / "docs"):
             continue
-        study = f"studies/{'log' if path.stem == 'LOG' else path.parent.name}"
+        study = f"studies/{path.parent.name if path.stem == 'README' else path.stem.lower()}"
         if path.suffix == ".md" and study in app.env.found_docs:
             link.attributes.update(refdomain="doc", reftarget=study, reftargetid=None)
         else:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,10 +22,14 @@ from selfprune.models.units import find_blocks, list_units
 from selfprune.pruners.weights.magnitude import Magnitude
 from selfprune.pruners.weights.sparsegpt import SparseGPT
 from selfprune.search.bench import Bench
-from selfprune.search.pool import MAX_BROKEN, open_bench
 from selfprune.search.scoring import Scorer
+from selfprune.search.search_config import PoolKind
+from selfprune.search.workers.pooled_bench import open_bench
+from selfprune.search.workers.workers import MAX_BROKEN
 from selfprune.storage.journal import Journal
 
+SOURCES = (Path(__file__).parents[2] / "src", Path(__file__).parent, Path(__file__).parents[1])
+"""What actors import, too."""
 WINDOWS_NT = torch.randint(0, 300, (7, 10), generator=torch.Generator().manual_seed(0))
 
 
@@ -52,6 +57,16 @@ def pooled(made):
     bench.release()
 
 
+@pytest.fixture
+def on_ray(made, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*map(str, SOURCES), os.environ.get("PYTHONPATH", "")]))
+    bench = open_bench(*made, 2, PoolKind.RAY)
+    yield bench
+    bench.release()
+
+
 def allocations(grid, n=5):
     return [{u.name: grid.levels[u.name].items[(i + j) % 3] for j, u in enumerate(grid.units)} for i in range(n)]
 
@@ -70,6 +85,48 @@ def test_scores_and_falls_are_those_of_one_process_to_the_bit(made, pooled):
     assert pooled.scores(*work[0]) == pooled.scores(*work[0]) == expected[0]
     assert pooled.parts == {}
     assert made[0].allocation == dict.fromkeys(made[0].allocation, 0)
+
+
+def test_actors_of_ray_measure_the_same_to_the_bit_and_one_that_dies_is_replaced(made, on_ray):
+    alone, found = Bench(*made), allocations(made[0].grid)
+    work = [(allocation, [0, 2, 3][: i + 1]) for i, allocation in enumerate(found[:3])]
+    expected, falls = [alone.scores(*one) for one in work], alone.falls(found[2], found[0], [0, 1, 2])
+    alone.store.restore()
+    on_ray.expect_scores(work)
+    assert [on_ray.scores(*one) for one in work] == expected
+    pid, work_again = on_ray.workers._executor.submit(os.getpid).result(), [(found[3], [0, 1]), *work]
+    assert pid != os.getpid()
+    os.kill(pid, signal.SIGKILL)
+    on_ray.expect_scores(work_again)
+    assert [on_ray.scores(*one) for one in work_again][1:] == expected
+    assert on_ray.falls(found[2], found[0], [0, 1, 2]) == falls
+
+
+def test_an_error_of_an_actor_is_raised_here_and_actors_that_always_end_are_told(on_ray):
+    with pytest.raises(KeyError):
+        on_ray.scores({"no.unit": 1} | dict.fromkeys(list(on_ray.grid.levels)[1:], 0), [0])
+    on_ray.workers.work = die
+    with pytest.raises(SelfpruneError, match=f"the 2 processes of search.workers ended {MAX_BROKEN + 1} times before"):
+        on_ray.scores(allocations(on_ray.grid)[0], [0])
+
+
+def die(_):
+    os._exit(9)
+
+
+def test_a_ray_that_is_too_small_or_out_of_reach_is_told(made, monkeypatch):
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=r"search\.workers=999 asks Ray for as many CPUs, but it has \d+"):
+        open_bench(*made, 999, PoolKind.RAY).scores(allocations(made[0].grid)[0], [0])
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"search\.pool=RAY found no Ray"):
+        open_bench(*made, 2, PoolKind.RAY).scores(allocations(made[0].grid)[0], [0])
+
+
+def test_ray_that_is_not_installed_is_told_with_its_extra(made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"search\.pool=RAY needs the package ray.*selfprune\[cluster\]"):
+        open_bench(*made, 2, PoolKind.RAY).scores(allocations(made[0].grid)[0], [0])
 
 
 def test_the_windows_are_dealt_out_evenly(pooled):
@@ -142,14 +199,17 @@ def test_several_processes_beside_a_gpu_are_refused(made):
 
 
 PARENT = """
-import os, sys, time
-from selfprune.search.pool import Workers, Task
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from selfprune.search.workers.pooled_bench import _begin, measure
+from selfprune.search.workers.workers import Task, Workers
 class Store:
     def share(self, n): pass
 class Stub:
     store = Store()
     def pid(self): return os.getpid()
-workers = Workers(Stub(), 2)
+fork = multiprocessing.get_context("fork")
+workers = Workers(2, lambda: ProcessPoolExecutor(2, fork, _begin, (Stub(), 2)), measure)
 print(workers.result(Task(("a",), "pid", ())), *workers._executor._processes, flush=True)
 time.sleep(60)
 """

@@ -43,10 +43,10 @@ from selfprune.runs.showing.display import Display
 from selfprune.runs.showing.tracking import Trackers
 from selfprune.search.dense_answers import DenseModelAnswers
 from selfprune.search.first_round_budget import check_first_round
-from selfprune.search.pool import open_bench
 from selfprune.search.scoring import Scorer
 from selfprune.search.search_windows import mix_search_windows
 from selfprune.search.sensitivities import measure_sensitivities
+from selfprune.search.workers.pooled_bench import open_bench
 from selfprune.statistics.coverage import Coverage
 from selfprune.storage.journal import Journal, NothingElse
 from selfprune.timing.resources import Resources
@@ -151,7 +151,7 @@ def prepare(config: RunConfig, folder: Path, expected: Resources) -> PreparedRun
     display.say(f"{evaluator.tokens_per_second:,.0f} tokens per second: {takes}")
     if not config.method.sees_weights_alone():
         coverage.warn(display.warn, "calibration")
-    scorer = Scorer(open_bench(store, evaluator, config.search.workers), journal)
+    scorer = Scorer(open_bench(store, evaluator, config.search.workers, config.search.pool), journal)
     sensitivities = _sensitivities(config, loaded, costs, scorer, display)
     return PreparedRun(
         config,

@@ -79,6 +79,25 @@ class Bench:
             denser: levels at or below those of the allocation.
             windows: which windows, by number.
         """
+        parts = [self.part_of_falls(allocation, denser, part, len(windows)) for part in self.gradient_passes(windows)]
+        return sum_of_parts(parts)
+
+    def gradient_passes(self, windows: Sequence[int]) -> list[Sequence[int]]:
+        """The windows of each backward pass, of a size that no setting decides: no sum depends on `search.batch_size`."""
+        n_at_once = windows_per_pass(self.n_tokens_per_window)
+        return [windows[start : start + n_at_once] for start in range(0, len(windows), n_at_once)]
+
+    def part_of_falls(
+        self, allocation: Allocation, denser: Allocation, windows: Sequence[int], n_windows: int
+    ) -> dict[str, float]:
+        """What one backward pass adds to the falls over `n_windows` windows.
+
+        Args:
+            allocation: where the gradient is taken.
+            denser: levels at or below those of the allocation.
+            windows: of the pass.
+            n_windows: over which the falls are a mean.
+        """
         self.store.load(allocation)
         falls = {unit.name: 0.0 for unit in self.grid.units if denser[unit.name] < allocation[unit.name]}
 
@@ -87,19 +106,24 @@ class Bench:
                 return
             low, high = denser[unit.name], allocation[unit.name]
             change = self.store.first_order_change(gradient_OI, unit, low)
-            falls[unit.name] -= change / len(windows) * self.grid.levels[unit.name].step / (high - low)
+            falls[unit.name] -= change / n_windows * self.grid.levels[unit.name].step / (high - low)
 
-        # in passes of a size of their own, so that no sum depends on how many windows search.batch_size lets share one
-        n_at_once = windows_per_pass(self.n_tokens_per_window)
-        for start in range(0, len(windows), n_at_once):
-            tokens_NT, loss = self.evaluator.loss(windows[start : start + n_at_once])
-            backward_blocks(self.store.loaded, tokens_NT, add, loss)
+        tokens_NT, loss = self.evaluator.loss(windows)
+        backward_blocks(self.store.loaded, tokens_NT, add, loss)
         return falls
 
     def release(self) -> None:
         """Makes the model dense and forgets its hidden states, so that others may change it in place."""
         self.store.restore()
         self.evaluator.forward.clear()
+
+
+def sum_of_parts(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The falls of all passes, added up in their order."""
+    total = dict.fromkeys(parts[0], 0.0)
+    for part in parts:
+        total = {name: total[name] + fall for name, fall in part.items()}
+    return total
 
 
 def block_versions(allocation: Allocation, grid: LevelGrid) -> list[Hashable]:

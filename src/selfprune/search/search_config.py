@@ -1,10 +1,18 @@
 """What a search may spend, and how."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from selfprune.errors import ConfigError
 from selfprune.levels.levels_config import LevelsConfig
 from selfprune.search.ladder import Ladder
+
+
+class PoolKind(str, Enum):
+    """What the processes of `search.workers` are."""
+
+    PROCESSES = "PROCESSES"
+    RAY = "RAY"
 
 
 @dataclass
@@ -32,8 +40,10 @@ class SearchConfig:
         finer: glob over unit kinds -> how many levels of such a unit take the place of one, as in {"self_attn.*": 2}.
         batch_size: search or report windows that share a forward pass at most: a matter of memory and time, which changes no
             result on CPU.
-        workers: processes that score candidates and take gradients side by side, on CPU, each with one thread; they share the
-            memory of weights and levels, and the archive is that of a single process with one thread.
+        workers: processes that score candidates and take gradients side by side, each with one thread; the archive is that of a
+            single process with one thread. Those of this machine prune and measure the rows of the report, too.
+        pool: PROCESSES are of this machine, on CPU, and share the memory of weights and levels; RAY starts actors in the cluster
+            that RAY_ADDRESS names, or here, each with a copy of all, and a GPU where the model is on one.
         prefix_cache_mb: bound on the hidden states kept for prefix reuse, in MB.
         levels: how candidates get their weights.
     """
@@ -52,6 +62,7 @@ class SearchConfig:
     finer: dict[str, int] = field(default_factory=dict)
     batch_size: int = 4
     workers: int = 1
+    pool: PoolKind = PoolKind.PROCESSES
     prefix_cache_mb: int = 1024
     levels: LevelsConfig = field(default_factory=LevelsConfig)
 

@@ -15,7 +15,9 @@ from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.save import holds_checkpoint
 from selfprune.runs.preparation import PreparedRun
+from selfprune.runs.rows.aside import measured_aside
 from selfprune.runs.rows.final_pruning import prune_afresh, save_winner
+from selfprune.search.search_config import PoolKind
 from selfprune.storage.recorded_files import Metrics, Score
 
 
@@ -69,7 +71,8 @@ def measure_rows(
     with prepared.display.stage("measuring on the report split", total=len(allocations)) as update:
         report = WindowEvaluator(metrics, loaded.model, loaded.blocks, prepared.splits.report_NT, config.search.batch_size)
 
-        def measure(name: str, allocation: Allocation) -> dict[str, Any]:
+        def measure(name: str) -> dict[str, Any]:
+            allocation = allocations[name]
             coverage = prune_afresh(prepared, allocation)
             doubts = save_winner(prepared, coverage) if name == "winner" else []
             scores = report.evaluate(versions=[name] * len(loaded.blocks))
@@ -78,19 +81,29 @@ def measure_rows(
             kl = {"kl": means["kl"], "window_kl": scores["kl"]}
             return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
 
-        with prepared.journal.recalling() if is_repeated else nullcontext():
+        kept = [name for name, allocation in allocations.items() if name in before and before[name].allocation == allocation]
+        unknown = [name for name in allocations if name not in kept][prepared.journal.n_recorded - prepared.journal.n_recalled :]
+        with (
+            prepared.journal.recalling() if is_repeated else nullcontext(),
+            # the winner, which comes last, is measured and saved by this process
+            measured_aside(_processes(prepared), measure, [] if is_repeated else unknown[::-1]) as measured,
+        ):
             for i, (name, allocation) in enumerate(allocations.items()):
-                if name in before and before[name].allocation == allocation:
+                if name in kept:
                     rows[name] = before[name]
                 else:
-                    row = prepared.journal.once({"row": name}, partial(measure, name, allocation), Measured)
-                    rows[name] = Row(allocation, row)
+                    rows[name] = Row(allocation, prepared.journal.once({"row": name}, partial(measured, name), Measured))
                 update(i + 1, name)
         is_reused = "winner" in before and rows["winner"] is before["winner"]
         is_saved = holds_checkpoint(folder) and (not is_reused or (prepared.folder / "report.json").exists())
         if not is_repeated and not is_saved:
             save_winner(prepared, prune_afresh(prepared, allocations["winner"]))
     return rows
+
+
+def _processes(prepared: PreparedRun) -> int:
+    """How many processes of this machine may measure rows."""
+    return prepared.config.search.workers if prepared.config.search.pool is PoolKind.PROCESSES else 1
 
 
 def tell_rows(prepared: PreparedRun, measured: dict[str, Row]) -> list[dict[str, Any]]:

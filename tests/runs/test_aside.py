@@ -1,0 +1,55 @@
+"""Rows that other processes measure: the same as those measured here, whatever becomes of the processes."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from selfprune.runs.rows.aside import measured_aside
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def measure(name):
+    return {"name": name, "pid": os.getpid()}
+
+
+def test_processes_take_turns_at_what_is_named_and_the_rest_is_measured_here():
+    with measured_aside(2, measure, NAMES[:3]) as measured:
+        found = {name: measured(name) for name in NAMES[::-1]}
+    assert [found[name]["name"] for name in NAMES] == NAMES
+    is_here = {name: found[name]["pid"] == os.getpid() for name in NAMES}
+    assert is_here == {"a": True, "b": False, "c": True, "d": True}
+
+
+@pytest.mark.parametrize(("n", "names"), [(1, NAMES), (4, [])])
+def test_without_other_processes_all_is_measured_here(n, names):
+    with measured_aside(n, measure, names) as measured:
+        assert {measured(name)["pid"] for name in NAMES} == {os.getpid()}
+
+
+def test_what_a_process_did_not_live_to_measure_is_measured_here():
+    here = os.getpid()
+
+    def die_elsewhere(name):
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(name)
+
+    with measured_aside(2, die_elsewhere, NAMES) as measured:
+        assert [measured(name)["pid"] for name in NAMES] == [here] * 4
+
+
+def test_an_error_elsewhere_is_raised_here_and_what_still_works_is_ended():
+    def fail(name):
+        if name == "b":
+            raise ValueError("a mistake")
+        if name != "a":
+            time.sleep(60)
+        return {}
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="a mistake"), measured_aside(4, fail, NAMES) as measured:
+        measured("b")
+    assert time.monotonic() - began < 30
