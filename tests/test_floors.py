@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "selfprune"
 
 ROOMS = (
     "storage", "allocations", "checkpoints", "models", "exports", "embedded", "data", "statistics", "pruners", "recoveries",
-    "timing", "language_models", "evaluators", "proposers", "levels", "pruning", "search", "reports", "configs", "runs",
+    "timing", "language_models", "evaluators", "training", "proposers", "levels", "pruning", "search", "reports", "configs",
+    "runs",
 )  # fmt: skip
 """A package imports only packages before it."""
 FAMILIES = {"pruners", "evaluators", "proposers"}

@@ -55,6 +55,7 @@ class RunConfig(WithMethod):
         data: the texts and the three splits.
         pruner: decides which weights go.
         recovery: repairs in closed form what the pruner leaves of a unit.
+        training: trains pruned models, and reports them once more.
         proposer: proposes allocations in the main search.
         yardsticks: name -> closed-form allocations that are scored first and reported.
         controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported; they know
@@ -75,6 +76,7 @@ class RunConfig(WithMethod):
     data: DataConfig = field(default_factory=DataConfig)
     pruner: Any = None
     recovery: Any = None
+    training: Any = None
     proposer: Any = None
     yardsticks: dict[str, Any] = field(default_factory=dict)
     controls: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from types import ModuleType
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from selfprune import language_models, proposers, pruners, recoveries
+from selfprune import language_models, proposers, pruners, recoveries, training
 from selfprune.configs.conf_path import conf_folder
 from selfprune.evaluators import window_metrics
 from selfprune.evaluators.window_metrics.base import WindowMetric
@@ -25,10 +25,12 @@ from selfprune.language_models.base import LanguageModelConfig
 from selfprune.proposers.base import ProposerConfig
 from selfprune.pruners.base import Pruner
 from selfprune.recoveries.base import Recovery
+from selfprune.training.base import Training
 
 METHODS: dict[str, tuple[ModuleType, type]] = {
     "pruner": (pruners, Pruner),
     "recovery": (recoveries, Recovery),
+    "training": (training, Training),
     "proposer": (proposers, ProposerConfig),
     "evaluator": (window_metrics, WindowMetric),
     "language_model": (language_models, LanguageModelConfig),

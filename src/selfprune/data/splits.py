@@ -9,7 +9,7 @@ Shape suffixes: N windows, T tokens, V vocabulary, K all tokens of a text.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,39 @@ def draw_calibration(
 ) -> Tensor:
     """Draws the calibration windows alone, for a pruning without search or report; arguments and errors as of `draw_splits`."""
     return _draw(config, tokenizer, seed, ("calibration",), generate, max_positions)["calibration"][0]
+
+
+def draw_training(
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    n_windows: int,
+    before: Splits,
+    generate: Generate | None = None,
+    max_positions: int | None = None,
+) -> Tensor:
+    """Draws windows of the calibration text for a training; none of them is in a split.
+
+    Args:
+        config: texts and sizes.
+        tokenizer: the model's.
+        seed: the run's seed.
+        n_windows: how many.
+        before: the splits of the run.
+        generate: samples tokens from the model; needed for SELF_GENERATED only.
+        max_positions: the longest window that the model has positions for, if it says.
+
+    Raises:
+        DataError: when the text is too short.
+    """
+    splits = before.calibration_NT, before.search_NT, before.report_NT
+    taken = {hashlib.sha256(_token_bytes(window_T)).digest() for windows_NT in splits for window_T in windows_NT}
+    texts = _Texts(replace(config, n_calibration=n_windows), tokenizer, seed, generate)
+    try:
+        return _deal(texts, "calibration", before.start, taken)
+    except DataError as error:
+        said = str(error).replace("lower data.n_calibration or", "lower training.n_tokens, raise training.n_epochs, or lower")
+        raise DataError(f"training needs text that is in no split: {said}") from error
 
 
 def _draw(

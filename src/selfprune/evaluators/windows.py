@@ -5,6 +5,7 @@ Callers name windows by their number in the split. How many of them share a forw
 Shape suffixes: N windows, T tokens, V vocabulary, K kept targets.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -66,6 +67,17 @@ class WindowEvaluator:
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.dense_nll_per_token = math.fsum(nll) / len(nll)
         self.forward.clear()
+
+    def on(self, model: nn.Module, blocks: Sequence[nn.Module]) -> "WindowEvaluator":
+        """The same windows and dense answers for another model, such as the pruned one cut to its size.
+
+        Args:
+            model: on the same device.
+            blocks: its decoder blocks.
+        """
+        other = copy.copy(self)
+        other.forward = PrefixForward(model, blocks, 0)
+        return other
 
     def evaluate(self, versions: Sequence[Hashable], windows: Sequence[int] | None = None) -> dict[str, list[float]]:
         """The scores of the model as it stands: metric -> those of these windows, in their order; not finite where it is broken.

@@ -8,6 +8,8 @@ from selfprune.allocations.paired import paired_difference
 from selfprune.reports.results import Contest
 from selfprune.search.sign_test import LEVEL
 
+TRAINED = " trained"
+"""What the name of a row ends with whose model was trained after it was pruned."""
 CLEAR = 2.0
 """Standard errors beyond which a paired difference counts as a difference."""
 
@@ -68,7 +70,7 @@ def compare_with_winner(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         unknown), and the outcome for the winner: `better`, `worse`, or `even` where the difference is not clear.
     """
     winner = next(row for row in rows if row["name"] == "winner")
-    others = [row for row in rows if row["name"] not in ("dense", "winner")]
+    others = [row for row in rows if row["name"] not in ("dense", "winner") and "training" not in row]
     return [_compare(row, winner) for row in sorted(others, key=lambda row: (math.isnan(row["kl"]), row["kl"]))]
 
 
@@ -137,3 +139,29 @@ def cost_sentence(report: Mapping[str, Any]) -> str:
         f"{sum(row['n_tokens'] for row in rows):,} tokens of evaluation in {sum(row['seconds'] for row in rows):.0f} s and "
         f"{n_all:,} tokens of the language model. The search ended: {search['ending']}."
     )
+
+
+def training_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What training made of pruned models, a sentence each: the share of the rise of log-perplexity that it took back.
+
+    Args:
+        rows: of the report.
+    """
+    known = {row["name"]: row for row in rows}
+    sentences = []
+    for row in rows:
+        if "training" not in row:
+            continue
+        course, before = row["training"], known[row["name"].removesuffix(TRAINED)]
+        said = (
+            f"Training took the KL of {before['name']} from {before['kl']:.4f} to {row['kl']:.4f} with {course['n_tokens']:,} "
+            f"tokens in {course['seconds']:.0f} s"
+        )
+        rise = math.log(before["perplexity"] / known["dense"]["perplexity"])
+        if rise > 0:
+            said += (
+                f", and took back {math.log(before['perplexity'] / row['perplexity']) / rise:.0%} of the rise of log-perplexity"
+            )
+        kept = f"the weights kept are those of check {course['best']} of {len(course['scores']) - 1} on the search split"
+        sentences.append(f"{said}; {kept}, and it ended since {course['ending']}.")
+    return sentences

@@ -22,6 +22,7 @@ from selfprune.reports.conclusions import (
     contest_record,
     contest_sentence,
     cost_sentence,
+    training_sentences,
     verdict_sentence,
 )
 from selfprune.reports.dialogues import sample_dialogues
@@ -89,7 +90,7 @@ def print_table(report: dict[str, Any], folder: Path) -> None:
         table.add_row(*row, style="bold" if row[0] == "winner" else None)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    said = f"{report['verdict']['sentence']}\n{cost_sentence(report)}"
+    said = "\n".join([report["verdict"]["sentence"], *training_sentences(report["rows"]), cost_sentence(report)])
     console.print(said, highlight=False, markup=False, soft_wrap=True)
     said = f"Options: {_options(report)}\nReport:  {folder / PAGE}, {folder / 'report.md'}\nModel:   {folder / 'model'}"
     console.print(said, highlight=False, markup=False)
@@ -190,6 +191,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         contest_sentence(report["search"]["winner"], report["search"]["finalists"]),
         "",
         *checkpoint_lines(report),
+        *(f"{sentence}\n" for sentence in training_sentences(report["rows"])),
         cost_sentence(report),
         "",
         "![Sparsity per block and module type](sparsity.png)",

@@ -23,6 +23,7 @@ def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """
     rows = report["rows"]
     saved = SAVED.get(report.get("budget", {}).get("measure", ""))
+    is_trained = any("training" in row for row in rows)
     has_calls = any(row.get("language_model_tokens") for row in rows)
     columns = {
         "": [row["name"] for row in rows],
@@ -33,6 +34,11 @@ def table_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         **task_columns([row["tasks"] for row in rows]),
         "tokens": [f"{row['n_tokens']:,}" for row in rows],
         "seconds": [f"{row['seconds']:.0f}" for row in rows],
+        **(
+            {"trained on": [f"{row['training']['n_tokens']:,}" if "training" in row else "0" for row in rows]}
+            if is_trained
+            else {}
+        ),
         **({"LM tokens": [f"{row['language_model_tokens']:,}" for row in rows]} if has_calls else {}),
     }
     return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]

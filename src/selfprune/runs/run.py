@@ -18,6 +18,7 @@ from selfprune.runs.extension import extending_overrides
 from selfprune.runs.main_and_controls import Searches
 from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.rows.report_rows import Row, measure_rows, reported_allocations, tell_rows
+from selfprune.runs.rows.trained_rows import train_rows
 from selfprune.runs.rows.winner_speed import kept_per_token, winner_speed
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.disk import folder_bytes
@@ -65,8 +66,10 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
             "main search spent, so it has no row in the report; raise search.max_tokens"
         )
     closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
-    measured = measure_rows(prepared, reported_allocations(prepared, yardsticks, leaders, winner), measured)
+    reported = reported_allocations(prepared, yardsticks, leaders, winner)
+    measured = measure_rows(prepared, reported, measured)
     speed = winner_speed(prepared)
+    measured |= train_rows(prepared, reported)
     results = Results(
         tell_rows(prepared, measured),
         prepared.archive.candidates,

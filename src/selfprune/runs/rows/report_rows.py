@@ -29,6 +29,7 @@ class Measured(TypedDict):
     window_kl: NotRequired[list[Score]]
     perplexity: Score
     warnings: NotRequired[list[str]]
+    training: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,13 @@ def tell_rows(prepared: PreparedRun, measured: dict[str, Row]) -> list[dict[str,
     """The rows of the report, whose doubts are told."""
     rows = []
     for name, row in measured.items():
+        record: dict[str, Any]
         for doubt in row.record.get("warnings", []):
             prepared.display.warn(doubt)
         record = {key: value for key, value in row.record.items() if key != "warnings"}
         sparsity = prepared.space.grid.sparsity(row.allocation)
+        if (counted := record.get("training", {}).get("sparsity")) is not None:
+            sparsity = counted
         saved = prepared.space.target.share(row.allocation)
         rows.append({"name": name, "sparsity": sparsity, "saved": saved, **record})
     return rows

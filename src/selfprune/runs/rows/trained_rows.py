@@ -1,0 +1,215 @@
+"""Rows of the report whose models are trained after they were pruned.
+
+Each is loaded from its checkpoint, trained and measured; the trained winner is saved beside the pruned one.
+
+Limits: dense and pruned model are in memory together, the pruned one in fp32 while it is trained.
+"""
+
+import gc
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor
+
+from selfprune.allocations.unit import Allocation, Item
+from selfprune.data.self_generated import text_writer
+from selfprune.data.splits import draw_training
+from selfprune.errors import ConfigError
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
+from selfprune.evaluators.window_metrics.perplexity import Perplexity
+from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
+from selfprune.exports.save import holds_checkpoint, save_checkpoint
+from selfprune.models.loading import LoadedModel, load_model, max_positions
+from selfprune.models.model_config import DType, Placement
+from selfprune.models.units import weight_view
+from selfprune.reports.conclusions import TRAINED
+from selfprune.runs.preparation import PreparedRun
+from selfprune.runs.rows.final_pruning import prune_afresh
+from selfprune.runs.rows.report_rows import Measured, Row
+from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
+from selfprune.training.base import GradientTraining
+from selfprune.training.loop import Lesson, train_in_place
+from selfprune.training.targets import Targets, prepare_targets
+from selfprune.training.trained_parameters import trained_parameters
+
+FOLDER = "trained"
+"""Of the winner, in the run folder."""
+WORK = "training"
+"""Of what a training needs while it lasts, in the run folder."""
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+
+
+def train_rows(prepared: PreparedRun, allocations: Mapping[str, Allocation]) -> dict[str, Row]:
+    """Trains the models of the rows that the config names, and measures them as all rows are.
+
+    Args:
+        prepared: what is shared; its model is made dense.
+        allocations: row -> what was pruned.
+
+    Returns:
+        row -> what was measured, under the names of rows with ` trained` behind them.
+
+    Raises:
+        ConfigError: when a row is named that there is not, or a state on disk is broken.
+        SelfpruneError: when the disk is full.
+    """
+    training: GradientTraining = prepared.config.training
+    if not training.rows:
+        return {}
+    if unknown := [name for name in training.rows if name not in allocations or name == "dense"]:
+        there = ", ".join(name for name in allocations if name != "dense")
+        raise ConfigError(f"training.rows names {unknown[0]}, but the pruned rows of this report are {there}")
+    rows: dict[str, Row] = {}
+    teacher = _Teacher(prepared, training)
+    for name in training.rows:
+
+        def measure(name: str = name) -> dict[str, Any]:
+            return _train_and_measure(prepared, training, teacher, name, allocations[name])
+
+        rows[name + TRAINED] = Row(allocations[name], prepared.journal.once({"row": name + TRAINED}, measure, Measured))
+    shutil.rmtree(prepared.folder / WORK, ignore_errors=True)
+    return rows
+
+
+class _Teacher:
+    """What the dense model says, asked when it is first needed.
+
+    Args:
+        prepared: what is shared.
+        training: what is to be known.
+    """
+
+    def __init__(self, prepared: PreparedRun, training: GradientTraining) -> None:
+        self._prepared, self._training = prepared, training
+        self._lesson: tuple[Tensor, Targets] | None = None
+        self._evaluators: tuple[WindowEvaluator, WindowEvaluator] | None = None
+
+    @property
+    def lesson(self) -> tuple[Tensor, Targets]:
+        """The windows of the training, and the answers to them."""
+        if self._lesson is None:
+            config, loaded = self._prepared.config, self._prepared.loaded
+            n_windows = self._training.n_windows(config.data.n_tokens_per_window)
+            writer = text_writer(loaded.model, loaded.tokenizer, config.data)
+            windows_NT = draw_training(
+                config.data, loaded.tokenizer, config.seed, n_windows, self._prepared.splits, writer, max_positions(loaded.model)
+            )
+            self._prepared.store.restore()
+            with self._prepared.display.stage("asking the dense model", total=n_windows) as update:
+                targets = prepare_targets(
+                    self._training.metric(),
+                    loaded.model,
+                    windows_NT,
+                    config.search.batch_size,
+                    self._prepared.folder / WORK,
+                    lambda done, _: update(done),
+                )
+            self._lesson = windows_NT, targets
+        return self._lesson
+
+    @property
+    def evaluators(self) -> tuple[WindowEvaluator, WindowEvaluator]:
+        """On the search windows, which checks look at, and on the report split."""
+        if self._evaluators is None:
+            config, loaded, splits = self._prepared.config, self._prepared.loaded, self._prepared.splits
+            self._prepared.store.restore()
+            kl: dict[str, Any] = {"kl": KLDivergence()}
+            search_NT = splits.search_NT[: config.n_search_windows]
+            self._evaluators = (
+                WindowEvaluator(kl, loaded.model, loaded.blocks, search_NT, config.search.batch_size),
+                WindowEvaluator(
+                    kl | {"nll": Perplexity()}, loaded.model, loaded.blocks, splits.report_NT, config.search.batch_size
+                ),
+            )
+        return self._evaluators
+
+
+def _train_and_measure(
+    prepared: PreparedRun, training: GradientTraining, teacher: _Teacher, name: str, allocation: Allocation
+) -> dict[str, Any]:
+    with _student(prepared, name, allocation) as student:
+        (windows_NT, targets), (on_search, on_report) = teacher.lesson, teacher.evaluators
+        check = on_search.on(student.model, student.blocks)
+
+        def score() -> float:
+            values = check.evaluate(range(len(student.blocks)))["kl"]
+            check.forward.clear()
+            return math.fsum(values) / len(values)
+
+        units, seed = student.units, prepared.config.seed
+        with (
+            prepared.display.stage(
+                f"training {name}", total=len(windows_NT) * training.n_epochs // training.batch_size
+            ) as update,
+            trained_parameters(student.model, units, training.trained, training.rank, seed) as parameters,
+        ):
+            course = train_in_place(
+                student.model,
+                parameters,
+                Lesson(windows_NT, targets, score),
+                training,
+                seed,
+                prepared.folder / WORK / name,
+                lambda done, _, note: update(done, note),
+            )
+        if name == "winner":
+            _save(prepared, student)
+        with prepared.display.stage(f"measuring {name} after training"):
+            measured = on_report.on(student.model, student.blocks)
+            scores = measured.evaluate(range(len(student.blocks)))
+            means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
+            harness = prepared.harness
+            tasks = harness.evaluate(student.model, student.tokenizer) if prepared.config.harness.tasks else {}
+        told = {**asdict(course), "sparsity": _sparsity(prepared, student)}
+        kl = {"kl": means["kl"], "window_kl": scores["kl"]}
+        return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "training": told}
+
+
+@contextmanager
+def _student(prepared: PreparedRun, name: str, allocation: Allocation) -> Iterator[LoadedModel]:
+    """While open, the pruned model of a row, cut to its size, in fp32."""
+    folder = prepared.folder / "model" if name == "winner" else prepared.folder / WORK / name / "model"
+    if not holds_checkpoint(folder):
+        prune_afresh(prepared, allocation)
+        save_checkpoint(PrunedCheckpoint(prepared.loaded, folder, by_block=False), folder)
+    config = replace(prepared.config.model, path=str(folder), dtype=DType.FLOAT32, placement=Placement.WHOLE, revision=None)
+    prepared.store.restore()
+    student = load_model(config)
+    try:
+        yield student
+    finally:
+        del student
+        gc.collect()
+
+
+def _sparsity(prepared: PreparedRun, student: LoadedModel) -> float | None:
+    """The exact zeros among the weights of units, as a share of them; None where whole heads and channels went."""
+    if any(unit.item is not Item.WEIGHT for unit in prepared.loaded.units):
+        return None
+    matrices = [weight_view(student.model, unit) for unit in student.units]
+    n_zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
+    return n_zeros / sum(matrix.numel() for matrix in matrices)
+
+
+def _save(prepared: PreparedRun, student: LoadedModel) -> None:
+    """Writes the trained winner as a checkpoint beside the pruned one, with the same files and in the same number format."""
+    source, folder = prepared.folder / "model", prepared.folder / FOLDER
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*WEIGHTS))
+        kept_config = {path.name: path.read_bytes() for path in partial.glob("*config.json")}
+        student.model.to(prepared.loaded.model.dtype).save_pretrained(partial)
+        for name, content in kept_config.items():
+            (partial / name).write_bytes(content)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise disk_error(folder, error, RESUME_A_RUN) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

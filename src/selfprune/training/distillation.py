@@ -1,0 +1,36 @@
+"""Distillation: learning the dense model's distributions of the next token (Hinton et al., 2015, arXiv 1503.02531).
+
+The loss is KL(dense‖pruned) per token, of the dense model's top tokens and the mass of its tail, which are computed once and lie
+on disk, 8 bytes a token and top token.
+
+Limits: no loss on hidden states, and no temperature. A narrow text lowers the KL there and may raise it elsewhere.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from selfprune.errors import ConfigError
+from selfprune.evaluators.window_metrics.base import WindowMetric
+from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
+from selfprune.training.base import GradientTraining
+
+
+@dataclass
+class Distillation(GradientTraining):
+    """With the dense model as teacher.
+
+    Attributes:
+        n_top: tokens of every distribution that are kept.
+    """
+
+    n_top: int = 64
+    needs_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_top < 1:
+            raise ConfigError(f"training.n_top must be at least 1, got {self.n_top}; 64 is a good value")
+
+    def metric(self) -> WindowMetric:
+        """KL to the dense model."""
+        return KLDivergence(self.n_top)

@@ -1,0 +1,117 @@
+"""What a training keeps on disk: the weights of its best check, and all that it goes on from."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from selfprune.errors import ConfigError
+from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
+
+Kept = TypeVar("Kept")
+BEST, STATE = "best.pt", "state.pt"
+
+
+class KeptState:
+    """Two files, each of which appears whole.
+
+    Args:
+        folder: for them; made when absent.
+        parameters: what is trained.
+        optimizer: of them.
+        schedule: of its learning rate.
+    """
+
+    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, schedule: Any) -> None:
+        self._folder, self._parameters, self._optimizer, self._schedule = folder, parameters, optimizer, schedule
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(folder, error, RESUME_A_RUN) from error
+
+    def resume(self, kind: Callable[..., Kept]) -> tuple[int, Kept]:
+        """The step to go on from, and what was kept beside it; the first, and a new one, where nothing was kept.
+
+        Raises:
+            ConfigError: when the file cannot be read.
+        """
+        path = self._folder / STATE
+        if not path.exists() or not (self._folder / BEST).exists():
+            return 0, kind()
+        state = self._read(path)
+        try:
+            self._load(state["parameters"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            return int(state["step"]), kind(**state["beside"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise self._refusal(path, error) from error
+
+    def keep(self, step: int, beside: dict[str, Any]) -> None:
+        """Keeps everything after a step.
+
+        Raises:
+            SelfpruneError: when the disk is full.
+        """
+        state = {
+            "step": step,
+            "beside": beside,
+            "parameters": self._values(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+        self._write(STATE, state)
+
+    def keep_best(self) -> None:
+        """Keeps the weights as they stand as the best."""
+        self._write(BEST, self._values())
+
+    def restore_best(self) -> None:
+        """Gives the model the best weights.
+
+        Raises:
+            ConfigError: when their file cannot be read.
+        """
+        path = self._folder / BEST
+        try:
+            self._load(self._read(path))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise self._refusal(path, error) from error
+
+    def _values(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def _load(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged archive makes of itself
+            raise self._refusal(path, error) from error
+        return found
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        partial = self._folder / f".{name}.partial"
+        try:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._folder / name)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else OSError(str(error))
+            raise disk_error(self._folder / name, cause, RESUME_A_RUN) from error
+
+    def _refusal(self, path: Path, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"{path} should hold the state of a training, but cannot be read as that ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); remove {self._folder}, and resume the run: the training begins anew, and "
+            "the pruned model is as it was"
+        )

@@ -1,0 +1,160 @@
+"""The loop: steps of AdamW on windows in a drawn order, checked on other windows, and resumed where it was broken off.
+
+accelerate gives mixed precision, transformers the schedule. The order of the windows and all first values come from the seed, and
+no dropout is on, so that on CPU a training that was killed and resumed ends with the very same weights.
+
+Shape suffixes: N windows, T tokens, V vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from selfprune.training.base import GradientTraining
+from selfprune.training.kept_state import KeptState
+from selfprune.training.targets import Targets
+
+WARM_UP = 0.05
+"""Share of all steps over which the learning rate rises."""
+
+
+@dataclass
+class Course:
+    """How a training went.
+
+    Attributes:
+        n_tokens: tokens seen so far.
+        scores: of the checks, the first before any step.
+        best: number of the check whose weights are kept.
+        ending: why it ended, as the end of a sentence.
+        seconds: of the steps.
+    """
+
+    n_tokens: int = 0
+    scores: list[float] = field(default_factory=list)
+    best: int = 0
+    ending: str = "all tokens were seen"
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a model learns from.
+
+    Attributes:
+        windows_NT: tokens.
+        targets: what the metric knows of them.
+        check: scores the model as it stands, lower is better.
+    """
+
+    windows_NT: Tensor
+    targets: Targets
+    check: Callable[[], float]
+
+
+def train_in_place(
+    model: Any,
+    parameters: dict[str, nn.Parameter],
+    lesson: Lesson,
+    config: GradientTraining,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[int, int, str], None] = lambda *_: None,
+) -> Course:
+    """Trains a model, and leaves it with the weights of its best check.
+
+    Args:
+        model: in evaluation mode.
+        parameters: what is trained of it.
+        lesson: windows, targets and checks.
+        config: how.
+        seed: of the order of the windows.
+        folder: for what a killed training goes on from.
+        on_step: called with the steps done, all steps, and a note.
+
+    Returns:
+        its course.
+
+    Raises:
+        ConfigError: when the folder holds a broken state.
+        SelfpruneError: when the disk is full.
+    """
+    n_windows = len(lesson.windows_NT)
+    n_steps = n_windows * config.n_epochs // config.batch_size
+    accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no" if model.device.type == "cpu" else "bf16")
+    optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    schedule = get_scheduler("cosine", optimizer, math.ceil(WARM_UP * n_steps), n_steps)
+    kept = KeptState(folder, parameters, optimizer, schedule)
+    first, course = kept.resume(Course)
+    if not course.scores:
+        course.scores.append(lesson.check())
+        kept.keep_best()
+    checks = {round(n_steps * (i + 1) / config.n_checks) for i in range(config.n_checks)} - {0}
+    if config.checkpoint_blocks:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    for step in range(first, n_steps):
+        if _is_over(course, config):
+            break
+        began = time.perf_counter()
+        windows = _order(step, n_windows, config.batch_size, seed)
+        loss = _step(model, windows, lesson, config, accelerator)
+        norm = accelerator.clip_grad_norm_(parameters.values(), config.max_gradient_norm)
+        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+            course.ending = f"the loss was not finite at step {step + 1} of {n_steps}"
+            break
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        course.seconds += time.perf_counter() - began
+        course.n_tokens += config.batch_size * lesson.windows_NT.shape[1]
+        if step + 1 in checks:
+            course.scores.append(score := lesson.check())
+            if score < course.scores[course.best]:
+                course.best = len(course.scores) - 1
+                kept.keep_best()
+            kept.keep(step + 1, asdict(course))
+        rate = course.n_tokens / course.seconds
+        on_step(step + 1, n_steps, f"loss {loss:.4g}, {rate:,.0f} tokens a second, best check {min(course.scores):.4g}")
+    if config.checkpoint_blocks:
+        model.gradient_checkpointing_disable()
+        model.eval()
+    kept.restore_best()
+    return course
+
+
+def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: GradientTraining, accelerator: Accelerator) -> float:
+    """The mean loss of a batch, whose gradients are left on the parameters."""
+    total = 0.0
+    for start in range(0, len(windows), config.micro_batch):
+        part = list(windows[start : start + config.micro_batch])
+        tokens_NT = lesson.windows_NT[part].to(model.device)
+        with accelerator.autocast():
+            logits_NTV = model(input_ids=tokens_NT, use_cache=False).logits
+        loss = lesson.targets.scores(logits_NTV, tokens_NT, part).mean() * len(part) / len(windows)
+        accelerator.backward(loss)
+        total += float(loss.detach())
+    return total
+
+
+def _order(step: int, n_windows: int, batch_size: int, seed: int) -> list[int]:
+    """The windows of a step: every epoch draws an order of its own."""
+    epoch, place = divmod(step * batch_size, n_windows)
+    order = torch.randperm(n_windows, generator=torch.Generator().manual_seed(seed + 7919 * epoch))
+    found: list[int] = order[place : place + batch_size].tolist()
+    return found
+
+
+def _is_over(course: Course, config: GradientTraining) -> bool:
+    is_over = len(course.scores) - 1 - course.best >= config.patience
+    if is_over:
+        course.ending = f"{config.patience} checks brought no better score"
+    return is_over or not math.isfinite(course.scores[-1])
