@@ -105,3 +105,10 @@ def test_a_mutant_is_made_in_an_earlier_source_wherever_its_line_stood(monkeypat
                 f"    {mutant.after}",
             )
     assert sum(earlier is not None for earlier in same.values()) > 30
+
+
+@pytest.mark.parametrize("way", ["ours", "plain", "teacher"])
+def test_every_way_of_training_tells_its_rate_and_its_peak(way, output_of):
+    rate, peak = map(float, output_of("recovery", f"--n-windows 8 --n-tokens 8 --way {way}").split()[-2:])
+    assert rate > 0
+    assert peak > 50_000, "kB of a process with torch"

@@ -18,12 +18,17 @@ EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 GROUP_OF_FAMILY = {
     "pruners": "pruner",
     "recoveries": "recovery",
+    "training": "training",
     "proposers": "proposer",
     "evaluators/window_metrics": "evaluator",
     "language_models": "language_model",
 }
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
+    "training/loop": "the loop of all trainings by gradients",
+    "training/kept_state": "what a training goes on from",
+    "training/targets": "the dense model's answers on disk",
+    "training/trained_parameters": "what of a model is trained",
     "pruners/weight_pruner": "what pruners of single weights share",
     "pruners/structure_pruner": "what pruners of heads and channels share",
     "pruners/gate_pruner": "what pruners share that look at gradients of gates",

@@ -70,6 +70,7 @@ def test_a_record_names_the_class_of_every_method(configs):
     assert to_record(compose("config", overrides=overrides), ())["methods"] == {
         "pruner": "OBD",
         "recovery": "NoRecovery",
+        "training": "NoTraining",
         "proposer": "Evolutionary",
         "controls.random": "EvoPress",
         "language_model": "SelfLanguageModel",

@@ -8,28 +8,20 @@ Shape suffixes: N windows, T tokens, V vocabulary, K all tokens of a text.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfprune.data.data_config import SPLITS, DataConfig, Source
-from selfprune.data.encoding import encode_text
-from selfprune.data.hub_texts import check_hub_text, find_hub_text, read_hub_text
-from selfprune.data.text_files import TEXT_SUFFIXES, find_text_files, read_text_file
+from selfprune.data.hub_texts import check_hub_text
+from selfprune.data.split_texts import Generate, SplitTexts, sha256, token_bytes
 from selfprune.data.window_start import begin_windows, start_tokens
-from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError, DataError
-from selfprune.seeds import stable_hash
 
-CHARACTERS_PER_TOKEN = 6
 N_DOUBLINGS = 6
-SPARE_FACTOR = 4
-
-Generate = Callable[[int, int], Tensor]
-"""(number of tokens, seed) -> that many token ids, sampled from the model that is pruned."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ def check_texts(config: DataConfig, splits: Sequence[str] = SPLITS) -> None:
     Raises:
         DataError: when a file is missing or shared by unlike splits, or a text on the hub is unknown or out of reach.
     """
-    texts = _Texts(config, None, 0, None)
+    texts = SplitTexts(config, None, 0, None)
     texts.check_files(splits)
     for split in splits:
         if texts.source(split) is Source.HUB:
@@ -117,8 +109,8 @@ def draw_training(
         DataError: when the text is too short.
     """
     splits = before.calibration_NT, before.search_NT, before.report_NT
-    taken = {hashlib.sha256(_token_bytes(window_T)).digest() for windows_NT in splits for window_T in windows_NT}
-    texts = _Texts(replace(config, n_calibration=n_windows), tokenizer, seed, generate)
+    taken = {hashlib.sha256(token_bytes(window_T)).digest() for windows_NT in splits for window_T in windows_NT}
+    texts = SplitTexts(replace(config, n_calibration=n_windows), tokenizer, seed, generate)
     try:
         return _deal(texts, "calibration", before.start, taken)
     except DataError as error:
@@ -135,7 +127,7 @@ def _draw(
             f"data.n_tokens_per_window must be at most the model's {max_positions} positions, got {config.n_tokens_per_window}"
         )
     start = start_tokens(tokenizer, config.bos, config.n_tokens_per_window)
-    texts = _Texts(config, tokenizer, seed, generate)
+    texts = SplitTexts(config, tokenizer, seed, generate)
     texts.check_files(splits)
     taken: set[bytes] = set()
     windows = {split: _deal(texts, split, start, taken) for split in splits}
@@ -144,17 +136,17 @@ def _draw(
 
 def hash_windows(label: str, windows_NT: Tensor) -> str:
     """SHA-256 of windows and of a label that says where they come from."""
-    return _sha256(label.encode() + _token_bytes(windows_NT))
+    return sha256(label.encode() + token_bytes(windows_NT))
 
 
-def _deal(texts: "_Texts", split: str, start: tuple[int, ...], taken: set[bytes]) -> Tensor:
+def _deal(texts: SplitTexts, split: str, start: tuple[int, ...], taken: set[bytes]) -> Tensor:
     """Chooses a split's windows at random among those that no split has; asks an endless text for more when they run out."""
     n_wanted = texts.n_windows(split)
     n_tokens = texts.config.n_tokens_per_window
     for doubling in range(N_DOUBLINGS):
         tokens_K = texts.tokens(split, max(n_wanted, 1) * 2**doubling)
         windows_NT = begin_windows(tokens_K[: len(tokens_K) // n_tokens * n_tokens].view(-1, n_tokens), start)
-        keys = [hashlib.sha256(_token_bytes(window_T)).digest() for window_T in windows_NT]
+        keys = [hashlib.sha256(token_bytes(window_T)).digest() for window_T in windows_NT]
         if n_wanted == 0 and keys:
             taken.update(keys)
             return windows_NT
@@ -174,89 +166,3 @@ def _deal(texts: "_Texts", split: str, start: tuple[int, ...], taken: set[bytes]
         f"{max(n_wanted, 1)} ({max(n_wanted, 1) * n_tokens:,} tokens) are needed; give a longer or another text, or lower "
         f"data.n_{split} or data.n_tokens_per_window"
     )
-
-
-@dataclass
-class _Texts:
-    """The tokens of each split's text."""
-
-    config: DataConfig
-    tokenizer: Any
-    seed: int
-    generate: Generate | None
-    cache: dict[str, Tensor] = field(default_factory=dict)
-
-    def n_windows(self, split: str) -> int:
-        return int(getattr(self.config, f"n_{split}"))
-
-    def spec(self, split: str) -> str:
-        return str(getattr(self.config, split))
-
-    def source(self, split: str) -> Source:
-        """Where this split comes from; a self-generated run reports on real text."""
-        if self.config.source is Source.SELF_GENERATED and split == "report":
-            return Source.FILES if self.config.report else Source.EMBEDDED
-        return self.config.source
-
-    def label(self, split: str) -> str:
-        return f"{self.source(split).value}:{self.spec(split)}".rstrip(":")
-
-    def seed_of(self, split: str) -> int:
-        """Report windows do not depend on the run's seed, so that runs with different seeds can be compared."""
-        return stable_hash("split", split, *([] if split == "report" else [self.seed])) % 2**63
-
-    def is_endless(self, split: str) -> bool:
-        return self.source(split) in (Source.EMBEDDED, Source.SELF_GENERATED) or (
-            self.source(split) is Source.HUB and find_hub_text(self.spec(split)).streaming
-        )
-
-    def check_files(self, splits: Sequence[str]) -> None:
-        """Refuses a file within several splits' folders: cut from different texts, its windows could overlap."""
-        found = {split: set(find_text_files(self.spec(split), split)) for split in splits if self.source(split) is Source.FILES}
-        for split, other in (("calibration", "report"), ("search", "report"), ("search", "calibration")):
-            shared = found.get(split, set()) & found.get(other, set())
-            if shared and found[split] != found[other]:
-                raise DataError(
-                    f"data.{split} and data.{other} share the file {min(shared)} but are not the same text, so their windows "
-                    "could overlap; give both the same file or folder, or separate ones"
-                )
-
-    def tokens(self, split: str, n_windows: int) -> Tensor:
-        """At least `n_windows` windows of tokens, or all that there are."""
-        n_tokens = n_windows * self.config.n_tokens_per_window
-        source = self.source(split)
-        if source is Source.SELF_GENERATED:
-            if self.generate is None:
-                raise DataError(
-                    "data.source=SELF_GENERATED needs the model, but none was given to write the text; pass `generate`"
-                )
-            return self.generate(n_tokens, self.seed_of(split)).reshape(-1)
-        if source is Source.FILES:
-            text = "\n\n".join(read_text_file(path) for path in find_text_files(self.spec(split), split))
-        elif source is Source.HUB:
-            text = read_hub_text(
-                self.spec(split), split, SPARE_FACTOR * n_tokens * CHARACTERS_PER_TOKEN, whole=self.n_windows(split) == 0
-            )
-        else:
-            text = write_corpus(self.seed_of(split), n_tokens * CHARACTERS_PER_TOKEN)
-        if not text.strip():
-            raise DataError(
-                f"the {split} text ({self.label(split)}) is empty; give a text file, or a folder of "
-                f"{', '.join(TEXT_SUFFIXES)} files"
-            )
-        return self._encode(text)
-
-    def _encode(self, text: str) -> Tensor:
-        key = _sha256(text.encode())
-        if key not in self.cache:
-            self.cache[key] = encode_text(self.tokenizer, text)
-        return self.cache[key]
-
-
-def _token_bytes(tokens: Tensor) -> bytes:
-    """Little-endian 64-bit token ids, so that hashes agree between machines."""
-    return tokens.contiguous().numpy().astype("<i8").tobytes()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -26,6 +26,18 @@ class Training(ABC):
     rows: list[str]
     """Rows of the report whose models are trained; none where there is no training."""
 
+    def held_bytes(self, n_parameters: int) -> int:
+        """Memory beside the dense model while a model is trained."""
+        return 0
+
+    def disk_bytes(self, n_parameters: int, n_tokens_per_window: int, n_vocabulary: int) -> int:
+        """Disk for the dense model's answers, for the state that a killed training goes on from, and for what was trained."""
+        return 0
+
+    def n_pass_tokens(self) -> int:
+        """Tokens of dense passes that all of it takes as long as."""
+        return 0
+
 
 @dataclass
 class GradientTraining(Training):
@@ -91,6 +103,15 @@ class GradientTraining(Training):
         n_per_epoch = self.n_tokens / self.n_epochs / n_tokens_per_window
         return max(1, round(n_per_epoch / self.batch_size)) * self.batch_size
 
-    def bytes_per_parameter(self) -> int:
-        """Memory for a parameter of the pruned model: itself, its gradient, and two moments of AdamW in fp32."""
-        return 16 if self.trained is Trained.FULL else 8
+    def held_bytes(self, n_parameters: int) -> int:
+        """The pruned model in fp32 and, of what is trained of it, gradients and two moments of AdamW; activations come on top."""
+        return n_parameters * (16 if self.trained is Trained.FULL else 5)
+
+    def disk_bytes(self, n_parameters: int, n_tokens_per_window: int, n_vocabulary: int) -> int:
+        """As told by the metric for every token, and in fp32 the best weights, and the last with their moments."""
+        n_kept = self.n_windows(n_tokens_per_window) * n_tokens_per_window * self.metric().kept_bytes(n_vocabulary)
+        return n_kept + n_parameters * (20 if self.trained is Trained.FULL else 5)
+
+    def n_pass_tokens(self) -> int:
+        """A step takes a pass forward and one back, which takes as long as two; the dense model sees every window once."""
+        return 3 * self.n_tokens * len(self.rows) + (self.n_tokens // self.n_epochs if self.needs_teacher else 0)

@@ -154,7 +154,11 @@ def _order(step: int, n_windows: int, batch_size: int, seed: int) -> list[int]:
 
 
 def _is_over(course: Course, config: GradientTraining) -> bool:
-    is_over = len(course.scores) - 1 - course.best >= config.patience
-    if is_over:
+    """Whether the checks say that more steps are in vain; then the course says why."""
+    if not math.isfinite(course.scores[-1]):
+        course.ending = f"the score of check {len(course.scores) - 1} was not finite"
+    elif len(course.scores) - 1 - course.best >= config.patience:
         course.ending = f"{config.patience} checks brought no better score"
-    return is_over or not math.isfinite(course.scores[-1])
+    else:
+        return False
+    return True

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.configs.config import RunConfig
@@ -37,6 +38,7 @@ def forecast_run(config: RunConfig, folder: Path) -> tuple[Resources, str]:
     """
     estimate = preflight_memory(config.model, partial(held_bytes, config))
     n_written = estimate.n_parameters * estimate.bytes_per_weight + RECORD_BYTES
+    n_written += _of_training(config, estimate.n_parameters, estimate.skeleton)
     check_disk(n_written, folder, "the run", "run_folder")
     needs = (
         f"{estimate.n_parameters:,} parameters; the run needs about {estimate.needed_bytes / 1e9:.2f} GB of memory and "
@@ -68,11 +70,18 @@ def forecast_loaded(
         SelfpruneError: when the results do not fit onto the disk.
     """
     n_more = check_generation(config, loaded, harness.cache_bytes(loaded.model, loaded.tokenizer))
-    n_written = n_checkpoint_bytes + RECORD_BYTES
+    n_written = n_checkpoint_bytes + RECORD_BYTES + _of_training(config, loaded.n_parameters, loaded.model)
     check_disk(n_written, folder, "the run", "run_folder")
     _, on_disk = level_bytes(config, loaded.model, loaded.model.dtype.itemsize)
     memory = None if expected.peak_memory_bytes is None else expected.peak_memory_bytes + n_more
     return replace(expected, peak_memory_bytes=memory, disk_bytes=n_written + _in_folder(config, on_disk))
+
+
+def _of_training(config: RunConfig, n_parameters: int, model: Any) -> int:
+    """What a training needs of the disk."""
+    n_vocabulary = model.config.get_text_config().vocab_size
+    n_bytes: int = config.training.disk_bytes(n_parameters, config.data.n_tokens_per_window, n_vocabulary)
+    return n_bytes
 
 
 def _in_folder(config: RunConfig, n_level_bytes: int) -> int:
@@ -99,7 +108,9 @@ def run_seconds(
     n_searched = (1 + len(config.controls)) * config.search.max_tokens
     of_row = splits.report_NT.numel() + harness.n_request_tokens(config.harness.tasks, loaded.tokenizer)
     of_finalist = harness.n_request_tokens(config.harness.search_tasks, loaded.tokenizer)
-    seconds = (n_searched + n_rows * of_row + config.search.n_finalists * of_finalist) / tokens_per_second
+    n_rows_measured = n_rows + len(config.training.rows)
+    n_passed: float = n_searched + n_rows_measured * of_row + config.training.n_pass_tokens()
+    seconds = (n_passed + config.search.n_finalists * of_finalist) / tokens_per_second
     # the first row is the dense model
     seconds += (n_rows - 1) * pruning_seconds(loaded, splits.calibration_NT, config.method)
     if config.level_kind is LevelKind.BUILT:

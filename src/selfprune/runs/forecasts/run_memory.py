@@ -25,8 +25,8 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
 
     A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of a batch, of
     windows or of lm-eval's requests, or the keys and values of those that are written; the hidden states of the calibration
-    windows before and after a block; those of the search windows before every block, as far as they may be kept; and what every
-    process of `search.workers` has of its own.
+    windows before and after a block; those of the search windows before every block, as far as they may be kept; what every
+    process of `search.workers` has of its own; and the model that is trained.
 
     Args:
         config: of the run.
@@ -59,6 +59,7 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     of_prefixes: int = min(prefix_bytes, search.prefix_cache_mb * 10**6)
     needed += of_prefixes
     # every process has pruned weights, logits and hidden states of its own, and shares all else
+    needed += config.training.held_bytes(n_parameters)
     n_more = search.workers if search.workers > 1 else 0
     needed += n_more * (n_parameters * bytes_per_weight + of_windows + of_prefixes)
     return needed

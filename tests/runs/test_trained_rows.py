@@ -1,0 +1,116 @@
+"""Training as one more stage of a run: rows before and after, the trained checkpoint, kills, and what is refused."""
+
+import json
+import os
+import signal
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from selfprune.embedded.corpus import write_corpus
+
+TRAINING = [
+    "training=distillation", "training.n_tokens=4_096", "training.n_checks=4", "training.batch_size=4", "training.micro_batch=4",
+    "training.patience=9", "training.learning_rate=1e-3",
+]  # fmt: skip
+SMALL = [
+    "+experiment=smoke", "model=local", "model.device=cpu", "data.n_tokens_per_window=32", "data.n_calibration=4",
+    "search.max_tokens=1_500", "harness=none", "budget.sparsity=0.5", "proposer=evolutionary", "~controls.random",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run_small(tiny_model_folder, python, tmp_path):
+    """Runs the main job on a tiny model, and gives what the process said and its report."""
+
+    def call(name, *more, code=0, program=("-m", "selfprune"), family="llama"):
+        done = python(
+            *program, *SMALL, f"model.path={tiny_model_folder(family)}", *more, f"run_folder={tmp_path / name}", folder=tmp_path
+        )
+        assert done.returncode == code, done.stderr
+        report = tmp_path / name / "report.json"
+        return done, {row["name"]: row for row in json.loads(report.read_text())["rows"]} if report.exists() else {}
+
+    return call
+
+
+def zeros_of(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return {name: int((p == 0).sum()) for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+
+
+def test_rows_are_trained_as_asked_and_the_winner_is_saved_beside_the_pruned_one(run_small, tmp_path):
+    done, rows = run_small("run", *TRAINING, "training.rows=[uniform,winner]")
+    assert list(rows) == ["dense", "uniform", "owl", "winner", "uniform trained", "winner trained"]
+    for name in ("uniform", "winner"):
+        row, course = rows[f"{name} trained"], rows[f"{name} trained"]["training"]
+        assert row["kl"] < rows[name]["kl"]
+        assert course["n_tokens"] == 4_096
+        assert len(course["scores"]) == 5
+        assert row["sparsity"] == pytest.approx(rows[name]["sparsity"], abs=1e-9)
+        assert "training" not in rows[name]
+    assert "Training took the KL of winner from" in done.stdout
+    assert zeros_of(tmp_path / "run/trained") == zeros_of(tmp_path / "run/model")
+    assert not (tmp_path / "run/training").exists(), "what was needed meanwhile is gone"
+    assert f"| winner trained | {rows['winner']['sparsity']:.2%} |" in (tmp_path / "run/report.md").read_text()
+    assert "trained on" in (tmp_path / "run/report.html").read_text()
+
+
+KILLED = """
+import os, signal, sys
+from selfprune.__main__ import run
+from selfprune.training import kept_state
+n_left, keep = int(sys.argv[1]), kept_state.KeptState.keep
+def keep_and_die(self, *arguments):
+    global n_left
+    keep(self, *arguments)
+    n_left -= 1
+    if n_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+kept_state.KeptState.keep = keep_and_die
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twice_in_training_ends_with_the_same_weights(run_small, python, tmp_path):
+    _, whole = run_small("whole", *TRAINING)
+    run_small("broken", *TRAINING, code=-signal.SIGKILL, program=("-c", KILLED, "1"))
+    killed = python("-c", KILLED, "2", f"resume={tmp_path / 'broken'}", folder=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    done = python("-m", "selfprune", f"resume={tmp_path / 'broken'}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "broken/report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert rows["winner trained"]["kl"] == whole["winner trained"]["kl"]
+    weights = [(tmp_path / name / "trained/model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert weights[0] == weights[1]
+
+
+def test_heads_and_channels_are_trained_at_the_size_that_they_were_cut_to(run_small, tmp_path):
+    more = ["pruner=obs", "~yardsticks.owl", "data.n_search=8"]
+    _, rows = run_small("run", *TRAINING, *more)
+    assert rows["winner trained"]["kl"] < rows["winner"]["kl"]
+    assert rows["winner trained"]["training"]["sparsity"] is None
+    pruned, trained = (json.loads((tmp_path / "run" / name / "config.json").read_text()) for name in ("model", "trained"))
+    assert trained == pruned
+    sizes = [os.path.getsize(tmp_path / "run" / name / "model.safetensors") for name in ("model", "trained")]
+    assert abs(sizes[0] - sizes[1]) < 4_000
+
+
+def test_a_row_that_there_is_not_is_refused_before_anything_is_trained(run_small, tmp_path):
+    done, _ = run_small("run", *TRAINING, "training.rows=[winer]", code=2)
+    assert "training.rows names winer, but the pruned rows" in " ".join(done.stderr.split())
+    assert (tmp_path / "run/model/config.json").exists()
+
+
+def test_a_text_that_is_too_short_is_told_in_terms_of_the_training(run_small, tmp_path):
+    texts = []
+    for i, split in enumerate(("calibration", "search", "report")):
+        (tmp_path / f"{split}.txt").write_text(write_corpus(i, 6_000))
+        texts.append(f"data.{split}={tmp_path / split}.txt")
+    done, _ = run_small("run", *TRAINING, "data=files", *texts, "training.n_tokens=100_000", code=2)
+    said = " ".join(done.stderr.split())
+    assert "training needs text that is in no split" in said
+    assert "training.n_epochs" in said
+    assert (tmp_path / "run/model/config.json").exists()
