@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> None:
     print(windows_NT.numel() / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def plain(model, parameters, windows_NT, targets, config, teacher) -> float:  # noqa: ANN001
+def plain(model, parameters, windows_NT, targets, config, teacher) -> float:
     """Seconds of a loop of torch alone."""
     optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     metric = KLDivergence(config.n_top)

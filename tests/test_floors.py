@@ -19,7 +19,7 @@ FAMILIES = {"pruners", "evaluators", "proposers"}
 """Packages of methods, which never import each other."""
 FOR_ALL = {"__init__", "errors", "seeds"}
 """Files at the top that every package may import, and that import none."""
-COMMANDS = {"__main__", "prune", "inspect", "latency", "gguf", "options", "compare", "sweep", "watch"}
+COMMANDS = {"__main__", "prune", "inspect", "latency", "gguf", "options", "cliff", "compare", "sweep", "watch"}
 """Files at the top that may import every package, and that no package imports."""
 MOST_FILES = 15
 

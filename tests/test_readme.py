@@ -24,7 +24,7 @@ IN_FENCES = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 BLOCKS = sorted({*INDENTED, *IN_FENCES})
 INLINE = re.findall(r"`((?:python|make|pip|selfprune|'?\+|'?[a-z_.]+=)[^`\n]*)`", OUTSIDE_BLOCKS)
 CONFIGS = {"selfprune": "config", "selfprune.prune": "prune", "selfprune.latency": "latency"}
-WITHOUT_CONFIG = tuple(f"python -m selfprune.{name}" for name in ("inspect", "gguf", "sweep", "compare", "watch"))
+WITHOUT_CONFIG = tuple(f"python -m selfprune.{name}" for name in ("inspect", "gguf", "sweep", "cliff", "compare", "watch"))
 # These have no config, and the pruner in three steps is tried where it is written (test_methods).
 COMMANDS = [
     shlex.split(block.replace("\\\n", " "))[2:]

@@ -8,7 +8,7 @@ from importlib import import_module
 from selfprune.configs.entry import Command
 
 NAME = "python -m selfprune"
-COMMANDS = ("compare", "gguf", "inspect", "latency", "options", "prune", "sweep", "watch")
+COMMANDS = ("cliff", "compare", "gguf", "inspect", "latency", "options", "prune", "sweep", "watch")
 """Modules beside this one, each with a `main`, of which one alone is imported."""
 
 

@@ -8,6 +8,8 @@ from selfprune.reports.conclusions import (
     contest_record,
     contest_sentence,
     cost_sentence,
+    safety_sentence,
+    training_sentences,
     verdict_sentence,
 )
 from selfprune.reports.results import Contest
@@ -109,3 +111,21 @@ def test_the_cost_is_that_of_the_search_and_of_all_rows():
         "of the language model; all rows together took 10,000 tokens of evaluation in 4 s and 30 tokens of the language "
         "model. The search ended: why."
     )
+
+
+def test_what_training_brought_is_told_as_a_share_of_the_rise_of_log_perplexity():
+    course = {"n_tokens": 1_000_000, "scores": [0.3, 0.1, 0.2], "best": 1, "ending": "all tokens were seen", "seconds": 60.0}
+    rows = [
+        {"name": "dense", "kl": 0.0, "perplexity": 10.0},
+        {"name": "winner", "kl": 0.3, "perplexity": 40.0},
+        {"name": "winner trained", "kl": 0.1, "perplexity": 20.0, "training": course},
+    ]
+    (sentence,) = training_sentences(rows)
+    assert "KL of winner from 0.3000 to 0.1000 with 1,000,000 tokens in 60 s, and took back 50% of the rise" in sentence
+    assert "check 1 of 2 on the search split, and it ended since all tokens were seen." in sentence
+    assert [row["name"] for row in compare_with_winner([*rows, {"name": "uniform", "kl": 0.5}])] == ["uniform"]
+
+
+def test_who_went_too_far_is_told_where_to_ask():
+    assert safety_sentence([{"name": "winner", "kl": 0.05}]) == ""
+    assert "above 0.05 nats per token" in safety_sentence([{"name": "dense", "kl": 0}, {"name": "winner", "kl": 0.2}])

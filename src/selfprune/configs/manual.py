@@ -12,6 +12,7 @@ HELP = f"""{VERSION}: {what}
   selfprune gguf FOLDER FILE               writes a Llama, cut or not, as one file for llama.cpp
   selfprune latency output=FILE [...]      measures this machine for budget=latency
   selfprune watch RUN                      where a run stands, until it is finished
+  selfprune cliff FOLDER [OPTION=VALUE ...]  the highest sparsity that is safe, from few runs
   selfprune compare FOLDER... [--against ROW]  runs in one table: means over seeds, differences, also as LaTeX
   selfprune sweep FOLDER [--retry-failed]  tells how far a sweep is, and goes on with what failed
   selfprune options [GROUP]                every option with its type, its default and what it decides

@@ -10,6 +10,8 @@ from selfprune.search.sign_test import LEVEL
 
 TRAINED = " trained"
 """What the name of a row ends with whose model was trained after it was pruned."""
+SAFE_KL = 0.05
+"""Nats per token to the dense model, up to which pruning is mostly harmless."""
 CLEAR = 2.0
 """Standard errors beyond which a paired difference counts as a difference."""
 
@@ -138,6 +140,21 @@ def cost_sentence(report: Mapping[str, Any]) -> str:
         f"The search spent {spent}{gradients} and {n_own:,} tokens of the language model; all rows together took "
         f"{sum(row['n_tokens'] for row in rows):,} tokens of evaluation in {sum(row['seconds'] for row in rows):.0f} s and "
         f"{n_all:,} tokens of the language model. The search ended: {search['ending']}."
+    )
+
+
+def safety_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Where to ask how far to go, when the winner is beyond what is usually safe; empty otherwise.
+
+    Args:
+        rows: of the report.
+    """
+    kl = next(row["kl"] for row in rows if row["name"] == "winner")
+    if kl <= SAFE_KL:
+        return ""
+    return (
+        f"The winner's report KL of {kl:.3f} is above {SAFE_KL:g} nats per token, beyond which tasks mostly suffer: `python -m "
+        "selfprune.cliff FOLDER` with the same options finds the highest sparsity that is safe."
     )
 
 

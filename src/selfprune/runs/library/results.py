@@ -52,6 +52,12 @@ class Run:
         """All that was proposed, in order."""
         return read_archive(self.folder / "archive.jsonl")
 
+    def window_kl(self) -> dict[str, list[float]]:
+        """Row of the report -> its KL window by window, which the journal keeps."""
+        lines = (self.folder / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.startswith('{"row"')]
+        return {row["row"]: row["window_kl"] for row in rows}
+
     @property
     def layers(self) -> dict[str, Any]:
         """What was measured of units and blocks: `units`, `blocks`, `correlations`, `agreement`.
