@@ -22,8 +22,8 @@ from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
 from selfprune.models.units import weight_view
+from selfprune.training.base import Lesson
 from selfprune.training.distillation import Distillation
-from selfprune.training.loop import Lesson, train_in_place
 from selfprune.training.targets import Targets, prepare_targets
 from selfprune.training.trained_parameters import trained_parameters
 
@@ -76,9 +76,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 matrix[torch.rand(matrix.shape, generator=generator) < 0.5] = 0
         with trained_parameters(loaded.model, loaded.units, config.trained, config.rank, 0) as parameters:
             if arguments.way == "ours":
-                course = train_in_place(
-                    loaded.model, parameters, Lesson(windows_NT, targets, lambda: 1.0), config, 0, Path(folder)
-                )
+                course = config.train_in_place(loaded, parameters, Lesson(windows_NT, targets, lambda: 1.0), 0, Path(folder))
                 seconds = course.seconds
             else:
                 seconds = plain(loaded.model, parameters, windows_NT, targets, config, dense.model if empty else None)

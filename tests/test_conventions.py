@@ -25,6 +25,7 @@ GROUP_OF_FAMILY = {
 }
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
+    "training/gradient_training": "what trainings by gradients share",
     "training/loop": "the loop of all trainings by gradients",
     "training/kept_state": "what a training goes on from",
     "training/targets": "the dense model's answers on disk",

@@ -10,9 +10,8 @@ from selfprune.errors import ConfigError
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.models.units import stored_weight, weight_view
 from selfprune.training import targets as targets_module
-from selfprune.training.base import Trained
+from selfprune.training.base import Lesson, Trained
 from selfprune.training.distillation import Distillation
-from selfprune.training.loop import Lesson, train_in_place
 from selfprune.training.next_token import NextToken
 from selfprune.training.none import NoTraining
 from selfprune.training.targets import Targets, prepare_targets
@@ -55,7 +54,7 @@ def lesson_of(loaded, metric=None, check=None):
 def trained(loaded, folder, config=None, lesson=None, on_step=lambda *_: None):
     config = config or NextToken(**SMALL)
     with trained_parameters(loaded.model, loaded.units, config.trained, config.rank, seed=0) as parameters:
-        return train_in_place(loaded.model, parameters, lesson or lesson_of(loaded), config, 0, folder, on_step)
+        return config.train_in_place(loaded, parameters, lesson or lesson_of(loaded), 0, folder, on_step)
 
 
 def weights_of(loaded):

@@ -12,11 +12,11 @@ from typing import ClassVar
 from selfprune.errors import ConfigError
 from selfprune.evaluators.window_metrics.base import WindowMetric
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
-from selfprune.training.base import GradientTraining
+from selfprune.training.loop import WholeModelTraining
 
 
 @dataclass
-class Distillation(GradientTraining):
+class Distillation(WholeModelTraining):
     """With the dense model as teacher.
 
     Attributes:

@@ -8,66 +8,33 @@ Shape suffixes: N windows, T tokens, V vocabulary.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import get_scheduler
 
-from selfprune.training.base import GradientTraining
+from selfprune.models.loading import LoadedModel
+from selfprune.training.base import Course, Lesson, OnStep
+from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.kept_state import KeptState
-from selfprune.training.targets import Targets
 
 WARM_UP = 0.05
 """Share of all steps over which the learning rate rises."""
 
 
-@dataclass
-class Course:
-    """How a training went.
-
-    Attributes:
-        n_tokens: tokens seen so far.
-        scores: of the checks, the first before any step.
-        best: number of the check whose weights are kept.
-        ending: why it ended, as the end of a sentence.
-        seconds: of the steps.
-    """
-
-    n_tokens: int = 0
-    scores: list[float] = field(default_factory=list)
-    best: int = 0
-    ending: str = "all tokens were seen"
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a model learns from.
-
-    Attributes:
-        windows_NT: tokens.
-        targets: what the metric knows of them.
-        check: scores the model as it stands, lower is better.
-    """
-
-    windows_NT: Tensor
-    targets: Targets
-    check: Callable[[], float]
-
-
-def train_in_place(
+def run_steps_in_place(
     model: Any,
     parameters: dict[str, nn.Parameter],
     lesson: Lesson,
     config: GradientTraining,
     seed: int,
     folder: Path,
-    on_step: Callable[[int, int, str], None] = lambda *_: None,
+    on_step: OnStep = lambda *_: None,
 ) -> Course:
     """Trains a model, and leaves it with the weights of its best check.
 
@@ -139,6 +106,7 @@ def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: GradientTr
         tokens_NT = lesson.windows_NT[part].to(model.device)
         with accelerator.autocast():
             logits_NTV = model(input_ids=tokens_NT, use_cache=False).logits
+        assert lesson.targets is not None
         loss = lesson.targets.scores(logits_NTV, tokens_NT, part).mean() * len(part) / len(windows)
         accelerator.backward(loss)
         total += float(loss.detach())
@@ -162,3 +130,20 @@ def _is_over(course: Course, config: GradientTraining) -> bool:
     else:
         return False
     return True
+
+
+@dataclass
+class WholeModelTraining(GradientTraining):
+    """A training whose every step is one of the whole model."""
+
+    def train_in_place(
+        self,
+        student: LoadedModel,
+        parameters: dict[str, nn.Parameter],
+        lesson: Lesson,
+        seed: int,
+        folder: Path,
+        on_step: OnStep = lambda *_: None,
+    ) -> Course:
+        """See `Training`."""
+        return run_steps_in_place(student.model, parameters, lesson, self, seed, folder, on_step)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from selfprune.evaluators.window_metrics.base import WindowMetric
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
-from selfprune.training.base import GradientTraining
+from selfprune.training.loop import WholeModelTraining
 
 
 @dataclass
-class NextToken(GradientTraining):
+class NextToken(WholeModelTraining):
     """The negative log-likelihood of the text."""
 
     def metric(self) -> WindowMetric:

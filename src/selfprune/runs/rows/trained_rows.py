@@ -32,8 +32,8 @@ from selfprune.runs.preparation import PreparedRun
 from selfprune.runs.rows.final_pruning import prune_afresh
 from selfprune.runs.rows.report_rows import Measured, Row
 from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
-from selfprune.training.base import GradientTraining
-from selfprune.training.loop import Lesson, train_in_place
+from selfprune.training.base import Lesson
+from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.targets import Targets, prepare_targets
 from selfprune.training.trained_parameters import trained_parameters
 
@@ -86,11 +86,11 @@ class _Teacher:
 
     def __init__(self, prepared: PreparedRun, training: GradientTraining) -> None:
         self._prepared, self._training = prepared, training
-        self._lesson: tuple[Tensor, Targets] | None = None
+        self._lesson: tuple[Tensor, Targets | None] | None = None
         self._evaluators: tuple[WindowEvaluator, WindowEvaluator] | None = None
 
     @property
-    def lesson(self) -> tuple[Tensor, Targets]:
+    def lesson(self) -> tuple[Tensor, Targets | None]:
         """The windows of the training, and the answers to them."""
         if self._lesson is None:
             config, loaded = self._prepared.config, self._prepared.loaded
@@ -100,9 +100,13 @@ class _Teacher:
                 config.data, loaded.tokenizer, config.seed, n_windows, self._prepared.splits, writer, max_positions(loaded.model)
             )
             self._prepared.store.restore()
+            metric = self._training.metric()
+            if metric is None:
+                self._lesson = windows_NT, None
+                return self._lesson
             with self._prepared.display.stage("asking the dense model", total=n_windows) as update:
                 targets = prepare_targets(
-                    self._training.metric(),
+                    metric,
                     loaded.model,
                     windows_NT,
                     config.search.batch_size,
@@ -148,11 +152,10 @@ def _train_and_measure(
             ) as update,
             trained_parameters(student.model, units, training.trained, training.rank, seed) as parameters,
         ):
-            course = train_in_place(
-                student.model,
+            course = training.train_in_place(
+                student,
                 parameters,
-                Lesson(windows_NT, targets, score),
-                training,
+                Lesson(windows_NT, targets, score, prepared.loaded),
                 seed,
                 prepared.folder / WORK / name,
                 lambda done, _, note: update(done, note),
