@@ -193,3 +193,39 @@ def test_task_that_was_not_configured_is_refused(harness, model, tokenizer):
 def test_bad_setting_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         HarnessConfig(**settings)
+
+
+def test_answers_in_writing_are_the_sentence_that_the_model_begins_with(embedded_answers):
+    """By transformers' own greedy generation, up to the first full stop; chrF by sacrebleu."""
+    import sacrebleu
+
+    found, written, wanted = embedded_answers
+    expected = [answer.casefold() == gold.casefold() for answer, gold in zip(written, wanted, strict=True)]
+    metrics = found["selfprune_translation_written_search"]
+    assert 0 < metrics["exact_match,first_sentence"] == pytest.approx(sum(expected) / len(expected))
+    chrf = sacrebleu.corpus_chrf(written, [wanted]).score
+    assert metrics["chrf,first_sentence"] == pytest.approx(chrf, abs=1e-6)
+    assert metrics["primary"] == "exact_match,first_sentence"
+
+
+@pytest.fixture(scope="module")
+def embedded_answers():
+    """What the harness says of the embedded model with part of its weights gone, and what that model writes."""
+    from selfprune.models.loading import load_model
+    from selfprune.models.model_config import ModelConfig
+    from selfprune.models.units import weight_view
+
+    loaded = load_model(ModelConfig("embedded", device="cpu"))
+    with torch.no_grad():
+        for unit in loaded.units:
+            matrix = weight_view(loaded.model, unit)
+            matrix[matrix.abs() < matrix.abs().flatten().kthvalue(int(0.55 * matrix.numel())).values] = 0
+    documents = build_documents("selfprune_translation", "search")[:LIMIT]
+    written = []
+    for document in documents:
+        prompt = loaded.tokenizer(document["query"], return_tensors="pt")
+        tokens = loaded.model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        written.append(loaded.tokenizer.decode(tokens).strip().partition("\n")[0].partition(".")[0] + ".")
+    harness = Harness(HarnessConfig(limit=LIMIT, tasks=["selfprune_translation_written_search"], search_tasks=[]))
+    found = harness.evaluate(loaded.model, loaded.tokenizer)
+    return found, written, [document["choices"][document["gold"]] for document in documents]
