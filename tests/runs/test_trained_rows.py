@@ -98,10 +98,13 @@ def test_heads_and_channels_are_trained_at_the_size_that_they_were_cut_to(run_sm
     assert abs(sizes[0] - sizes[1]) < 4_000
 
 
-def test_a_row_that_there_is_not_is_refused_before_anything_is_trained(run_small, tmp_path):
+def test_a_row_that_there_is_not_is_refused_before_anything_is_done(run_small, tmp_path):
     done, _ = run_small("run", *TRAINING, "training.rows=[winer]", code=2)
-    assert "training.rows names winer, but the pruned rows" in " ".join(done.stderr.split())
-    assert (tmp_path / "run/model/config.json").exists()
+    told = "training.rows names winer, but the pruned rows of the report are winner, uniform, owl"
+    assert told in " ".join(done.stderr.split())
+        done.stderr.split()
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_that_is_too_short_is_told_in_terms_of_the_training(run_small, tmp_path):
@@ -114,3 +117,17 @@ def test_a_text_that_is_too_short_is_told_in_terms_of_the_training(run_small, tm
     assert "training needs text that is in no split" in said
     assert "training.n_epochs" in said
     assert (tmp_path / "run/model/config.json").exists()
+
+
+@pytest.mark.slow
+def test_an_extended_run_trains_the_winner_of_its_end_and_resumes(run_small, python, tmp_path):
+    _, first = run_small("run", *TRAINING, "seed=3")
+    for _ in range(2):  # extended, and what was extended given again
+        done = python("-m", "selfprune", f"resume={tmp_path / 'run'}", "search.max_tokens=6_000", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    again = rows["winner trained"]["training"]["scores"][0]
+    is_same = rows["winner"]["kl"] == first["winner"]["kl"]
+    assert (again == first["winner trained"]["training"]["scores"][0]) == is_same
+    assert (tmp_path / "run/trained/config.json").exists()

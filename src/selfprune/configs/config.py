@@ -107,6 +107,7 @@ class RunConfig(WithMethod):
             raise ConfigError(
                 f"yardsticks and controls need names of their own, other than dense, main and winner, got {', '.join(taken)}"
             )
+        self.training.check(["winner", *names])
         if self.search.finer and self.pruner.level_fraction() is not None:
             raise ConfigError(
                 f"search.finer divides the steps of a level grid, but {self.pruner.level_option()} leaves every unit one "

@@ -67,9 +67,9 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         )
     closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     reported = reported_allocations(prepared, yardsticks, leaders, winner)
-    measured = measure_rows(prepared, reported, measured)
+    earlier, measured = measured, measure_rows(prepared, reported, measured)
     speed = winner_speed(prepared)
-    measured |= train_rows(prepared, reported)
+    measured |= train_rows(prepared, reported, earlier)
     results = Results(
         tell_rows(prepared, measured),
         prepared.archive.candidates,
@@ -117,7 +117,9 @@ def _repeat_stage(
             winner = _on_all_windows(prepared, hold_contest(prepared, finalists).winner)
     leaders = searches.run_controls(limits) if main else {}
     if winner:
-        measured = measure_rows(prepared, reported_allocations(prepared, yardsticks, leaders, winner), measured, is_repeated=True)
+        reported = reported_allocations(prepared, yardsticks, leaders, winner)
+        earlier, measured = measured, measure_rows(prepared, reported, measured, is_repeated=True)
+        measured |= train_rows(prepared, reported, earlier, is_repeated=True)
     return measured
 
 

@@ -4,13 +4,14 @@ Shape suffixes: N windows, T tokens.
 """
 
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from selfprune.errors import ConfigError
 from selfprune.models.loading import LoadedModel
 from selfprune.training.targets import Targets
 
@@ -67,6 +68,20 @@ class Training(ABC):
 
     rows: list[str]
     """Rows of the report whose models are trained; none where there is no training."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses rows that the report will not have.
+
+        Args:
+            names: of its pruned rows.
+
+        Raises:
+            ConfigError: when one is none of them.
+        """
+        if unknown := [name for name in self.rows if name not in names]:
+            raise ConfigError(
+                f"training.rows names {unknown[0]}, but the pruned rows of the report are {', '.join(names)}; name some of these"
+            )
 
     def train_in_place(
         self,

@@ -9,8 +9,10 @@ import gc
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +20,6 @@ from torch import Tensor
 from selfprune.allocations.unit import Allocation, Item
 from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import draw_training
-from selfprune.errors import ConfigError
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
@@ -31,6 +32,7 @@ from selfprune.reports.conclusions import TRAINED
 from selfprune.runs.preparation import PreparedRun
 from selfprune.runs.rows.final_pruning import prune_afresh
 from selfprune.runs.rows.report_rows import Measured, Row
+from selfprune.search.scoring import digest
 from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
 from selfprune.training.base import Lesson
 from selfprune.training.gradient_training import GradientTraining
@@ -44,12 +46,16 @@ WORK = "training"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
-def train_rows(prepared: PreparedRun, allocations: Mapping[str, Allocation]) -> dict[str, Row]:
+def train_rows(
+    prepared: PreparedRun, allocations: Mapping[str, Allocation], before: Mapping[str, Row], is_repeated: bool = False
+) -> dict[str, Row]:
     """Trains the models of the rows that the config names, and measures them as all rows are.
 
     Args:
         prepared: what is shared; its model is made dense.
         allocations: row -> what was pruned.
+        before: rows of an earlier stage, which are not trained again where their allocation is the same.
+        is_repeated: whether only what was recorded is read back.
 
     Returns:
         row -> what was measured, under the names of rows with ` trained` behind them.
@@ -61,18 +67,20 @@ def train_rows(prepared: PreparedRun, allocations: Mapping[str, Allocation]) -> 
     training: GradientTraining = prepared.config.training
     if not training.rows:
         return {}
-    if unknown := [name for name in training.rows if name not in allocations or name == "dense"]:
-        there = ", ".join(name for name in allocations if name != "dense")
-        raise ConfigError(f"training.rows names {unknown[0]}, but the pruned rows of this report are {there}")
+    # a control that scored nothing has no row
+    training.check([name for name in allocations if name != "dense"])
     rows: dict[str, Row] = {}
     teacher = _Teacher(prepared, training)
-    for name in training.rows:
-
-        def measure(name: str = name) -> dict[str, Any]:
-            return _train_and_measure(prepared, training, teacher, name, allocations[name])
-
-        rows[name + TRAINED] = Row(allocations[name], prepared.journal.once({"row": name + TRAINED}, measure, Measured))
-    shutil.rmtree(prepared.folder / WORK, ignore_errors=True)
+    with prepared.journal.recalling() if is_repeated else nullcontext():
+        for name in training.rows:
+            title, allocation = name + TRAINED, allocations[name]
+            if title in before and before[title].allocation == allocation:
+                rows[title] = before[title]
+                continue
+            train = partial(_train_and_measure, prepared, training, teacher, name, allocation)
+            rows[title] = Row(allocation, prepared.journal.once({"row": title}, train, Measured))
+    if not is_repeated:
+        shutil.rmtree(prepared.folder / WORK, ignore_errors=True)
     return rows
 
 
@@ -157,7 +165,7 @@ def _train_and_measure(
                 parameters,
                 Lesson(windows_NT, targets, score, prepared.loaded),
                 seed,
-                prepared.folder / WORK / name,
+                _work(prepared, name, allocation),
                 lambda done, _, note: update(done, note),
             )
         if name == "winner":
@@ -173,10 +181,15 @@ def _train_and_measure(
         return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "training": told}
 
 
+def _work(prepared: PreparedRun, name: str, allocation: Allocation) -> Path:
+    """Where a training keeps its state; another winner has another place."""
+    return prepared.folder / WORK / f"{name}-{digest(allocation, prepared.space.grid)[:16]}"
+
+
 @contextmanager
 def _student(prepared: PreparedRun, name: str, allocation: Allocation) -> Iterator[LoadedModel]:
     """While open, the pruned model of a row, cut to its size, in fp32."""
-    folder = prepared.folder / "model" if name == "winner" else prepared.folder / WORK / name / "model"
+    folder = prepared.folder / "model" if name == "winner" else _work(prepared, name, allocation) / "model"
     if not holds_checkpoint(folder):
         prune_afresh(prepared, allocation)
         save_checkpoint(PrunedCheckpoint(prepared.loaded, folder, by_block=False), folder)
