@@ -102,8 +102,6 @@ def test_a_row_that_there_is_not_is_refused_before_anything_is_done(run_small, t
     done, _ = run_small("run", *TRAINING, "training.rows=[winer]", code=2)
     told = "training.rows names winer, but the pruned rows of the report are winner, uniform, owl"
     assert told in " ".join(done.stderr.split())
-        done.stderr.split()
-    )
     assert not (tmp_path / "run").exists()
 
 
