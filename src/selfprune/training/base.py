@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from selfprune.errors import ConfigError
-from selfprune.models.loading import LoadedModel
 from selfprune.training.targets import Targets
+
+if TYPE_CHECKING:
+    from selfprune.models.loading import LoadedModel
 
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, all steps, and a note."""
@@ -60,7 +63,7 @@ class Lesson:
     windows_NT: Tensor
     targets: Targets | None
     check: Callable[[], float]
-    dense: LoadedModel | None = None
+    dense: "LoadedModel | None" = None
 
 
 class Training(ABC):
@@ -85,7 +88,7 @@ class Training(ABC):
 
     def train_in_place(
         self,
-        student: LoadedModel,
+        student: "LoadedModel",
         parameters: dict[str, nn.Parameter],
         lesson: Lesson,
         seed: int,

@@ -16,18 +16,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from selfprune.errors import ConfigError
-from selfprune.models.blocks.walk import BlockVisit, walk_blocks
-from selfprune.models.loading import LoadedModel
 from selfprune.training.base import Course, Lesson, OnStep
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.kept_state import KeptState
+
+if TYPE_CHECKING:
+    from selfprune.models.blocks.walk import BlockVisit
+    from selfprune.models.loading import LoadedModel
 
 HELD_OUT = 8
 """One window of so many is not trained on."""
@@ -49,7 +50,7 @@ class Blockwise(GradientTraining):
 
     def train_in_place(
         self,
-        student: LoadedModel,
+        student: "LoadedModel",
         parameters: dict[str, nn.Parameter],
         lesson: Lesson,
         seed: int,
@@ -57,6 +58,8 @@ class Blockwise(GradientTraining):
         on_step: OnStep = lambda *_: None,
     ) -> Course:
         """See `Training`."""
+        from selfprune.models.blocks.walk import walk_blocks  # here, since configs are checked without transformers
+
         dense = lesson.dense
         assert dense is not None
         if len(dense.blocks) != len(student.blocks):
@@ -90,9 +93,11 @@ class Blockwise(GradientTraining):
         return course
 
     def _fit(
-        self, visit: BlockVisit, targets: Sequence[Tensor], parameters: dict[str, nn.Parameter], seed: int
+        self, visit: "BlockVisit", targets: Sequence[Tensor], parameters: dict[str, nn.Parameter], seed: int
     ) -> tuple[float, float]:
         """Trains one block; its relative error on the windows that are held out, before and after."""
+        from transformers import get_scheduler
+
         train = [i for i in range(len(targets)) if i % HELD_OUT or len(targets) < HELD_OUT]
         held_out = [i for i in range(len(targets)) if i not in train] or train
         best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -132,7 +137,7 @@ class _Nothing:
         assert not state
 
 
-def _run(visit: BlockVisit, batch: int) -> Tensor:
+def _run(visit: "BlockVisit", batch: int) -> Tensor:
     hidden_NTD = visit.inputs[batch].detach()
     return visit.calls[len(hidden_NTD)].run(visit.index, visit.block, hidden_NTD)
 
@@ -144,5 +149,5 @@ def _loss(found_NTD: Tensor, wanted_NTD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _error(visit: BlockVisit, targets: Sequence[Tensor], batches: Sequence[int]) -> float:
+def _error(visit: "BlockVisit", targets: Sequence[Tensor], batches: Sequence[int]) -> float:
     return math.fsum(float(_loss(_run(visit, i), targets[i])) for i in batches) / len(batches)

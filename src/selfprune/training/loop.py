@@ -11,17 +11,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
-from transformers import get_scheduler
 
-from selfprune.models.loading import LoadedModel
 from selfprune.training.base import Course, Lesson, OnStep
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.kept_state import KeptState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from selfprune.models.loading import LoadedModel
 
 WARM_UP = 0.05
 """Share of all steps over which the learning rate rises."""
@@ -54,6 +56,10 @@ def run_steps_in_place(
         ConfigError: when the folder holds a broken state.
         SelfpruneError: when the disk is full.
     """
+    # imported here, since configs are checked without these libraries
+    from accelerate import Accelerator
+    from transformers import get_scheduler
+
     n_windows = len(lesson.windows_NT)
     n_steps = n_windows * config.n_epochs // config.batch_size
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no" if model.device.type == "cpu" else "bf16")
@@ -98,7 +104,7 @@ def run_steps_in_place(
     return course
 
 
-def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: GradientTraining, accelerator: Accelerator) -> float:
+def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: GradientTraining, accelerator: "Accelerator") -> float:
     """The mean loss of a batch, whose gradients are left on the parameters."""
     total = 0.0
     for start in range(0, len(windows), config.micro_batch):
@@ -138,7 +144,7 @@ class WholeModelTraining(GradientTraining):
 
     def train_in_place(
         self,
-        student: LoadedModel,
+        student: "LoadedModel",
         parameters: dict[str, nn.Parameter],
         lesson: Lesson,
         seed: int,

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.units import stored_weight
 from selfprune.training.base import Trained
 
 
@@ -61,6 +60,8 @@ def trained_parameters(
         rank: of the additions.
         seed: of their first values.
     """
+    from selfprune.models.units import stored_weight  # here, since configs are checked without transformers
+
     model.requires_grad_(False)
     matrices = {f"{unit.name}": stored_weight(model, unit) for unit in units}
     zeros = {name: matrix == 0 for name, matrix in matrices.items() if trained is Trained.FULL and bool((matrix == 0).any())}
