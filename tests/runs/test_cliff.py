@@ -36,6 +36,22 @@ def test_few_runs_close_in_on_the_edge_each_from_the_winner_below_it():
         known.append(sparsity)
 
 
+def test_where_a_task_decides_what_is_open_is_halved():
+    asked = []
+
+    def search(sparsity, before):
+        asked.append(sparsity)
+        worse = {"primary": "acc", "acc": 0.5 if sparsity > 0.62 else 0.9, "acc_stderr": 0.01}
+        rows = {
+            "dense": {"perplexity": 3.0, "tasks": {"t": {**worse, "acc": 0.9}}},
+            "winner": {"perplexity": 3.0, "tasks": {"t": worse}},
+        }
+        return SimpleNamespace(sparsity=sparsity, rows=rows, window_kl=lambda: {"winner": [0.001] * 4})
+
+    walk(search, 0.3, 0.9, 0.05, 0.05)
+    assert asked == [0.3, 0.9, 0.6, 0.75, 0.675, 0.637]
+
+
 @pytest.mark.parametrize(("kl", "n"), [(1.0, 1), (0.001, 2)])
 def test_nothing_more_is_run_where_the_edge_lies_outside(kl, n):
     asked = []

@@ -66,7 +66,10 @@ def walk(search: Search, low: float, high: float, tolerance: float, max_kl: floa
             width = above.sparsity - below.sparsity
             if width <= tolerance + 1e-9:
                 break
-            guess = crossing(below.sparsity, below.kl, above.sparsity, above.kl, max_kl)
+            # where a task decides, the KL tells nothing of the place
+            middle = (below.sparsity + above.sparsity) / 2
+            by_kl = above.kl > max_kl
+            guess = crossing(below.sparsity, below.kl, above.sparsity, above.kl, max_kl) if by_kl else middle
             guess = min(max(guess, below.sparsity + INNER * width), above.sparsity - INNER * width)
             at = round(guess, 3)
             if at in runs:
