@@ -18,6 +18,7 @@ from selfprune.runs.extension import extending_overrides
 from selfprune.runs.main_and_controls import Searches
 from selfprune.runs.preparation import PreparedRun, prepare
 from selfprune.runs.rows.report_rows import Row, measure_rows, reported_allocations, tell_rows
+from selfprune.runs.rows.row_measurer import RowMeasurer
 from selfprune.runs.rows.trained_rows import train_rows
 from selfprune.runs.rows.winner_speed import kept_per_token, winner_speed
 from selfprune.search.search_config import SearchConfig
@@ -67,9 +68,10 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         )
     closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     reported = reported_allocations(prepared, yardsticks, leaders, winner)
-    earlier, measured = measured, measure_rows(prepared, reported, measured)
+    measurer = RowMeasurer(prepared)
+    earlier, measured = measured, measure_rows(prepared, measurer, reported, measured)
     speed = winner_speed(prepared)
-    measured |= train_rows(prepared, reported, earlier)
+    measured |= train_rows(prepared, measurer, reported, earlier)
     results = Results(
         tell_rows(prepared, measured),
         prepared.archive.candidates,
@@ -118,8 +120,9 @@ def _repeat_stage(
     leaders = searches.run_controls(limits) if main else {}
     if winner:
         reported = reported_allocations(prepared, yardsticks, leaders, winner)
-        earlier, measured = measured, measure_rows(prepared, reported, measured, is_repeated=True)
-        measured |= train_rows(prepared, reported, earlier, is_repeated=True)
+        measurer, earlier = RowMeasurer(prepared), measured
+        measured = measure_rows(prepared, measurer, reported, measured, is_repeated=True)
+        measured |= train_rows(prepared, measurer, reported, earlier, is_repeated=True)
     return measured
 
 

@@ -43,7 +43,7 @@ def prepare_targets(
     windows_NT: Tensor,
     batch_size: int,
     folder: Path,
-    on_batch: Callable[[int, int], None] = lambda *_: None,
+    on_batch: Callable[[int], None] = lambda _: None,
 ) -> Targets:
     """Asks the dense model about all windows.
 
@@ -53,7 +53,7 @@ def prepare_targets(
         windows_NT: of the training.
         batch_size: windows of a pass.
         folder: for the files, which are made whole.
-        on_batch: called with the windows done, and all.
+        on_batch: called with the windows done.
 
     Raises:
         ConfigError: when the disk has no room for them.
@@ -81,7 +81,7 @@ def prepare_targets(
                     dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
                     files.append(np.lib.format.open_memmap(folder / f"targets-{i}.npy", "w+", dtype, shape))
                 files[i][start : start + len(tensor)] = tensor.cpu().numpy()
-            on_batch(start + len(tokens_NT), len(windows_NT))
+            on_batch(start + len(tokens_NT))
         for file in files:
             file.flush()  # type: ignore[attr-defined]
     except OSError as error:

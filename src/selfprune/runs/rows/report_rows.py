@@ -1,6 +1,5 @@
 """The rows of the report: every allocation pruned afresh and measured on the report split, the winner saved on the way."""
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +9,11 @@ from typing_extensions import NotRequired, TypedDict
 
 from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.allocations.unit import Allocation
-from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
-from selfprune.evaluators.window_metrics.perplexity import Perplexity
-from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.save import holds_checkpoint
 from selfprune.runs.preparation import PreparedRun
 from selfprune.runs.rows.aside import measured_aside
 from selfprune.runs.rows.final_pruning import prune_afresh, save_winner
+from selfprune.runs.rows.row_measurer import RowMeasurer
 from selfprune.search.search_config import PoolKind
 from selfprune.storage.recorded_files import Metrics, Score
 
@@ -50,12 +47,17 @@ def reported_allocations(
 
 
 def measure_rows(
-    prepared: PreparedRun, allocations: dict[str, Allocation], before: dict[str, Row], is_repeated: bool = False
+    prepared: PreparedRun,
+    measurer: RowMeasurer,
+    allocations: dict[str, Allocation],
+    before: dict[str, Row],
+    is_repeated: bool = False,
 ) -> dict[str, Row]:
     """Prunes afresh for every row, sequentially, and measures on the report split; the winner is saved on the way.
 
     Args:
         prepared: what is shared.
+        measurer: measures them.
         allocations: name of a row -> its allocation.
         before: the rows of an earlier stage, which are not measured again where their allocation is the same.
         is_repeated: whether only what was recorded is read back.
@@ -64,23 +66,18 @@ def measure_rows(
         these rows and, of those that were not recorded, the ones before.
     """
     prepared.scorer.bench.release()
-    loaded, config, folder = prepared.loaded, prepared.config, prepared.folder / "model"
-    metrics = {"kl": KLDivergence(), "nll": Perplexity()}
+    folder = prepared.folder / "model"
     for paragraph in prepared.checkpoint.left_out:
         prepared.display.warn(paragraph)
     rows = dict(before) if is_repeated else {}
     with prepared.display.stage("measuring on the report split", total=len(allocations)) as update:
-        report = WindowEvaluator(metrics, loaded.model, loaded.blocks, prepared.splits.report_NT, config.search.batch_size)
+        if not is_repeated:  # else nothing is measured
+            _ = measurer.evaluator  # now, while the model is dense
 
         def measure(name: str) -> dict[str, Any]:
-            allocation = allocations[name]
-            coverage = prune_afresh(prepared, allocation)
+            coverage = prune_afresh(prepared, allocations[name])
             doubts = save_winner(prepared, coverage) if name == "winner" else []
-            scores = report.evaluate(versions=[name] * len(loaded.blocks))
-            means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
-            tasks = prepared.harness.evaluate(loaded.model, loaded.tokenizer) if config.harness.tasks else {}
-            kl = {"kl": means["kl"], "window_kl": scores["kl"]}
-            return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "warnings": doubts}
+            return {**measurer.measure(prepared.loaded), "warnings": doubts}
 
         kept = [name for name, allocation in allocations.items() if name in before and before[name].allocation == allocation]
         unknown = [name for name in allocations if name not in kept][prepared.journal.n_recorded - prepared.journal.n_recalled :]
@@ -111,13 +108,11 @@ def tell_rows(prepared: PreparedRun, measured: dict[str, Row]) -> list[dict[str,
     """The rows of the report, whose doubts are told."""
     rows = []
     for name, row in measured.items():
-        record: dict[str, Any]
         for doubt in row.record.get("warnings", []):
             prepared.display.warn(doubt)
-        record = {key: value for key, value in row.record.items() if key != "warnings"}
-        sparsity = prepared.space.grid.sparsity(row.allocation)
-        if (counted := record.get("training", {}).get("sparsity")) is not None:
-            sparsity = counted
+        record: dict[str, Any] = {key: value for key, value in row.record.items() if key != "warnings"}
+        counted = row.record.get("training", {}).get("sparsity")
+        sparsity = prepared.space.grid.sparsity(row.allocation) if counted is None else counted
         saved = prepared.space.target.share(row.allocation)
         rows.append({"name": name, "sparsity": sparsity, "saved": saved, **record})
     return rows

@@ -10,8 +10,8 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from selfprune.allocations.unit import Allocation, Item
 from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import draw_training
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
-from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
 from selfprune.exports.save import holds_checkpoint, save_checkpoint
@@ -32,6 +31,7 @@ from selfprune.reports.conclusions import TRAINED
 from selfprune.runs.preparation import PreparedRun
 from selfprune.runs.rows.final_pruning import prune_afresh
 from selfprune.runs.rows.report_rows import Measured, Row
+from selfprune.runs.rows.row_measurer import RowMeasurer
 from selfprune.search.scoring import digest
 from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
 from selfprune.training.base import Lesson
@@ -47,12 +47,17 @@ WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
 def train_rows(
-    prepared: PreparedRun, allocations: Mapping[str, Allocation], before: Mapping[str, Row], is_repeated: bool = False
+    prepared: PreparedRun,
+    measurer: RowMeasurer,
+    allocations: Mapping[str, Allocation],
+    before: Mapping[str, Row],
+    is_repeated: bool = False,
 ) -> dict[str, Row]:
     """Trains the models of the rows that the config names, and measures them as all rows are.
 
     Args:
         prepared: what is shared; its model is made dense.
+        measurer: measures what was trained.
         allocations: row -> what was pruned.
         before: rows of an earlier stage, which are not trained again where their allocation is the same.
         is_repeated: whether only what was recorded is read back.
@@ -70,83 +75,61 @@ def train_rows(
     # a control that scored nothing has no row
     training.check([name for name in allocations if name != "dense"])
     rows: dict[str, Row] = {}
-    teacher = _Teacher(prepared, training)
+    teacher = _Teacher(prepared)
     with prepared.journal.recalling() if is_repeated else nullcontext():
         for name in training.rows:
             title, allocation = name + TRAINED, allocations[name]
             if title in before and before[title].allocation == allocation:
                 rows[title] = before[title]
                 continue
-            train = partial(_train_and_measure, prepared, training, teacher, name, allocation)
+            train = partial(_train_and_measure, prepared, measurer, teacher, name, allocation)
             rows[title] = Row(allocation, prepared.journal.once({"row": title}, train, Measured))
     if not is_repeated:
         shutil.rmtree(prepared.folder / WORK, ignore_errors=True)
     return rows
 
 
+@dataclass
 class _Teacher:
     """What the dense model says, asked when it is first needed.
 
-    Args:
-        prepared: what is shared.
-        training: what is to be known.
+    Attributes:
+        prepared: what is shared; its model is dense when something is asked.
     """
 
-    def __init__(self, prepared: PreparedRun, training: GradientTraining) -> None:
-        self._prepared, self._training = prepared, training
-        self._lesson: tuple[Tensor, Targets | None] | None = None
-        self._evaluators: tuple[WindowEvaluator, WindowEvaluator] | None = None
+    prepared: PreparedRun
 
-    @property
+    @cached_property
     def lesson(self) -> tuple[Tensor, Targets | None]:
         """The windows of the training, and the answers to them."""
-        if self._lesson is None:
-            config, loaded = self._prepared.config, self._prepared.loaded
-            n_windows = self._training.n_windows(config.data.n_tokens_per_window)
-            writer = text_writer(loaded.model, loaded.tokenizer, config.data)
-            windows_NT = draw_training(
-                config.data, loaded.tokenizer, config.seed, n_windows, self._prepared.splits, writer, max_positions(loaded.model)
-            )
-            self._prepared.store.restore()
-            metric = self._training.metric()
-            if metric is None:
-                self._lesson = windows_NT, None
-                return self._lesson
-            with self._prepared.display.stage("asking the dense model", total=n_windows) as update:
-                targets = prepare_targets(
-                    metric,
-                    loaded.model,
-                    windows_NT,
-                    config.search.batch_size,
-                    self._prepared.folder / WORK,
-                    lambda done, _: update(done),
-                )
-            self._lesson = windows_NT, targets
-        return self._lesson
+        config, loaded = self.prepared.config, self.prepared.loaded
+        n_windows = config.training.n_windows(config.data.n_tokens_per_window)
+        writer = text_writer(loaded.model, loaded.tokenizer, config.data)
+        windows_NT = draw_training(
+            config.data, loaded.tokenizer, config.seed, n_windows, self.prepared.splits, writer, max_positions(loaded.model)
+        )
+        metric = config.training.metric()
+        if metric is None:
+            return windows_NT, None
+        with self.prepared.display.stage("asking the dense model", total=n_windows) as update:
+            work = self.prepared.folder / WORK
+            return windows_NT, prepare_targets(metric, loaded.model, windows_NT, config.search.batch_size, work, update)
 
-    @property
-    def evaluators(self) -> tuple[WindowEvaluator, WindowEvaluator]:
-        """On the search windows, which checks look at, and on the report split."""
-        if self._evaluators is None:
-            config, loaded, splits = self._prepared.config, self._prepared.loaded, self._prepared.splits
-            self._prepared.store.restore()
-            kl: dict[str, Any] = {"kl": KLDivergence()}
-            search_NT = splits.search_NT[: config.n_search_windows]
-            self._evaluators = (
-                WindowEvaluator(kl, loaded.model, loaded.blocks, search_NT, config.search.batch_size),
-                WindowEvaluator(
-                    kl | {"nll": Perplexity()}, loaded.model, loaded.blocks, splits.report_NT, config.search.batch_size
-                ),
-            )
-        return self._evaluators
+    @cached_property
+    def on_search(self) -> WindowEvaluator:
+        """The search windows, which checks look at."""
+        config, loaded = self.prepared.config, self.prepared.loaded
+        search_NT = self.prepared.splits.search_NT[: config.n_search_windows]
+        return WindowEvaluator({"kl": KLDivergence()}, loaded.model, loaded.blocks, search_NT, config.search.batch_size)
 
 
 def _train_and_measure(
-    prepared: PreparedRun, training: GradientTraining, teacher: _Teacher, name: str, allocation: Allocation
+    prepared: PreparedRun, measurer: RowMeasurer, teacher: _Teacher, name: str, allocation: Allocation
 ) -> dict[str, Any]:
+    training: GradientTraining = prepared.config.training
     with _student(prepared, name, allocation) as student:
-        (windows_NT, targets), (on_search, on_report) = teacher.lesson, teacher.evaluators
-        check = on_search.on(student.model, student.blocks)
+        windows_NT, targets = teacher.lesson
+        check = teacher.on_search.on(student.model, student.blocks)
 
         def score() -> float:
             values = check.evaluate(range(len(student.blocks)))["kl"]
@@ -171,14 +154,8 @@ def _train_and_measure(
         if name == "winner":
             _save(prepared, student)
         with prepared.display.stage(f"measuring {name} after training"):
-            measured = on_report.on(student.model, student.blocks)
-            scores = measured.evaluate(range(len(student.blocks)))
-            means = {metric: math.fsum(values) / len(values) for metric, values in scores.items()}
-            harness = prepared.harness
-            tasks = harness.evaluate(student.model, student.tokenizer) if prepared.config.harness.tasks else {}
-        told = {**asdict(course), "sparsity": _sparsity(prepared, student)}
-        kl = {"kl": means["kl"], "window_kl": scores["kl"]}
-        return {**kl, "perplexity": math.exp(means["nll"]), "tasks": tasks, "training": told}
+            measured = measurer.measure(student)
+        return {**measured, "training": {**asdict(course), "sparsity": _sparsity(prepared, student)}}
 
 
 def _work(prepared: PreparedRun, name: str, allocation: Allocation) -> Path:
@@ -199,7 +176,6 @@ def _student(prepared: PreparedRun, name: str, allocation: Allocation) -> Iterat
     try:
         yield student
     finally:
-        del student
         gc.collect()
 
 
