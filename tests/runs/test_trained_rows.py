@@ -129,3 +129,12 @@ def test_an_extended_run_trains_the_winner_of_its_end_and_resumes(run_small, pyt
     is_same = rows["winner"]["kl"] == first["winner"]["kl"]
     assert (again == first["winner trained"]["training"]["scores"][0]) == is_same
     assert (tmp_path / "run/trained/config.json").exists()
+
+
+def test_a_model_of_sixteen_bits_is_measured_as_it_is_saved(run_small, tmp_path):
+    _, rows = run_small("run", *TRAINING, "model.dtype=BFLOAT16", "training.rows=[winner,uniform]")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run/trained", dtype="auto")
+    assert str(trained.dtype) == "torch.bfloat16"
+    assert json.loads((tmp_path / "run/trained/config.json").read_text())["dtype"] == "bfloat16"
+    assert {name for name in rows if name.endswith(" trained")} == {"winner trained", "uniform trained"}
+    assert zeros_of(tmp_path / "run/trained") == zeros_of(tmp_path / "run/model")

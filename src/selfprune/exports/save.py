@@ -1,11 +1,10 @@
 """Saves a pruned model that is held as a whole as an ordinary Hugging Face checkpoint."""
 
 import json
-import shutil
 from pathlib import Path
 
 from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
-from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
+from selfprune.storage.whole_files import RESUME_A_RUN, whole_folder
 
 
 def save_checkpoint(checkpoint: PrunedCheckpoint, folder: Path) -> None:
@@ -20,19 +19,10 @@ def save_checkpoint(checkpoint: PrunedCheckpoint, folder: Path) -> None:
     Raises:
         SelfpruneError: when the disk is full or the folder cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(folder) as partial:
         for name in checkpoint.files:
             checkpoint.write_file(name, partial, RESUME_A_RUN)
         checkpoint.write_rest(partial, RESUME_A_RUN)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def holds_checkpoint(folder: Path) -> bool:

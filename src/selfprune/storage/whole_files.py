@@ -1,21 +1,24 @@
-"""Files that appear whole or not at all, and the paragraph for a write that failed."""
+"""Files and folders that appear whole or not at all, and the paragraph for a write that failed."""
 
 import contextlib
 import errno
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from selfprune.errors import SelfpruneError
 
 RESUME_A_RUN = "continue with `python -m selfprune resume=<run folder>`"
 
 
-def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) -> None:
+def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object], remedy: str = RESUME_A_RUN) -> None:
     """Writes a file so that it appears whole or not at all.
 
     Args:
         path: the file.
-        content: what it will hold.
+        content: what it will hold, or what writes it, and raises OSError where it cannot.
         remedy: what to do when that fails, as `disk_error` takes it.
 
     Raises:
@@ -24,7 +27,10 @@ def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) ->
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -32,6 +38,30 @@ def write_whole(path: Path, content: str | bytes, remedy: str = RESUME_A_RUN) ->
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise disk_error(path, error, remedy) from error
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, remedy: str = RESUME_A_RUN) -> Iterator[Path]:
+    """While open, gives an empty folder to write into, which then takes the place of `folder`; or leaves no trace.
+
+    Args:
+        folder: replaced if it exists.
+        remedy: what to do when that fails, as `disk_error` takes it.
+
+    Raises:
+        SelfpruneError: when the disk is full or the folder cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise disk_error(folder, error, remedy) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def disk_error(path: Path, error: OSError, remedy: str = RESUME_A_RUN) -> SelfpruneError:

@@ -1,15 +1,15 @@
 """What a training keeps on disk: the weights of its best check, and all that it goes on from."""
 
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import nn
 
 from selfprune.errors import ConfigError
-from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
+from selfprune.storage.whole_files import disk_error, write_whole
 
 Kept = TypeVar("Kept")
 BEST, STATE = "best.pt", "state.pt"
@@ -30,7 +30,7 @@ class KeptState:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise disk_error(folder, error, RESUME_A_RUN) from error
+            raise disk_error(folder, error) from error
 
     def resume(self, kind: Callable[..., Kept]) -> tuple[int, Kept]:
         """The step to go on from, and what was kept beside it; the first, and a new one, where nothing was kept.
@@ -97,17 +97,7 @@ class KeptState:
         return found
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        partial = self._folder / f".{name}.partial"
-        try:
-            with partial.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._folder / name)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            cause = error if isinstance(error, OSError) else OSError(str(error))
-            raise disk_error(self._folder / name, cause, RESUME_A_RUN) from error
+        write_whole(self._folder / name, partial(_save, content))
 
     def _refusal(self, path: Path, error: Exception) -> ConfigError:
         return ConfigError(
@@ -115,3 +105,10 @@ class KeptState:
             f"{' '.join(str(error).split())[:200]}); remove {self._folder}, and resume the run: the training begins anew, and "
             "the pruned model is as it was"
         )
+
+
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # as torch says that the disk is full
+        raise OSError(str(error)) from error

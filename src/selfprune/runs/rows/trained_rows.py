@@ -33,7 +33,7 @@ from selfprune.runs.rows.final_pruning import prune_afresh
 from selfprune.runs.rows.report_rows import Measured, Row
 from selfprune.runs.rows.row_measurer import RowMeasurer
 from selfprune.search.scoring import digest
-from selfprune.storage.whole_files import RESUME_A_RUN, disk_error
+from selfprune.storage.whole_files import whole_folder
 from selfprune.training.base import Lesson
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.targets import Targets, prepare_targets
@@ -151,6 +151,8 @@ def _train_and_measure(
                 _work(prepared, name, allocation),
                 lambda done, _, note: update(done, note),
             )
+        for parameter in student.model.parameters():  # not the buffers, whose format is the model's own choice
+            parameter.data = parameter.data.to(prepared.loaded.model.dtype)
         if name == "winner":
             _save(prepared, student)
         with prepared.display.stage(f"measuring {name} after training"):
@@ -189,19 +191,10 @@ def _sparsity(prepared: PreparedRun, student: LoadedModel) -> float | None:
 
 
 def _save(prepared: PreparedRun, student: LoadedModel) -> None:
-    """Writes the trained winner as a checkpoint beside the pruned one, with the same files and in the same number format."""
-    source, folder = prepared.folder / "model", prepared.folder / FOLDER
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*WEIGHTS))
-        kept_config = {path.name: path.read_bytes() for path in partial.glob("*config.json")}
-        student.model.to(prepared.loaded.model.dtype).save_pretrained(partial)
-        for name, content in kept_config.items():
-            (partial / name).write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise disk_error(folder, error, RESUME_A_RUN) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Writes the trained winner as a checkpoint beside the pruned one, with the same files."""
+    with whole_folder(prepared.folder / FOLDER) as partial:
+        shutil.copytree(prepared.folder / "model", partial, ignore=shutil.ignore_patterns(*WEIGHTS), dirs_exist_ok=True)
+        kept = {path: path.read_bytes() for path in partial.glob("*config.json")}
+        student.model.save_pretrained(partial)
+        for path, content in kept.items():
+            path.write_bytes(content)
