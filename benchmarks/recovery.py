@@ -76,7 +76,8 @@ def measure(arguments: argparse.Namespace) -> None:
                 matrix[torch.rand(matrix.shape, generator=generator) < 0.5] = 0
         with trained_parameters(loaded.model, loaded.units, config.trained, config.rank, 0) as parameters:
             if arguments.way == "ours":
-                course = config.train_in_place(loaded, parameters, Lesson(windows_NT, targets, lambda: 1.0), 0, Path(folder))
+                lesson = Lesson(windows_NT, targets, lambda: 1.0, loaded, 0, Path(folder))
+                course = config.train_in_place(loaded, parameters, lesson)
                 seconds = course.seconds
             else:
                 seconds = plain(loaded.model, parameters, windows_NT, targets, config, dense.model if empty else None)

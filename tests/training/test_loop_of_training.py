@@ -48,13 +48,15 @@ def lesson_of(loaded, metric=None, check=None):
         logits = loaded.model(WINDOWS_NT).logits
         return float(metric.window_scores(logits, WINDOWS_NT, metric.prepare(logits, WINDOWS_NT)).mean())
 
-    return Lesson(WINDOWS_NT, Targets(metric, ()), check or score)
+    return {"targets": Targets(metric, ()), "check": check or score}
 
 
 def trained(loaded, folder, config=None, lesson=None, on_step=lambda *_: None):
     config = config or NextToken(**SMALL)
     with trained_parameters(loaded.model, loaded.units, config.trained, config.rank, seed=0) as parameters:
-        return config.train_in_place(loaded, parameters, lesson or lesson_of(loaded), 0, folder, on_step)
+        given = lesson or lesson_of(loaded)
+        lesson = Lesson(WINDOWS_NT, **given, dense=loaded, seed=0, folder=folder, on_step=on_step)
+        return config.train_in_place(loaded, parameters, lesson)
 
 
 def weights_of(loaded):
@@ -90,7 +92,7 @@ def test_a_training_that_was_killed_twice_ends_with_the_very_same_weights(pruned
     course = trained(whole, tmp_path / "whole", config)
 
     def killed_after(n):
-        def on_step(step, n_steps, note):
+        def on_step(step, note):
             if step == n:
                 raise Stopped
 
@@ -209,7 +211,7 @@ def test_distillation_brings_the_pruned_model_nearer_to_the_dense_one(load_tiny,
     def kl():
         return float(targets.scores(loaded.model(WINDOWS_NT).logits, WINDOWS_NT, range(12)).mean())
 
-    course = trained(loaded, tmp_path / "state", config, Lesson(WINDOWS_NT, targets, kl))
+    course = trained(loaded, tmp_path / "state", config, {"targets": targets, "check": kl})
     assert kl() == course.scores[course.best] < 0.7 * course.scores[0]
 
 

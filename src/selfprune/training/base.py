@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfprune.errors import ConfigError
 from selfprune.training.targets import Targets
@@ -18,8 +18,8 @@ from selfprune.training.targets import Targets
 if TYPE_CHECKING:
     from selfprune.models.loading import LoadedModel
 
-OnStep = Callable[[int, int, str], None]
-"""Called with the steps done, all steps, and a note."""
+OnStep = Callable[[int, str], None]
+"""Called with the steps done, and a note."""
 
 
 class Trained(str, Enum):
@@ -51,19 +51,25 @@ class Course:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a model learns from.
+    """What a model learns from, and where its state is kept meanwhile.
 
     Attributes:
         windows_NT: tokens.
         targets: what the metric knows of them; None where there is no metric.
         check: scores the model as it stands, lower is better.
         dense: the dense model, which is left alone.
+        seed: of the order of the windows.
+        folder: for what a killed training goes on from.
+        on_step: called after every step.
     """
 
     windows_NT: Tensor
     targets: Targets | None
     check: Callable[[], float]
-    dense: "LoadedModel | None" = None
+    dense: "LoadedModel"
+    seed: int
+    folder: Path
+    on_step: OnStep = lambda *_: None
 
 
 class Training(ABC):
@@ -85,31 +91,6 @@ class Training(ABC):
             raise ConfigError(
                 f"training.rows names {unknown[0]}, but the pruned rows of the report are {', '.join(names)}; name some of these"
             )
-
-    def train_in_place(
-        self,
-        student: "LoadedModel",
-        parameters: dict[str, nn.Parameter],
-        lesson: Lesson,
-        seed: int,
-        folder: Path,
-        on_step: OnStep = lambda *_: None,
-    ) -> Course:
-        """Trains a model, and leaves it with the weights of its best check.
-
-        Args:
-            student: in evaluation mode.
-            parameters: what is trained of it.
-            lesson: windows, targets and checks.
-            seed: of the order of the windows.
-            folder: for what a killed training goes on from.
-            on_step: called after every step.
-
-        Raises:
-            ConfigError: when the folder holds a broken state, or the model cannot be trained so.
-            SelfpruneError: when the disk is full.
-        """
-        return Course()
 
     def held_bytes(self, n_parameters: int) -> int:
         """Memory beside the dense model while a model is trained."""

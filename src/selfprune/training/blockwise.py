@@ -14,15 +14,14 @@ Shape suffixes: N windows, T tokens, D hidden width.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from selfprune.errors import ConfigError
-from selfprune.training.base import Course, Lesson, OnStep
+from selfprune.training.base import Course, Lesson
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.kept_state import KeptState
 
@@ -48,27 +47,22 @@ class Blockwise(GradientTraining):
     def metric(self) -> None:
         """The dense model's answers are not asked, but what its blocks put out."""
 
-    def train_in_place(
-        self,
-        student: "LoadedModel",
-        parameters: dict[str, nn.Parameter],
-        lesson: Lesson,
-        seed: int,
-        folder: Path,
-        on_step: OnStep = lambda *_: None,
-    ) -> Course:
-        """See `Training`."""
+    def n_steps(self, n_windows: int, n_blocks: int) -> int:
+        """One for every block."""
+        return n_blocks
+
+    def train_in_place(self, student: "LoadedModel", parameters: dict[str, nn.Parameter], lesson: Lesson) -> Course:
+        """See `GradientTraining`."""
         from selfprune.models.blocks.walk import walk_blocks  # here, since configs are checked without transformers
 
         dense = lesson.dense
-        assert dense is not None
         if len(dense.blocks) != len(student.blocks):
             raise ConfigError(
                 f"training=blockwise compares blocks of the dense model with those of the pruned one, but the former has "
                 f"{len(dense.blocks)} and the latter {len(student.blocks)}, since whole blocks went; choose training=distillation"
             )
-        kept = KeptState(folder, parameters, _Nothing(), _Nothing())
-        first, course = kept.resume(Course)
+        kept = KeptState(lesson.folder, parameters, {})  # every block begins an optimiser of its own
+        first, course = kept.resume()
         if not course.scores:
             course.scores.append(lesson.check())
             kept.keep_best()
@@ -78,11 +72,11 @@ class Blockwise(GradientTraining):
             if index >= first:
                 began = time.perf_counter()
                 own = {name: p for name, p in parameters.items() if name.startswith(student.block_prefix(index))}
-                before, after = self._fit(ours, theirs.hidden, own, seed)
+                before, after = self._fit(ours, theirs.hidden, own, lesson.seed)
                 course.seconds += time.perf_counter() - began
                 course.n_tokens = self.n_windows(lesson.windows_NT.shape[1]) * lesson.windows_NT.shape[1] * self.n_epochs
-                kept.keep(index + 1, asdict(course))
-                on_step(index + 1, len(student.blocks), f"relative error {before:.3g} -> {after:.3g}")
+                kept.keep(index + 1, course)
+                lesson.on_step(index + 1, f"relative error {before:.3g} -> {after:.3g}")
             ours.forward()
         course.scores.append(lesson.check())
         if course.scores[-1] < course.scores[0]:
@@ -96,8 +90,6 @@ class Blockwise(GradientTraining):
         self, visit: "BlockVisit", targets: Sequence[Tensor], parameters: dict[str, nn.Parameter], seed: int
     ) -> tuple[float, float]:
         """Trains one block; its relative error on the windows that are held out, before and after."""
-        from transformers import get_scheduler
-
         train = [i for i in range(len(targets)) if i % HELD_OUT or len(targets) < HELD_OUT]
         held_out = [i for i in range(len(targets)) if i not in train] or train
         best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -106,8 +98,7 @@ class Blockwise(GradientTraining):
             return before, before
         n_together = self.batch_size // self.micro_batch
         n_steps = max(1, len(train) * self.n_epochs // n_together)
-        optimizer = torch.optim.AdamW(parameters.values(), self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay)
-        schedule = get_scheduler("cosine", optimizer, math.ceil(0.05 * n_steps), n_steps)
+        optimizer, schedule = self.optimizer(parameters.values(), n_steps)
         generator = torch.Generator().manual_seed(seed + visit.index)
         for _ in range(n_steps):
             for place in torch.randint(len(train), (n_together,), generator=generator).tolist():
@@ -125,16 +116,6 @@ class Blockwise(GradientTraining):
                 for name, parameter in parameters.items():
                     parameter.copy_(best[name])
         return before, after
-
-
-class _Nothing:
-    """Stands where a block's optimiser would: every block begins its own."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
 
 
 def _run(visit: "BlockVisit", batch: int) -> Tensor:

@@ -1,12 +1,23 @@
 """What all trainings by gradients share: how long, how fast, and of what."""
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
 
 from selfprune.errors import ConfigError
 from selfprune.evaluators.window_metrics.base import WindowMetric
-from selfprune.training.base import Trained, Training
+from selfprune.training.base import Course, Lesson, Trained, Training
+
+if TYPE_CHECKING:
+    from selfprune.models.loading import LoadedModel
+
+WARM_UP = 0.05
+"""Share of all steps over which the learning rate rises."""
 
 
 @dataclass
@@ -67,6 +78,36 @@ class GradientTraining(Training):
     @abstractmethod
     def metric(self) -> WindowMetric | None:
         """What falls as the model learns, with what it must know of the dense model's answers; None where these are not asked."""
+
+    @abstractmethod
+    def train_in_place(self, student: "LoadedModel", parameters: dict[str, nn.Parameter], lesson: Lesson) -> Course:
+        """Trains a model, and leaves it with the weights of its best check.
+
+        Args:
+            student: in evaluation mode.
+            parameters: what is trained of it.
+            lesson: windows, targets and checks.
+
+        Raises:
+            ConfigError: when the lesson's folder holds a broken state, or the model cannot be trained so.
+            SelfpruneError: when the disk is full.
+        """
+
+    def n_steps(self, n_windows: int, n_blocks: int) -> int:
+        """How many steps are told.
+
+        Args:
+            n_windows: that differ.
+            n_blocks: of the pruned model.
+        """
+        return n_windows * self.n_epochs // self.batch_size
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], n_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW, and the schedule of its learning rate over so many steps."""
+        from transformers import get_scheduler  # here, since configs are checked without transformers
+
+        optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay)
+        return optimizer, get_scheduler("cosine", optimizer, math.ceil(WARM_UP * n_steps), n_steps)
 
     def n_windows(self, n_tokens_per_window: int) -> int:
         """Windows that differ, for one epoch in whole batches, at least one."""

@@ -1,17 +1,18 @@
 """What a training keeps on disk: the weights of its best check, and all that it goes on from."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from selfprune.errors import ConfigError
 from selfprune.storage.whole_files import disk_error, write_whole
+from selfprune.training.base import Course
 
-Kept = TypeVar("Kept")
 BEST, STATE = "best.pt", "state.pt"
 
 
@@ -21,49 +22,42 @@ class KeptState:
     Args:
         folder: for them; made when absent.
         parameters: what is trained.
-        optimizer: of them.
-        schedule: of its learning rate.
+        others: name -> what has a state besides, such as an optimiser.
     """
 
-    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, schedule: Any) -> None:
-        self._folder, self._parameters, self._optimizer, self._schedule = folder, parameters, optimizer, schedule
+    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], others: Mapping[str, Any]) -> None:
+        self._folder, self._parameters, self._others = folder, parameters, others
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(folder, error) from error
 
-    def resume(self, kind: Callable[..., Kept]) -> tuple[int, Kept]:
-        """The step to go on from, and what was kept beside it; the first, and a new one, where nothing was kept.
+    def resume(self) -> tuple[int, Course]:
+        """The step to go on from, and the course up to it; the first, and a new one, where nothing was kept.
 
         Raises:
             ConfigError: when the file cannot be read.
         """
         path = self._folder / STATE
         if not path.exists() or not (self._folder / BEST).exists():
-            return 0, kind()
+            return 0, Course()
         state = self._read(path)
         try:
             self._load(state["parameters"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._schedule.load_state_dict(state["schedule"])
-            return int(state["step"]), kind(**state["beside"])
+            for name, other in self._others.items():
+                other.load_state_dict(state[name])
+            return int(state["step"]), Course(**state["course"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise self._refusal(path, error) from error
 
-    def keep(self, step: int, beside: dict[str, Any]) -> None:
+    def keep(self, step: int, course: Course) -> None:
         """Keeps everything after a step.
 
         Raises:
             SelfpruneError: when the disk is full.
         """
-        state = {
-            "step": step,
-            "beside": beside,
-            "parameters": self._values(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-        }
-        self._write(STATE, state)
+        others = {name: other.state_dict() for name, other in self._others.items()}
+        self._write(STATE, {"step": step, "course": asdict(course), "parameters": self._values(), **others})
 
     def keep_best(self) -> None:
         """Keeps the weights as they stand as the best."""

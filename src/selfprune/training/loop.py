@@ -9,14 +9,13 @@ Shape suffixes: N windows, T tokens, V vocabulary.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from selfprune.training.base import Course, Lesson, OnStep
+from selfprune.training.base import Course, Lesson
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.kept_state import KeptState
 
@@ -25,83 +24,57 @@ if TYPE_CHECKING:
 
     from selfprune.models.loading import LoadedModel
 
-WARM_UP = 0.05
-"""Share of all steps over which the learning rate rises."""
 
+@dataclass
+class WholeModelTraining(GradientTraining):
+    """A training whose every step is one of the whole model."""
 
-def run_steps_in_place(
-    model: Any,
-    parameters: dict[str, nn.Parameter],
-    lesson: Lesson,
-    config: GradientTraining,
-    seed: int,
-    folder: Path,
-    on_step: OnStep = lambda *_: None,
-) -> Course:
-    """Trains a model, and leaves it with the weights of its best check.
+    def train_in_place(self, student: "LoadedModel", parameters: dict[str, nn.Parameter], lesson: Lesson) -> Course:
+        """See `GradientTraining`."""
+        from accelerate import Accelerator  # here, since configs are checked without accelerate
 
-    Args:
-        model: in evaluation mode.
-        parameters: what is trained of it.
-        lesson: windows, targets and checks.
-        config: how.
-        seed: of the order of the windows.
-        folder: for what a killed training goes on from.
-        on_step: called with the steps done, all steps, and a note.
-
-    Returns:
-        its course.
-
-    Raises:
-        ConfigError: when the folder holds a broken state.
-        SelfpruneError: when the disk is full.
-    """
-    # imported here, since configs are checked without these libraries
-    from accelerate import Accelerator
-    from transformers import get_scheduler
-
-    n_windows = len(lesson.windows_NT)
-    n_steps = n_windows * config.n_epochs // config.batch_size
-    accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no" if model.device.type == "cpu" else "bf16")
-    optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    schedule = get_scheduler("cosine", optimizer, math.ceil(WARM_UP * n_steps), n_steps)
-    kept = KeptState(folder, parameters, optimizer, schedule)
-    first, course = kept.resume(Course)
-    if not course.scores:
-        course.scores.append(lesson.check())
-        kept.keep_best()
-    checks = {round(n_steps * (i + 1) / config.n_checks) for i in range(config.n_checks)} - {0}
-    if config.checkpoint_blocks:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-    for step in range(first, n_steps):
-        if _is_over(course, config):
-            break
-        began = time.perf_counter()
-        windows = _order(step, n_windows, config.batch_size, seed)
-        loss = _step(model, windows, lesson, config, accelerator)
-        norm = accelerator.clip_grad_norm_(parameters.values(), config.max_gradient_norm)
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            course.ending = f"the loss was not finite at step {step + 1} of {n_steps}"
-            break
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        course.seconds += time.perf_counter() - began
-        course.n_tokens += config.batch_size * lesson.windows_NT.shape[1]
-        if step + 1 in checks:
-            course.scores.append(score := lesson.check())
-            if score < course.scores[course.best]:
-                course.best = len(course.scores) - 1
-                kept.keep_best()
-            kept.keep(step + 1, asdict(course))
-        rate = course.n_tokens / course.seconds
-        on_step(step + 1, n_steps, f"loss {loss:.4g}, {rate:,.0f} tokens a second, best check {min(course.scores):.4g}")
-    if config.checkpoint_blocks:
-        model.gradient_checkpointing_disable()
-        model.eval()
-    kept.restore_best()
-    return course
+        model: Any = student.model
+        n_windows = len(lesson.windows_NT)
+        n_steps = self.n_steps(n_windows, len(student.blocks))
+        accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no" if model.device.type == "cpu" else "bf16")
+        optimizer, schedule = self.optimizer(parameters.values(), n_steps)
+        kept = KeptState(lesson.folder, parameters, {"optimizer": optimizer, "schedule": schedule})
+        first, course = kept.resume()
+        if not course.scores:
+            course.scores.append(lesson.check())
+            kept.keep_best()
+        checks = {round(n_steps * (i + 1) / self.n_checks) for i in range(self.n_checks)} - {0}
+        if self.checkpoint_blocks:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
+        for step in range(first, n_steps):
+            if _is_over(course, self):
+                break
+            began = time.perf_counter()
+            windows = _order(step, n_windows, self.batch_size, lesson.seed)
+            loss = _step(model, windows, lesson, self, accelerator)
+            norm = accelerator.clip_grad_norm_(parameters.values(), self.max_gradient_norm)
+            if not math.isfinite(loss) or not math.isfinite(float(norm)):
+                course.ending = f"the loss was not finite at step {step + 1} of {n_steps}"
+                break
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            course.seconds += time.perf_counter() - began
+            course.n_tokens += self.batch_size * lesson.windows_NT.shape[1]
+            if step + 1 in checks:
+                course.scores.append(score := lesson.check())
+                if score < course.scores[course.best]:
+                    course.best = len(course.scores) - 1
+                    kept.keep_best()
+                kept.keep(step + 1, course)
+            rate = course.n_tokens / course.seconds
+            lesson.on_step(step + 1, f"loss {loss:.4g}, {rate:,.0f} tokens a second, best check {min(course.scores):.4g}")
+        if self.checkpoint_blocks:
+            model.gradient_checkpointing_disable()
+            model.eval()
+        kept.restore_best()
+        return course
 
 
 def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: GradientTraining, accelerator: "Accelerator") -> float:
@@ -136,20 +109,3 @@ def _is_over(course: Course, config: GradientTraining) -> bool:
     else:
         return False
     return True
-
-
-@dataclass
-class WholeModelTraining(GradientTraining):
-    """A training whose every step is one of the whole model."""
-
-    def train_in_place(
-        self,
-        student: "LoadedModel",
-        parameters: dict[str, nn.Parameter],
-        lesson: Lesson,
-        seed: int,
-        folder: Path,
-        on_step: OnStep = lambda *_: None,
-    ) -> Course:
-        """See `Training`."""
-        return run_steps_in_place(student.model, parameters, lesson, self, seed, folder, on_step)

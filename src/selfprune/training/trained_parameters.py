@@ -62,26 +62,22 @@ def trained_parameters(
     """
     from selfprune.models.units import stored_weight  # here, since configs are checked without transformers
 
-    model.requires_grad_(False)
-    matrices = {f"{unit.name}": stored_weight(model, unit) for unit in units}
-    zeros = {name: matrix == 0 for name, matrix in matrices.items() if trained is Trained.FULL and bool((matrix == 0).any())}
+    matrices = [stored_weight(model, unit) for unit in units]
+    model.requires_grad_(trained is Trained.FULL)
     hooks, parametrized = [], []
     if trained is Trained.FULL:
-        model.requires_grad_(True)
-        for name, zero_RC in zeros.items():
-            hooks.append(matrices[name].register_hook(partial(_without, zero_RC)))  # type: ignore[no-untyped-call]
+        for matrix in matrices:
+            if bool((zero_RC := matrix == 0).any()):
+                hooks.append(matrix.register_hook(partial(_without, zero_RC)))  # type: ignore[no-untyped-call]
     else:
         generator = torch.Generator().manual_seed(seed)
         of_parameter = {id(parameter): name for name, parameter in model.named_parameters()}
-        for matrix in matrices.values():
+        for matrix in matrices:
             path, _, attribute = of_parameter[id(matrix)].rpartition(".")
             owner = model.get_submodule(path)
             addition = LowRank(matrix.detach(), rank, trained is Trained.HIRA, generator)
             parametrize.register_parametrization(owner, attribute, addition)
             parametrized.append((owner, attribute))
-        model.requires_grad_(False)
-        for owner, attribute in parametrized:
-            owner.parametrizations[attribute][0].requires_grad_(True)  # type: ignore[index]
     try:
         yield {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     finally:

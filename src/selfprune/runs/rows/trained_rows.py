@@ -136,21 +136,14 @@ def _train_and_measure(
             check.forward.clear()
             return math.fsum(values) / len(values)
 
-        units, seed = student.units, prepared.config.seed
+        units, seed, n_steps = student.units, prepared.config.seed, training.n_steps(len(windows_NT), len(student.blocks))
         with (
-            prepared.display.stage(
-                f"training {name}", total=len(windows_NT) * training.n_epochs // training.batch_size
-            ) as update,
+            prepared.display.stage(f"training {name}", total=n_steps) as update,
             trained_parameters(student.model, units, training.trained, training.rank, seed) as parameters,
         ):
-            course = training.train_in_place(
-                student,
-                parameters,
-                Lesson(windows_NT, targets, score, prepared.loaded),
-                seed,
-                _work(prepared, name, allocation),
-                lambda done, _, note: update(done, note),
-            )
+            work = _work(prepared, name, allocation)
+            lesson = Lesson(windows_NT, targets, score, prepared.loaded, seed, work, update)
+            course = training.train_in_place(student, parameters, lesson)
         for parameter in student.model.parameters():  # not the buffers, whose format is the model's own choice
             parameter.data = parameter.data.to(prepared.loaded.model.dtype)
         if name == "winner":
