@@ -25,6 +25,7 @@ from selfprune.checkpoints import source as checkpoint_source
 from selfprune.embedded.corpus import write_corpus
 from selfprune.models.loading import LoadedModel, load_model
 from selfprune.models.model_config import DType, ModelConfig
+from selfprune.models.units import weight_view
 
 # Bars of fixtures would stand in what a test captures.
 disable_progress_bar()
@@ -165,6 +166,21 @@ def load_tiny(
         return deepcopy(loaded, {id(loaded.tokenizer): loaded.tokenizer})
 
     return copy_of
+
+
+@pytest.fixture(scope="session")
+def load_sparse(load_tiny: Callable[..., LoadedModel]) -> Callable[..., LoadedModel]:
+    """Gives a family's tiny model with a share of the weights of its units removed at random."""
+
+    @torch.no_grad()
+    def load(family: str, sparsity: float) -> LoadedModel:
+        loaded = load_tiny(family)
+        for i, unit in enumerate(loaded.units):
+            matrix = weight_view(loaded.model, unit)
+            matrix[torch.rand(matrix.shape, generator=torch.Generator().manual_seed(i)) < sparsity] = 0
+        return loaded
+
+    return load
 
 
 @pytest.fixture

@@ -26,18 +26,8 @@ class Stopped(Exception):  # noqa: N818 - a kill, and no error
 
 
 @pytest.fixture
-def pruned(load_tiny):
-    """Gives a family's tiny model with half of the weights of its units removed."""
-
-    @torch.no_grad()
-    def load(family="llama"):
-        loaded = load_tiny(family)
-        for i, unit in enumerate(loaded.units):
-            matrix = weight_view(loaded.model, unit)
-            matrix[torch.rand(matrix.shape, generator=torch.Generator().manual_seed(i)) < 0.5] = 0
-        return loaded
-
-    return load
+def pruned(load_sparse):
+    return lambda family="llama": load_sparse(family, 0.5)
 
 
 def lesson_of(loaded, metric=None, check=None):

@@ -112,10 +112,9 @@ def draw_training(
     taken = {hashlib.sha256(token_bytes(window_T)).digest() for windows_NT in splits for window_T in windows_NT}
     texts = SplitTexts(replace(config, n_calibration=n_windows), tokenizer, seed, generate)
     try:
-        return _deal(texts, "calibration", before.start, taken)
+        return _deal(texts, "calibration", before.start, taken, "training.n_tokens, raise training.n_epochs, or lower")
     except DataError as error:
-        said = str(error).replace("lower data.n_calibration or", "lower training.n_tokens, raise training.n_epochs, or lower")
-        raise DataError(f"training needs text that is in no split: {said}") from error
+        raise DataError(f"training needs text that is in no split: {error}") from error
 
 
 def _draw(
@@ -130,7 +129,7 @@ def _draw(
     texts = SplitTexts(config, tokenizer, seed, generate)
     texts.check_files(splits)
     taken: set[bytes] = set()
-    windows = {split: _deal(texts, split, start, taken) for split in splits}
+    windows = {split: _deal(texts, split, start, taken, f"data.n_{split} or") for split in splits}
     return {split: (windows_NT, hash_windows(texts.label(split), windows_NT)) for split, windows_NT in windows.items()}
 
 
@@ -139,8 +138,11 @@ def hash_windows(label: str, windows_NT: Tensor) -> str:
     return sha256(label.encode() + token_bytes(windows_NT))
 
 
-def _deal(texts: SplitTexts, split: str, start: tuple[int, ...], taken: set[bytes]) -> Tensor:
-    """Chooses a split's windows at random among those that no split has; asks an endless text for more when they run out."""
+def _deal(texts: SplitTexts, split: str, start: tuple[int, ...], taken: set[bytes], to_lower: str) -> Tensor:
+    """Chooses a split's windows at random among those that no split has; asks an endless text for more when they run out.
+
+    Where the text is too short, `to_lower` says which option to lower besides the length of windows.
+    """
     n_wanted = texts.n_windows(split)
     n_tokens = texts.config.n_tokens_per_window
     for doubling in range(N_DOUBLINGS):
@@ -164,5 +166,5 @@ def _deal(texts: SplitTexts, split: str, start: tuple[int, ...], taken: set[byte
         f"the {split} text ({texts.label(split)}) is too short: it has {len(tokens_K):,} tokens, that is {len(keys)} windows of "
         f"{n_tokens}, of which {len(chosen)} differ from each other and from those already dealt to other splits, but "
         f"{max(n_wanted, 1)} ({max(n_wanted, 1) * n_tokens:,} tokens) are needed; give a longer or another text, or lower "
-        f"data.n_{split} or data.n_tokens_per_window"
+        f"{to_lower} data.n_tokens_per_window"
     )

@@ -37,7 +37,8 @@ def look_at_blocks(loaded: LoadedModel, windows_NT: Tensor, batch_size: int) -> 
 
 def linear_cka(one_NTD: Tensor, other_NTD: Tensor) -> float:
     """‖XᵀY‖² / (‖XᵀX‖ · ‖YᵀY‖) of centred states, Frobenius norms over all tokens; 0 where either is constant."""
-    x_KD, y_KD = (states.flatten(0, -2).float() for states in (one_NTD, other_NTD))
+    # the blocks of a model that is spread lie on several devices
+    x_KD, y_KD = (states.to(one_NTD.device).flatten(0, -2).float() for states in (one_NTD, other_NTD))
     x_KD, y_KD = x_KD - x_KD.mean(dim=0), y_KD - y_KD.mean(dim=0)
     within = float((x_KD.T @ x_KD).norm()) * float((y_KD.T @ y_KD).norm())
     return float((x_KD.T @ y_KD).norm()) ** 2 / within if within else 0.0

@@ -143,6 +143,15 @@ def cost_sentence(report: Mapping[str, Any]) -> str:
     )
 
 
+def further_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """On what training brought, and on whether less sparsity would be wiser.
+
+    Args:
+        rows: of the report.
+    """
+    return [*training_sentences(rows), *filter(None, [safety_sentence(rows)])]
+
+
 def safety_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     """Where to ask how far to go, when the winner is beyond what is usually safe; empty otherwise.
 

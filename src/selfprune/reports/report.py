@@ -22,8 +22,7 @@ from selfprune.reports.conclusions import (
     contest_record,
     contest_sentence,
     cost_sentence,
-    safety_sentence,
-    training_sentences,
+    further_sentences,
     verdict_sentence,
 )
 from selfprune.reports.dialogues import sample_dialogues
@@ -91,7 +90,7 @@ def print_table(report: dict[str, Any], folder: Path) -> None:
         table.add_row(*row, style="bold" if row[0] == "winner" else None)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    said = "\n".join([report["verdict"]["sentence"], *_more_sentences(report), cost_sentence(report)])
+    said = "\n".join([report["verdict"]["sentence"], *further_sentences(report["rows"]), cost_sentence(report)])
     console.print(said, highlight=False, markup=False, soft_wrap=True)
     said = f"Options: {_options(report)}\nReport:  {folder / PAGE}, {folder / 'report.md'}\nModel:   {folder / 'model'}"
     console.print(said, highlight=False, markup=False)
@@ -192,7 +191,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         contest_sentence(report["search"]["winner"], report["search"]["finalists"]),
         "",
         *checkpoint_lines(report),
-        *(f"{sentence}\n" for sentence in _more_sentences(report)),
+        *(f"{sentence}\n" for sentence in further_sentences(report["rows"])),
         cost_sentence(report),
         "",
         "![Sparsity per block and module type](sparsity.png)",
@@ -221,11 +220,6 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _more_sentences(report: dict[str, Any]) -> list[str]:
-    """On what training brought, and on whether less sparsity would be wiser."""
-    return [*training_sentences(report["rows"]), *filter(None, [safety_sentence(report["rows"])])]
 
 
 def _window_start(report: dict[str, Any]) -> str:

@@ -14,10 +14,10 @@ def task_columns(rows: Sequence[TaskMetrics]) -> dict[str, list[str]]:
     Args:
         rows: of one report, so that all have the same tasks.
     """
-    shown = [{*metrics["members"]} for metrics in rows[0].values() if "members" in metrics and _primary(metrics) in metrics]
+    shown = [{*metrics["members"]} for metrics in rows[0].values() if "members" in metrics and primary_metric(metrics) in metrics]
     columns = {}
     for task, metrics in rows[0].items():
-        primary = _primary(metrics)
+        primary = primary_metric(metrics)
         if primary in metrics and not any({*metrics.get("members", [task])} < group or task in group for group in shown):
             arrow = " ↓" if metrics.get("higher_is_better") is False else ""
             columns[f"{_short(task)} {_spelled(primary)}{arrow}"] = _cells([row[task] for row in rows], primary)
@@ -31,7 +31,7 @@ def mean_accuracy(tasks: TaskMetrics) -> float | None:
         tasks: of the row; those whose primary metric is no share of right answers do not count, nor do groups, whose members do.
     """
     leaves = [metrics for metrics in tasks.values() if "members" not in metrics]
-    accuracies = [metrics[_primary(metrics)] for metrics in leaves if metrics.get("is_accuracy", "acc" in metrics)]
+    accuracies = [metrics[primary_metric(metrics)] for metrics in leaves if metrics.get("is_accuracy", "acc" in metrics)]
     return statistics.fmean(accuracies) if accuracies else None
 
 
@@ -51,16 +51,16 @@ def task_lines(harness: Mapping[str, Any]) -> list[str]:
     return [f"Prompts of lm-eval {harness['lm_eval']} use no chat template and {begin}. Tasks: {asked}."]
 
 
+def primary_metric(metrics: Mapping[str, Any]) -> str:
+    """The metric that stands for a task; reports that were written before tasks had one have `acc`."""
+    return str(metrics.get("primary", "acc") or "")
+
+
 def standard_error(metrics: Mapping[str, Any]) -> float | None:
     """That of the primary metric; None where lm-eval has none, as for a single document."""
-    name, comma, filter_name = _primary(metrics).partition(",")
+    name, comma, filter_name = primary_metric(metrics).partition(",")
     error: float | None = metrics.get(f"{name}_stderr{comma}{filter_name}")
     return error
-
-
-def _primary(metrics: Mapping[str, Any]) -> str:
-    """Reports that were written before tasks had a primary metric have `acc`."""
-    return str(metrics.get("primary", "acc") or "")
 
 
 def _spelled(primary: str) -> str:

@@ -23,7 +23,7 @@ class BlockInfluence(HiddenMeasurement):
     def of_block(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
         """BI of one block."""
         pairs = zip(inputs, outputs, strict=True)
-        cosines = torch.cat([torch.cosine_similarity(i.float(), o.float(), dim=-1).flatten() for i, o in pairs])
+        cosines = torch.cat([torch.cosine_similarity(i.float(), o.to(i.device).float(), dim=-1).flatten() for i, o in pairs])
         return 1 - float(cosines.double().mean())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from selfprune.reports.task_columns import standard_error
+from selfprune.reports.task_columns import primary_metric, standard_error
 
 N_ERRORS = 2.0
 """Standard errors of the difference by which a task may be worse."""
@@ -147,7 +147,7 @@ def _reason(point: Point, max_kl: float) -> str:
 
 def _drop(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> float:
     """By how many standard errors of the difference a task's primary metric is worse; 0 where that is unknown."""
-    primary = str(dense.get("primary", "acc") or "")
+    primary = primary_metric(dense)
     errors = standard_error(dense), standard_error(pruned)
     if primary not in dense or primary not in pruned or None in errors:
         return 0.0

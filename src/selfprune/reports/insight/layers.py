@@ -14,8 +14,7 @@ from scipy.stats import spearmanr
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
-from selfprune.reports.insight.seen_moves import SeenMoves, foretold_changes
-from selfprune.search.scoring import digest
+from selfprune.reports.insight.seen_moves import SeenMoves, foretold_changes, seen_at
 
 MIN_PAIRS = 4
 """Pairs below which no correlation is told."""
@@ -40,7 +39,7 @@ def layer_record(
         candidates: of the main search.
     """
     removed = grid.sparsities(winner)
-    known = moves.get(digest(winner, grid)) or next(reversed(moves.values()), None)
+    known = seen_at(moves, winner, grid)
     of_units = {"removed": removed, "cost": known.costs_per_weight(grid) if known else {}, "sensitivity": dict(sensitivities)}
     of_units = {name: finite for name, numbers in of_units.items() if (finite := _finite(numbers))}
     of_blocks = {"removed": _shares_of_blocks(grid, winner)} | {name: _finite(numbers) for name, numbers in block_numbers.items()}

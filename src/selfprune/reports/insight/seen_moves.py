@@ -79,6 +79,17 @@ def read_moves(journal: Path) -> dict[str, SeenMoves]:
     return found
 
 
+def seen_at(moves: dict[str, SeenMoves], allocation: Allocation, grid: LevelGrid) -> SeenMoves | None:
+    """The values of moves at an allocation, or else where they were taken last; None where they never were.
+
+    Args:
+        moves: as of `read_moves`.
+        allocation: where they are wanted.
+        grid: its units.
+    """
+    return moves.get(digest(allocation, grid)) or next(reversed(moves.values()), None)
+
+
 def foretold_changes(moves: dict[str, SeenMoves], candidates: Sequence[Candidate], grid: LevelGrid) -> list[Foretold]:
     """The candidates that have an allocation and a parent at which gradients were taken.
 

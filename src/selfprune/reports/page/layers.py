@@ -37,7 +37,7 @@ def layers_picture(layers: Mapping[str, Any]) -> Picture | None:
     figure = go.Figure()
     figure.add_heatmap(
         x=[int(block) for block in blocks],
-        y=[name.replace("_", " ") for name in numbers],
+        y=[_name(name) for name in numbers],
         z=[[found.get(block) for block in blocks] for found in ranks.values()],
         text=[[f"block {block}: {found.get(block, float('nan')):.4g}" for block in blocks] for found in numbers.values()],
         hovertemplate="%{y}, %{text}<extra></extra>",
@@ -48,9 +48,9 @@ def layers_picture(layers: Mapping[str, Any]) -> Picture | None:
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="block", dtick=1 if len(blocks) <= 24 else None)
     rows = [[block, *(f"{found[block]:.4g}" if block in found else "" for found in numbers.values())] for block in blocks]
-    told = "; ".join(f"{name.replace('_', ' ')}: {MEANINGS[name]}" for name in numbers if name in MEANINGS)
+    told = "; ".join(f"{_name(name)}: {MEANINGS[name]}" for name in numbers if name in MEANINGS)
     text = " ".join([f"Every block by its rank. {told}.", *correlation_sentences(layers)])
-    return Picture("layers", "What the layers tell", text, figure, ["block", *(name.replace("_", " ") for name in numbers)], rows)
+    return Picture("layers", "What the layers tell", text, figure, ["block", *(_name(name) for name in numbers)], rows)
 
 
 def correlation_sentences(layers: Mapping[str, Any]) -> list[str]:

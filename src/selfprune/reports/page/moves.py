@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
-from selfprune.reports.insight.seen_moves import SeenMoves, foretold_changes
+from selfprune.reports.insight.seen_moves import SeenMoves, foretold_changes, seen_at
 from selfprune.reports.page.figures import MARGIN, Picture, block_map
 from selfprune.reports.pictures import COLOURS
 from selfprune.search.scoring import digest
@@ -28,16 +28,15 @@ def cost_picture(moves: dict[str, SeenMoves], winner: Allocation, grid: LevelGri
     Returns:
         None where no gradients were taken.
     """
-    if not moves:
+    seen = seen_at(moves, winner, grid)
+    if seen is None:
         return None
-    is_winner = digest(winner, grid) in moves
-    seen = moves[digest(winner, grid)] if is_winner else list(moves.values())[-1]
     n_weights = SHARE * grid.n_weights()
     costs = {name: cost * n_weights for name, cost in seen.costs_per_weight(grid).items()}
     told = {name: f"{name}<br>a rise of {cost:.3g}" for name, cost in costs.items()}
     look = {"colorscale": "Cividis", "colorbar": {"title": {"text": "rise"}, "thickness": 12}}
     figure = block_map(grid, [{"values": costs, "told": told}], look)
-    where = "at the winner" if is_winner else "at the last allocation whose gradients were taken"
+    where = "at the winner" if digest(winner, grid) in moves else "at the last allocation whose gradients were taken"
     text = (
         f"The rise of the score if {SHARE:.1%} of all weights went in one unit, by gradients {where}. At an optimum, units that "
         "may still give are all alike."

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from selfprune.reports.checkpoint_sentences import checkpoint_lines
-from selfprune.reports.conclusions import contest_sentence, cost_sentence, safety_sentence, training_sentences
+from selfprune.reports.conclusions import contest_sentence, cost_sentence, further_sentences
 from selfprune.reports.markdown import dialogue_answer, ledger_sentence
 from selfprune.reports.page.figures import Picture
 from selfprune.reports.report_table import ledger_cells, table_cells
@@ -28,8 +28,7 @@ def report_page(report: Mapping[str, Any], pictures: Sequence[Picture], command:
     header, rows = _with_size_and_speed(*table_cells(dict(report)), report)
     ledger_header, ledger_rows = ledger_cells(report["search"]["by_proposer"])
     sentences = [contest_sentence(report["search"]["winner"], report["search"]["finalists"])]
-    sentences += [line for line in checkpoint_lines(report) if line] + training_sentences(report["rows"])
-    sentences += [sentence for sentence in [safety_sentence(report["rows"])] if sentence]
+    sentences += [line for line in checkpoint_lines(report) if line] + further_sentences(report["rows"])
     sentences = [sentence.replace("`", "") for sentence in sentences]
     figures = ",".join(f'"{picture.key}":{plotly.io.to_json(_bare(picture), engine="json")}' for picture in pictures)
     return PAGES.get_template("page.html.jinja").render(
