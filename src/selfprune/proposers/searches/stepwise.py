@@ -9,15 +9,19 @@ attentions and FFNs, which save unlike amounts, so that rises are divided by sav
 whose rates were lowest when last looked at are looked at again (lazily, as Minoux, 1978, does for submodular functions).
 The ways to take the last step are what is proposed, the best first.
 
+Since a walk cannot take a step back, exchanges follow (as Kernighan and Lin, 1970, mend a partition): around the best candidate
+of the search, one unit after the other comes back, and the walk goes on without it to the target again; what looks better is
+gone on from. Where the best candidate stays, twice as many windows look at the next exchanges.
+
 Limits: one look for every unit and step, so made for few levels, as of pruning in depth (`pruner.whole=true`); units that only
-hurt together are seen as soon as one of them is gone, and none comes back.
+hurt together are seen as soon as one of them is gone, and an exchange gives back one of them at a time.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from selfprune.allocations.candidate import Candidate, Proposal
+from selfprune.allocations.candidate import Candidate, Proposal, best
 from selfprune.allocations.unit import Allocation
 from selfprune.errors import ConfigError
 from selfprune.language_models.base import LanguageModel
@@ -25,6 +29,8 @@ from selfprune.proposers.base import Proposer, ProposerConfig, SearchSpace
 from selfprune.proposers.move_values import MoveOracle
 
 Group = tuple[str, ...]
+End = tuple[float, Allocation]
+"""What an allocation on the budget looked like before the little that it removed too much came back, and the allocation."""
 
 
 @dataclass
@@ -37,7 +43,7 @@ class Stepwise(ProposerConfig):
     """
 
     n_windows: int = 2
-    n_looks: int = 8
+    n_looks: int = 4
 
     def __post_init__(self) -> None:
         if self.n_windows < 1 or self.n_looks < 1:
@@ -64,37 +70,73 @@ class StepwiseProposer:
     name: str = field(default="stepwise", init=False)
 
     def __post_init__(self) -> None:
-        self._waiting: list[Proposal] | None = None
         target = self.space.target
         self._groups: Sequence[Group] = target.ties or [(name,) for name in target.levels]
         self._rates: dict[Group, float] = {}
+        self._best: Candidate | None = None
+        self._last_start: Allocation | None = None
+        self._n_windows = self.settings.n_windows
+        self._scores: dict[tuple[int, ...], float] = {}
         self._n_tokens = 0
 
     def ask(self, n: int) -> list[Proposal]:
-        """At most `n` of the ways to end the walk; none when all were said."""
-        if self._waiting is None:
-            self._waiting = [Proposal(end, self.name, "last step") for end in self._ends()]
-            self._waiting[0] = replace(self._waiting[0], proposal_tokens=self._n_tokens)
-        said, self._waiting = self._waiting[:n], self._waiting[n:]
-        return said
+        """At most `n` of the ways to end the walk, or of the exchanges since; none where tokens have run out for them."""
+        if self._last_start is None:
+            self._last_start = dict.fromkeys(self.space.target.levels, 0)
+            operator, ends = "last step", self._walk(self._last_start)
+        else:
+            operator, ends = "exchange", self._exchanges()
+        n_tokens, self._n_tokens = self._n_tokens, 0
+        said = [Proposal(end, self.name, operator) for _, end in sorted(ends, key=lambda end: end[0])[:n]]
+        return [replace(proposal, proposal_tokens=n_tokens) if not i else proposal for i, proposal in enumerate(said)]
 
     def tell(self, candidates: list[Candidate]) -> None:
-        """Nothing is learnt."""
+        """Exchanges go on around the best candidate, whoever proposed it."""
+        self._best = next(iter(best([*([self._best] if self._best else []), *candidates], 1)), self._best)
 
-    def _ends(self) -> list[Allocation]:
-        """The allocations on the budget that were looked at on the way, the best first; the last one where none could be paid."""
+    def _walk(self, here: Allocation, kept: Group = ()) -> list[End]:
+        """The allocations on the budget that were looked at on the way there; the last one where none could be paid.
+
+        Args:
+            here: where it begins.
+            kept: a group that does not move, so that there may be no way.
+        """
         target, ends = self.space.target, []
-        here = dict.fromkeys(target.levels, 0)
         score = self._look(here)
         while (missing := target.n_saved - target.saved(here)) > 0:
-            steps = {group: step for group in self._groups if (step := self._moved(here, group, 1)) != here}
+            movable = [group for group in self._groups if group != kept]
+            steps = {group: step for group in movable if (step := self._moved(here, group, 1)) != here}
+            if not steps:
+                return []
             gains = {group: min(target.saved(step) - target.saved(here), missing) for group, step in steps.items()}
             looks = self._looks_around(score, steps, gains)
             ends += [(looks[group], self._trimmed(steps[group])) for group in looks if gains[group] == missing]
             chosen = min(looks or steps, key=lambda group: self._rates.get(group, math.inf))
             # by the rates that are known, once tokens have run out
             here, score = steps[chosen], looks.get(chosen)
-        return [end for _, end in sorted(ends, key=lambda end: end[0])] or [self._trimmed(here)]
+        return ends or [(math.inf, self._trimmed(here))]
+
+    def _exchanges(self) -> list[End]:
+        """What looks better than the best candidate when a unit of it comes back and others go; else the least bad of it."""
+        if self._best is None:
+            return []
+        start = self._best.allocation
+        if start == self._last_start:
+            self._n_windows, self._scores = 2 * self._n_windows, {}
+        self._last_start = start
+        first = self._look(start)
+        if first is None:
+            return []
+        score, here, ends = first, start, list[End]()
+        gone = [group for group in self._groups if self._moved(here, group, -1) != here]
+        for group in sorted(gone, key=lambda group: self._rates.get(group, math.inf), reverse=True):
+            fuller = self._moved(here, group, -1)
+            if fuller == here:
+                continue
+            for end in sorted(self._walk(fuller, kept=group), key=lambda end: end[0])[:1]:
+                ends.append(end)
+                score, here = min((score, here), end, key=lambda end: end[0])
+        return [end for end in ends if end[0] < first] or sorted(ends, key=lambda end: end[0])[:1] or [(first, start)]
 
     def _trimmed(self, end: Allocation) -> Allocation:
         """An allocation less what it removes beyond the target; what cost most for what it saves comes back first."""
@@ -123,8 +165,11 @@ class StepwiseProposer:
 
     def _look(self, allocation: Allocation) -> float | None:
         """The score of an allocation, infinite where it is broken; None where what is left does not pay for it."""
-        look = self.oracle.look(allocation, self.settings.n_windows)
-        if look is None:
-            return None
-        self._n_tokens += look.n_tokens
-        return look.score if math.isfinite(look.score) else math.inf
+        genome = self.space.grid.genome(allocation)
+        if genome not in self._scores:
+            look = self.oracle.look(allocation, self._n_windows)
+            if look is None:
+                return None
+            self._n_tokens += look.n_tokens
+            self._scores[genome] = look.score if math.isfinite(look.score) else math.inf
+        return self._scores[genome]
