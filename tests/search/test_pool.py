@@ -199,8 +199,9 @@ def test_several_processes_beside_a_gpu_are_refused(made):
 
 
 PARENT = """
-import multiprocessing, os, sys, time
-from concurrent.futures import ProcessPoolExecutor
+import os, time, torch
+from selfprune.search.search_config import PoolKind
+from selfprune.search.workers.executors import start_processes
 from selfprune.search.workers.pooled_bench import _begin, measure
 from selfprune.search.workers.workers import Task, Workers
 class Store:
@@ -208,8 +209,8 @@ class Store:
 class Stub:
     store = Store()
     def pid(self): return os.getpid()
-fork = multiprocessing.get_context("fork")
-workers = Workers(2, lambda: ProcessPoolExecutor(2, fork, _begin, (Stub(), 2)), measure)
+start = lambda: start_processes(2, PoolKind.PROCESSES, torch.device("cpu"), _begin, (Stub(), 2))
+workers = Workers(2, start, measure)
 print(workers.result(Task(("a",), "pid", ())), *workers._executor._processes, flush=True)
 time.sleep(60)
 """

@@ -68,7 +68,7 @@ def run(config: RunConfig, folder: Path, expected: Resources, stages: Sequence[S
         )
     closed = {name: proposal.allocation for name, proposal in yardsticks.items() if proposal.allocation is not None}
     reported = reported_allocations(prepared, yardsticks, leaders, winner)
-    measurer = RowMeasurer(prepared)
+    measurer = RowMeasurer.of(prepared)
     earlier, measured = measured, measure_rows(prepared, measurer, reported, measured)
     speed = winner_speed(prepared)
     measured |= train_rows(prepared, measurer, reported, earlier)
@@ -120,7 +120,7 @@ def _repeat_stage(
     leaders = searches.run_controls(limits) if main else {}
     if winner:
         reported = reported_allocations(prepared, yardsticks, leaders, winner)
-        measurer, earlier = RowMeasurer(prepared), measured
+        measurer, earlier = RowMeasurer.of(prepared), measured
         measured = measure_rows(prepared, measurer, reported, measured, is_repeated=True)
         measured |= train_rows(prepared, measurer, reported, earlier, is_repeated=True)
     return measured

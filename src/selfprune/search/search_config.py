@@ -41,7 +41,7 @@ class SearchConfig:
         batch_size: search or report windows that share a forward pass at most: a matter of memory and time, which changes no
             result on CPU.
         workers: processes that score candidates and take gradients side by side, each with one thread; the archive is that of a
-            single process with one thread. Those of this machine prune and measure the rows of the report, too.
+            single process with one thread. They prune and measure the rows of the report, too.
         pool: PROCESSES are of this machine, on CPU, and share the memory of weights and levels; RAY starts actors in the cluster
             that RAY_ADDRESS names, or here, each with a copy of all, and a GPU where the model is on one.
         prefix_cache_mb: bound on the hidden states kept for prefix reuse, in MB.

@@ -11,10 +11,10 @@ from selfprune.allocations.candidate import Candidate, Proposal
 from selfprune.allocations.unit import Allocation
 from selfprune.exports.save import holds_checkpoint
 from selfprune.runs.preparation import PreparedRun
-from selfprune.runs.rows.aside import measured_aside
-from selfprune.runs.rows.final_pruning import prune_afresh, save_winner
+from selfprune.runs.rows.aside import begin, measured_aside
 from selfprune.runs.rows.row_measurer import RowMeasurer
-from selfprune.search.search_config import PoolKind
+from selfprune.runs.rows.saved_winner import save_winner
+from selfprune.search.workers.executors import start_processes
 from selfprune.storage.recorded_files import Metrics, Score
 
 
@@ -75,16 +75,20 @@ def measure_rows(
             _ = measurer.evaluator  # now, while the model is dense
 
         def measure(name: str) -> dict[str, Any]:
-            coverage = prune_afresh(prepared, allocations[name])
-            doubts = save_winner(prepared, coverage) if name == "winner" else []
+            if name != "winner":
+                return _measure(measurer, allocations, name)
+            doubts = save_winner(prepared, measurer.prune(allocations[name]))
             return {**measurer.measure(prepared.loaded), "warnings": doubts}
 
         kept = [name for name, allocation in allocations.items() if name in before and before[name].allocation == allocation]
         unknown = [name for name in allocations if name not in kept][prepared.journal.n_recorded - prepared.journal.n_recalled :]
+        elsewhere = partial(_measure, measurer, allocations)
+        search, device = prepared.config.search, prepared.loaded.device
+        start = partial(start_processes, pool=search.pool, device=device, begin=begin, given=(elsewhere,))
         with (
             prepared.journal.recalling() if is_repeated else nullcontext(),
             # the winner, which comes last, is measured and saved by this process
-            measured_aside(_processes(prepared), measure, [] if is_repeated else unknown[::-1]) as measured,
+            measured_aside(search.workers, start, measure, [] if is_repeated else unknown[::-1]) as measured,
         ):
             for i, (name, allocation) in enumerate(allocations.items()):
                 if name in kept:
@@ -95,13 +99,12 @@ def measure_rows(
         is_reused = "winner" in before and rows["winner"] is before["winner"]
         is_saved = holds_checkpoint(folder) and (not is_reused or (prepared.folder / "report.json").exists())
         if not is_repeated and not is_saved:
-            save_winner(prepared, prune_afresh(prepared, allocations["winner"]))
+            save_winner(prepared, measurer.prune(allocations["winner"]))
     return rows
 
 
-def _processes(prepared: PreparedRun) -> int:
-    """How many processes of this machine may measure rows."""
-    return prepared.config.search.workers if prepared.config.search.pool is PoolKind.PROCESSES else 1
+def _measure(measurer: RowMeasurer, allocations: dict[str, Allocation], name: str) -> dict[str, Any]:
+    return {**measurer.row(allocations[name]), "warnings": []}
 
 
 def tell_rows(prepared: PreparedRun, measured: dict[str, Row]) -> list[dict[str, Any]]:

@@ -29,7 +29,6 @@ from selfprune.models.model_config import DType, Placement
 from selfprune.models.units import weight_view
 from selfprune.reports.conclusions import TRAINED
 from selfprune.runs.preparation import PreparedRun
-from selfprune.runs.rows.final_pruning import prune_afresh
 from selfprune.runs.rows.report_rows import Measured, Row
 from selfprune.runs.rows.row_measurer import RowMeasurer
 from selfprune.search.scoring import digest
@@ -127,7 +126,7 @@ def _train_and_measure(
     prepared: PreparedRun, measurer: RowMeasurer, teacher: _Teacher, name: str, allocation: Allocation
 ) -> dict[str, Any]:
     training: GradientTraining = prepared.config.training
-    with _student(prepared, name, allocation) as student:
+    with _student(prepared, measurer, name, allocation) as student:
         windows_NT, targets = teacher.lesson
         check = teacher.on_search.on(student.model, student.blocks)
 
@@ -159,11 +158,11 @@ def _work(prepared: PreparedRun, name: str, allocation: Allocation) -> Path:
 
 
 @contextmanager
-def _student(prepared: PreparedRun, name: str, allocation: Allocation) -> Iterator[LoadedModel]:
+def _student(prepared: PreparedRun, measurer: RowMeasurer, name: str, allocation: Allocation) -> Iterator[LoadedModel]:
     """While open, the pruned model of a row, cut to its size, in fp32."""
     folder = prepared.folder / "model" if name == "winner" else _work(prepared, name, allocation) / "model"
     if not holds_checkpoint(folder):
-        prune_afresh(prepared, allocation)
+        measurer.prune(allocation)
         save_checkpoint(PrunedCheckpoint(prepared.loaded, folder, by_block=False), folder)
     config = replace(prepared.config.model, path=str(folder), dtype=DType.FLOAT32, placement=Placement.WHOLE, revision=None)
     prepared.store.restore()

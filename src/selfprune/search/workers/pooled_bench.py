@@ -1,24 +1,17 @@
 """A bench whose measurements other processes make: of this machine, or of Ray."""
 
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from selfprune.allocations.unit import Allocation
-from selfprune.errors import ConfigError
 from selfprune.evaluators.windows import WindowEvaluator
 from selfprune.levels.level_store import LevelStore
 from selfprune.search.bench import Bench, sum_of_parts
 from selfprune.search.search_config import PoolKind
-from selfprune.search.workers.forked import begin_forked
-from selfprune.search.workers.ray_processes import RayProcesses
-from selfprune.search.workers.workers import Executor, Key, Task, Workers
+from selfprune.search.workers.executors import check_pool, start_processes
+from selfprune.search.workers.workers import Key, Task, Workers
 
 _bench: Bench | None = None
 """The bench of a process of the pool."""
@@ -100,37 +93,16 @@ def open_bench(store: LevelStore, evaluator: WindowEvaluator, n_workers: int, po
         ConfigError: when several processes are asked for where there can be none.
     """
     bench, device = Bench(store, evaluator), store.loaded.device
+    check_pool(n_workers, pool, device)
     if n_workers == 1:
         return bench
-    if pool is PoolKind.RAY:
-        if device.index:
-            raise ConfigError(
-                f"search.pool=RAY gives every process a GPU that it sees as cuda:0, but the model is on {device}; choose the GPU "
-                "of this process by CUDA_VISIBLE_DEVICES, and leave model.device out"
-            )
-        start: Callable[[], Executor] = partial(
-            RayProcesses, n_workers, _begin_elsewhere, (bench, n_workers), device.type == "cuda"
-        )
-        return PooledBench(store, evaluator, Workers(n_workers, start, measure))
-    if device.type != "cpu" or not hasattr(os, "fork"):
-        raise ConfigError(
-            f"search.workers={n_workers} forks processes, which goes on CPU and Unix alone, but the model is on {device}; leave "
-            "search.workers out, or have a GPU for each by search.pool=RAY"
-        )
-    fork = multiprocessing.get_context("fork")
-    start = partial(ProcessPoolExecutor, n_workers, fork, _begin, (bench, n_workers))
+    start = partial(start_processes, n_workers, pool, device, _begin, (bench, n_workers))
     return PooledBench(store, evaluator, Workers(n_workers, start, measure))
 
 
 def _begin(bench: Bench, n_workers: int) -> None:
-    begin_forked()
-    _begin_elsewhere(bench, n_workers)
-
-
-def _begin_elsewhere(bench: Bench, n_workers: int) -> None:
     """Readies a process that has a bench of its own."""
     global _bench
-    torch.set_num_threads(1)
     bench.store.share(n_workers)
     _bench = bench
 
