@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
-from experiments.results import Row, read_study, searches
+from experiments.results import Row, read_study, searches, spread
 from selfprune.configs.methods import find_methods
 from selfprune.levels.levels_config import LevelKind
 from selfprune.reports.comparisons.comparison import interval
+from selfprune.reports.comparisons.finished_runs import FinishedRun
 from selfprune.reports.markdown import table_lines
 
 CELL = ["model", "pruner", "sparsity"]
@@ -33,24 +33,23 @@ OF_OURS = (OURS, WITHOUT)
 """Searches of this project; the others are controls."""
 
 
-def read_run(folder: Path, report: Row) -> list[Row]:
+def read_run(run: FinishedRun) -> list[Row]:
     """One row for the main search of a finished run, each of its controls and each of its closed forms."""
-    config = OmegaConf.load(folder / "config.yaml")
-    chosen = dict(item.split("=", 1) for item in report["environment"]["overrides"] if "=" in item)
-    pruner, kind = chosen.get("pruner", "wanda"), config.search.levels.kind
+    chosen = dict(item.split("=", 1) for item in run.report["environment"]["overrides"] if "=" in item)
+    pruner, kind = chosen.get("pruner", "wanda"), run.config["search.levels.kind"]
     own = LevelKind.of(find_methods("pruner")[pruner])
     rows = []
-    for search, found in searches(report).items():
+    for search, found in searches(run).items():
         row = {
-            "model": Path(config.model.path).name,
+            "model": Path(run.config["model.path"]).name,
             "pruner": pruner if kind == own else pruner + KINDS[kind],
-            "sparsity": config.budget.sparsity,
+            "sparsity": float(run.config["budget.sparsity"]),
             "search": chosen.get("search", OURS) if search == "main" else search,
-            "max_tokens": config.search.max_tokens if found["n_tokens"] else 0,
-            "seed": config.seed,
+            "max_tokens": int(run.config["search.max_tokens"]) if found["n_tokens"] else 0,
+            "seed": int(run.seed),
             **found,
         }
-        rows.append(row | ({"search_kl": report["search"]["winner"]["score"]} if search == "main" else {}))
+        rows.append(row | ({"search_kl": run.report["search"]["winner"]["score"]} if search == "main" else {}))
     return rows
 
 
@@ -59,7 +58,7 @@ def searches_table(rows: pd.DataFrame) -> list[str]:
     lines = []
     for key, seeds in sorted(rows.groupby(SEARCH), key=lambda item: (*item[0][:3], item[1].report_kl.median())):
         spent = [_tokens(seeds), f"{seeds.seconds.median():,.0f}"]
-        lines.append([*_cell(key), key[3], *spent, str(len(seeds)), *(_spread(seeds[column]) for column in COLUMNS)])
+        lines.append([*_cell(key), key[3], *spent, str(len(seeds)), *(spread(seeds[column]) for column in COLUMNS)])
     return table_lines([*CELL, "search", "tokens", "seconds", "seeds", "search KL", "report KL", "perplexity", "accuracy"], lines)
 
 
@@ -78,11 +77,11 @@ def claims_table(rows: pd.DataFrame) -> list[str]:
         short, more = ours[ours.max_tokens == least], ours[ours.max_tokens > least]
         rivals = here[~here.search.isin([*OF_OURS, CONTROL]) & here.max_tokens.isin([0, least])]
         best = rivals.groupby("search").report_kl.median().idxmin()
-        compared = [_tokens(long), _spread(long.search_kl)]
+        compared = [_tokens(long), spread(long.search_kl)]
         for ran in (short, more):
-            compared += [_tokens(ran), _spread(ran.search_kl), _below(ran, long.search_kl.median())]
-        of_best = _spread(rivals[rivals.search == best].report_kl)
-        lines.append([*_cell(key), *compared, _spread(short.report_kl), f"{best}: {of_best}"])
+            compared += [_tokens(ran), spread(ran.search_kl), _below(ran, long.search_kl.median())]
+        of_best = spread(rivals[rivals.search == best].report_kl)
+        lines.append([*_cell(key), *compared, spread(short.report_kl), f"{best}: {of_best}"])
     return table_lines(header, lines)
 
 
@@ -110,14 +109,6 @@ def _cell(key: tuple[Any, ...]) -> list[str]:
 
 def _tokens(rows: pd.DataFrame) -> str:
     return f"{rows.n_tokens.median():,.0f}" if len(rows) else "not run"
-
-
-def _spread(values: pd.Series) -> str:
-    known = values.dropna()
-    if known.empty:
-        return "–"
-    middle = f"{known.median():.4g}"
-    return middle if len(known) == 1 else f"{middle} ({known.min():.4g}–{known.max():.4g})"
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:

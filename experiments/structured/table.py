@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from experiments.results import Row, read_study, searches
+from experiments.results import Row, read_study, searches, spread
+from selfprune.reports.comparisons.finished_runs import FinishedRun
 from selfprune.reports.markdown import table_lines
 
 CELL = ["model", "units", "sparsity"]
@@ -24,14 +24,19 @@ PUBLISHED = ("wanda_sp", "flap, bias_compensation", "coupled_taylor")
 """Pruners as published, with uniform or FLAP's own allocation; OWL's was not meant for them."""
 
 
-def read_run(folder: Path, report: Row) -> list[Row]:
+def read_run(run: FinishedRun) -> list[Row]:
     """One row for the winner of a finished run, each of its controls and each of its closed forms."""
-    config = OmegaConf.load(folder / "config.yaml")
-    methods = report["environment"]["overrides"]
+    report, methods = run.report, run.report["environment"]["overrides"]
     chosen = dict(item.split("=", 1) for item in methods if "=" in item)
     recovery = chosen.get("recovery", "none")
     pruner = chosen.get("pruner", OBS) + ("" if recovery == "none" else f", {recovery}")
-    kinds = "depth" if config.pruner.whole else "widths" if config.search.max_sparsity < 1 else "widths and depth"
+    kinds = (
+        "depth"
+        if run.config["pruner.whole"] == "True"
+        else "widths"
+        if float(run.config["search.max_sparsity"]) < 1
+        else "widths and depth"
+    )
     if "+experiment=depth" in methods:
         chosen = {"proposer": DEPTH} | chosen
     main = "uniform" if "+experiment=structured_closed_forms" in methods else chosen.get("proposer", OURS)
@@ -40,17 +45,17 @@ def read_run(folder: Path, report: Row) -> list[Row]:
     of_winner |= {f"speed {one['workload'].split()[0]}": one["dense_seconds"] / one["seconds"] for one in report["speed"]}
     return [
         {
-            "model": Path(config.model.path).name,
+            "model": Path(run.config["model.path"]).name,
             "units": kinds,
             "pruner": pruner,
-            "sparsity": config.budget.sparsity,
+            "sparsity": float(run.config["budget.sparsity"]),
             "search": main if search == "main" else search,
-            "max_tokens": config.search.max_tokens if found["n_tokens"] and main != "uniform" else 0,
-            "seed": config.seed,
+            "max_tokens": int(run.config["search.max_tokens"]) if found["n_tokens"] and main != "uniform" else 0,
+            "seed": int(run.seed),
             **found,
             **(of_winner if search == "main" else {}),
         }
-        for search, found in searches(report).items()
+        for search, found in searches(run).items()
     ]
 
 
@@ -70,12 +75,12 @@ def claims_table(rows: pd.DataFrame) -> list[str]:
         ratio = least.report_kl.median() / named.min()
         best = f"{named.idxmin()[0]}, {named.idxmin()[1]}"
         ends = [
-            _spread(least.report_kl),
+            spread(least.report_kl),
             f"{ratio:.3f}",
             control.idxmin(),
-            _spread(rivals[rivals.search == control.idxmin()].report_kl),
+            spread(rivals[rivals.search == control.idxmin()].report_kl),
         ]
-        lines.append([key[0], f"{key[1]:.0%}", best, _spread(published[_is(published, named.idxmin())].report_kl), *ends])
+        lines.append([key[0], f"{key[1]:.0%}", best, spread(published[_is(published, named.idxmin())].report_kl), *ends])
     return table_lines(header, lines)
 
 
@@ -88,9 +93,9 @@ def depth_table(rows: pd.DataFrame) -> list[str]:
         long = here[(here.search == "evopress") & (here.max_tokens == here.max_tokens.max())]
         if ours.empty or short.empty or long.empty:
             continue
-        of_long = [f"{long.n_tokens.median():,.0f}", _spread(long.report_kl)]
-        of_ours = [f"{ours.n_tokens.median():,.0f}", _spread(ours.report_kl), _spread(ours.perplexity)]
-        lines.append([key[0], f"{key[1]:.0%}", _spread(short.report_kl), *of_long, *of_ours])
+        of_long = [f"{long.n_tokens.median():,.0f}", spread(long.report_kl)]
+        of_ours = [f"{ours.n_tokens.median():,.0f}", spread(ours.report_kl), spread(ours.perplexity)]
+        lines.append([key[0], f"{key[1]:.0%}", spread(short.report_kl), *of_long, *of_ours])
     return table_lines(header, lines)
 
 
@@ -104,7 +109,7 @@ def sizes_table(rows: pd.DataFrame) -> list[str]:
             *_cell(key),
             f"{seeds.parameters.median():.1%}",
             f"{seeds.megabytes.median():.1f}",
-            *(_spread(seeds[name]) for name in speeds),
+            *(spread(seeds[name]) for name in speeds),
         ]
         for key, seeds in ours.groupby(CELL)
     ]
@@ -116,7 +121,7 @@ def all_table(rows: pd.DataFrame) -> list[str]:
     lines = []
     for key, seeds in sorted(rows.groupby(SEARCH), key=lambda item: (*item[0][:3], item[1].report_kl.median())):
         spent = [f"{seeds.n_tokens.median():,.0f}", f"{seeds.seconds.median():,.0f}", str(len(seeds))]
-        lines.append([*_cell(key), key[3], key[4], *spent, _spread(seeds.report_kl), _spread(seeds.perplexity)])
+        lines.append([*_cell(key), key[3], key[4], *spent, spread(seeds.report_kl), spread(seeds.perplexity)])
     return table_lines([*CELL, "pruner", "search", "tokens", "seconds", "seeds", "report KL", "perplexity"], lines)
 
 
@@ -126,15 +131,6 @@ def _is(rows: pd.DataFrame, key: Any) -> "pd.Series[bool]":
 
 def _cell(key: Any) -> list[str]:
     return [key[0], key[1], f"{key[2]:.0%}"]
-
-
-def _spread(values: "pd.Series[float]") -> str:
-    """The median, and the range where there are several."""
-    values = values.dropna()
-    if values.empty:
-        return "–"
-    low, middle, high = (f"{value:.3g}" for value in (values.min(), values.median(), values.max()))
-    return middle if low == high else f"{middle} ({low}–{high})"
 
 
 def main() -> None:

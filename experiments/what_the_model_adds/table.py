@@ -16,17 +16,18 @@ from matplotlib.figure import Figure
 
 from experiments.results import Row, read_study, searches
 from selfprune.reports.comparisons.comparison import interval
+from selfprune.reports.comparisons.finished_runs import FinishedRun
 from selfprune.reports.markdown import table_lines
 
 ASKED = ("calls", "replies", "valid", "repaired", "accepted", "prompt_tokens", "reply_tokens", "seconds", "has_winner")
 
 
-def read_run(folder: Path, report: Row) -> list[Row]:
+def read_run(run: FinishedRun) -> list[Row]:
     """One row for every search of a finished run."""
-    model, sparsity, arm, seed = folder.name.rsplit("_", 3)
-    found = searches(report)
+    model, sparsity, arm, seed = run.folder.name.rsplit("_", 3)
+    found = searches(run)
     uniform_kl = found["uniform"]["report_kl"] if "uniform" in found else None
-    asked = report["language_model"]["searches"]
+    asked = run.report["language_model"]["searches"]
     return [
         {
             "model": model,

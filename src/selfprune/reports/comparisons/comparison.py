@@ -142,7 +142,7 @@ def compare(runs: Sequence[FinishedRun], unfinished: Sequence[Path] = ()) -> Com
         for row in run.report["rows"]:
             of_all = row["name"] == DENSE and dense_is_one
             key = (tuple("" for _ in keys) if of_all else group, row["name"], run.split)
-            lines.setdefault(key, Line(*key)).numbers[run.seed] = _numbers(row, run.report)
+            lines.setdefault(key, Line(*key)).numbers[run.seed] = numbers(row, run.report)
     splits = list(dict.fromkeys(run.split for run in runs))
     notes = []
     if len(splits) > 1:
@@ -187,7 +187,8 @@ def difference(line: Line, chosen: Line) -> str:
     return f"{mean:+.4f} ± {half:.2g}"
 
 
-def _numbers(row: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, float]:
+def numbers(row: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, float]:
+    """What a report measured of one of its rows: column -> value; a column that was not measured is missing."""
     accuracy = mean_accuracy(row["tasks"])
     return {
         "sparsity": row["sparsity"],
