@@ -178,6 +178,17 @@ def test_a_table_serves_the_model_that_it_was_measured_for_and_no_other(
         Budget(0.5, n_tokens=8)
 
 
+def test_a_table_of_another_machine_counts_where_the_budget_names_it(tiny_model_folder, latency, tmp_path):
+    table, loaded = tmp_path / "table.json", load_model(ModelConfig(str(tiny_model_folder("llama")), device="cpu"))
+    latency(f"output={table}", f"model.path={tiny_model_folder('llama')}", *FAST)
+    content = json.loads(table.read_text())
+    content["measured"]["machine"] = "Some GPU"
+    table.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"was measured on Some GPU, but the run is for .*budget\.machine='Some GPU'"):
+        check_latency_table(Budget(0.5, Measure.LATENCY, str(table)), loaded)
+    assert check_latency_table(Budget(0.5, Measure.LATENCY, str(table), machine="Some GPU"), loaded) == []
+
+
 def test_a_table_by_hand_is_told_as_doubtful(tiny_model_folder, tmp_path):
     (tmp_path / "table.json").write_text(json.dumps({"seconds": {"mlp.up_proj": [[0, 1.0]]}}))
     budget = Budget(0.0, Measure.LATENCY, str(tmp_path / "table.json"))

@@ -107,6 +107,7 @@ def test_a_table_of_this_machine_and_model_is_taken_without_a_word():
     ("changes", "said"),
     [
         ({"dtype": "bfloat16"}, "was measured with dtype=bfloat16, but this run has dtype=float32"),
+        ({"machine": "B"}, r"was measured on B, but the run is for A; .* budget\.machine='B', else measure anew"),
         ({"n_tokens": 128}, "was measured with n_tokens=128, but this run has n_tokens=8"),
         (
             {"shapes": {"up": [64.0, 16.0, 1.0, 8.0]}},
@@ -114,7 +115,7 @@ def test_a_table_of_this_machine_and_model_is_taken_without_a_word():
         ),
     ],
 )
-def test_a_table_of_another_model_dtype_or_number_of_tokens_contradicts_the_run(changes, said):
+def test_a_table_of_another_machine_model_dtype_or_number_of_tokens_contradicts_the_run(changes, said):
     assert re.search(said, measured(**changes).contradiction(HERE))
     assert measured(**changes).contradiction({}) == ""
 
@@ -122,12 +123,11 @@ def test_a_table_of_another_model_dtype_or_number_of_tokens_contradicts_the_run(
 @in_turn(
     ("changes", "said"),
     [
-        ({"machine": "B"}, "elsewhere: machine B there and A here"),
-        ({"torch": "2.11.0", "n_threads": 8}, "elsewhere: torch 2.11.0 there and 2.13.0 here, n_threads 8 there and 2 here"),
+        ({"torch": "2.11.0", "n_threads": 8}, "otherwise: torch 2.11.0 there and 2.13.0 here, n_threads 8 there and 2 here"),
         ({"shapes": None, "machine": None}, "does not say machine, shapes of its measurements"),
     ],
 )
-def test_a_table_of_another_machine_or_of_an_unknown_one_is_doubtful(changes, said):
+def test_a_table_of_other_circumstances_or_of_unknown_ones_is_doubtful(changes, said):
     (doubt,) = measured(**changes).doubts(HERE)
     assert said in doubt
 

@@ -61,6 +61,7 @@ class Budget:
         sparsity: the share to be saved, above 0 and below 1.
         measure: what it is a share of.
         latency_table: for LATENCY, the file that `python -m selfprune.latency` wrote.
+        machine: for LATENCY, the machine for which the table counts, as the table names it; this one when empty.
         n_tokens: for LATENCY of single weights, tokens at once that the table must be measured for; 0 takes the table's.
         speedup: for LATENCY, in place of `sparsity`: how many times as fast as the dense one the whole model must be.
         context: tokens of a sequence, for MEMORY, and for FLOPS where attention scores count.
@@ -70,6 +71,7 @@ class Budget:
     sparsity: float = 0.7
     measure: Measure = Measure.WEIGHTS
     latency_table: str = path_field()
+    machine: str = ""
     n_tokens: int = 0
     speedup: float = 0.0
     context: int = 0
@@ -103,11 +105,12 @@ class Budget:
                 f"budget.context={self.context} counts for budget.measure=FLOPS and MEMORY only, got {self.measure.name}; leave "
                 "it out"
             )
-        if self.measure is not Measure.LATENCY and self.latency_table:
-            raise ConfigError(
-                f"budget.latency_table={self.latency_table} counts for budget.measure=LATENCY only, got {self.measure.name}; "
-                "leave it out or choose budget=latency"
-            )
+        for name in ("latency_table", "machine"):
+            if self.measure is not Measure.LATENCY and (value := getattr(self, name)):
+                raise ConfigError(
+                    f"budget.{name}={value} counts for budget.measure=LATENCY only, got {self.measure.name}; leave it out or "
+                    "choose budget=latency"
+                )
 
     def check(self) -> None:
         """Checks, before a model is loaded, that there is something to prune, and what is written in other files.

@@ -123,8 +123,14 @@ class LatencyTable:
         """What the table was measured for that is something else than what a run prunes; empty where nothing is.
 
         Args:
-            of_run: dtype, and tokens and shapes as far as they are known.
+            of_run: dtype, and machine, tokens and shapes as far as they are known.
         """
+        there, here = self.measured.get("machine"), of_run.get("machine")
+        if there and here and there != here:
+            return (
+                f"was measured on {there}, but the run is for {here}; if the pruned model is to run on the former, say so by "
+                f"budget.machine='{there}', else measure anew"
+            )
         for name in ("dtype", "n_tokens"):
             if name in self.measured and name in of_run and self.measured[name] != of_run[name]:
                 return f"was measured with {name}={self.measured[name]}, but this run has {name}={of_run[name]}"
@@ -141,17 +147,17 @@ class LatencyTable:
         Args:
             of_run: all circumstances.
         """
-        names = ["machine", "torch", *(["n_threads"] if of_run.get("device") == "cpu" else [])]
+        names = ["torch", *(["n_threads"] if of_run.get("device") == "cpu" else [])]
         there, here = dict(self.measured), dict(of_run)
         other = [
             f"{name} {there[name]} there and {here[name]} here" for name in names if there.get(name, here[name]) != here[name]
         ]
-        unsaid = [name for name in (*names, "dtype", "n_tokens", "shapes") if name in here and name not in there]
+        unsaid = [name for name in ("machine", *names, "dtype", "n_tokens", "shapes") if name in here and name not in there]
         paragraphs = []
         if other:
             paragraphs.append(
-                f"the seconds of budget.latency_table were measured elsewhere: {', '.join(other)}; that is right if the pruned "
-                f"model is to run there, else measure anew, since {HOW_TO_MEASURE}"
+                f"the seconds of budget.latency_table were measured otherwise: {', '.join(other)}; that is right if the pruned "
+                f"model is to run so, else measure anew, since {HOW_TO_MEASURE}"
             )
         if unsaid:
             paragraphs.append(

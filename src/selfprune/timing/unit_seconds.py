@@ -105,7 +105,7 @@ def check_latency_table(budget: Budget, loaded: LoadedModel) -> list[str]:
         loaded: the model, on the device where it is pruned.
 
     Raises:
-        ConfigError: when the table is of another number format, number of tokens or shape.
+        ConfigError: when the table is of another machine, number format, number of tokens or shape.
     """
     if budget.measure is not Measure.LATENCY:
         return []
@@ -115,6 +115,8 @@ def check_latency_table(budget: Budget, loaded: LoadedModel) -> list[str]:
         here = circumstances(weight_shapes(loaded.model, loaded.units, n_tokens), loaded.model.dtype, loaded.device, n_tokens)
     else:
         here = circumstances(structure_shapes(loaded.units), loaded.model.dtype, loaded.device)
+    if budget.machine:
+        here["machine"] = budget.machine
     budget.check_table(table, here)
     return table.doubts(here)
 
