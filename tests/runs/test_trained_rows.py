@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from selfprune.embedded.corpus import write_corpus
@@ -34,8 +35,12 @@ def run_small(tiny_model_folder, python, tmp_path):
     return call
 
 
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+
 def zeros_of(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = load(folder)
     return {name: int((p == 0).sum()) for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
 
 
@@ -73,9 +78,10 @@ sys.exit(run(sys.argv[2:]))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twice_in_training_ends_with_the_same_weights(run_small, python, tmp_path):
-    _, whole = run_small("whole", *TRAINING)
-    run_small("broken", *TRAINING, code=-signal.SIGKILL, program=("-c", KILLED, "1"))
+@pytest.mark.parametrize("schedule", ["one_shot", "iterative"])
+def test_a_run_that_is_killed_twice_in_training_ends_with_the_same_weights(schedule, run_small, python, tmp_path):
+    _, whole = run_small("whole", *TRAINING, f"schedule={schedule}")
+    run_small("broken", *TRAINING, f"schedule={schedule}", code=-signal.SIGKILL, program=("-c", KILLED, "1"))
     killed = python("-c", KILLED, "2", f"resume={tmp_path / 'broken'}", folder=tmp_path)
     assert killed.returncode == -signal.SIGKILL
     done = python("-m", "selfprune", f"resume={tmp_path / 'broken'}", folder=tmp_path)
@@ -96,6 +102,29 @@ def test_heads_and_channels_are_trained_at_the_size_that_they_were_cut_to(run_sm
     assert trained == pruned
     sizes = [os.path.getsize(tmp_path / "run" / name / "model.safetensors") for name in ("model", "trained")]
     assert abs(sizes[0] - sizes[1]) < 4_000
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more", "n_cuts"),
+    [
+        ("iterative", [], 4),
+        ("cubic", ["pruner=obs", "~yardsticks.owl", "data.n_search=8"], 16),
+        ("iterative", ["pruner.pattern=2:4", "budget.sparsity=0.25"], 4),
+    ],
+)
+def test_what_goes_in_cuts_ends_where_the_allocation_does_and_is_saved_alike(
+    schedule, more, n_cuts, run_small, tmp_path
+):
+    done, rows = run_small("run", *TRAINING, "training.n_tokens=8_192", f"schedule={schedule}", *more)
+    course = rows["winner trained"]["training"]
+    assert course["n_cuts"] == n_cuts
+    assert course["n_tokens"] == 8_192
+    assert f"{n_cuts} cuts on the way" in " ".join(done.stdout.split())
+    assert zeros_of(tmp_path / "run/trained") == zeros_of(tmp_path / "run/model")
+    configs = [(tmp_path / "run" / name / "config.json").read_text() for name in ("model", "trained")]
+    assert configs[0] == configs[1]
+    heads = [load(tmp_path / "run" / name).get_input_embeddings().weight for name in ("model", "trained")]
+    assert not torch.equal(*heads), "what was no unit learnt, too"
 
 
 def test_a_row_that_there_is_not_is_refused_before_anything_is_done(run_small, tmp_path):

@@ -2,23 +2,24 @@
 
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from selfprune.allocations.budget import Budget, Measure
+from selfprune.allocations.budget import Budget
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.objective import Objective
 from selfprune.allocations.unit import Item, Unit
 from selfprune.configs.methods import METHODS, find_methods, register_methods
 from selfprune.configs.structure_checks import (
     check_context,
+    check_cuts,
     check_experts,
     check_nothing_is_measured_of_items,
     check_nothing_is_plain,
+    check_pattern,
 )
 from selfprune.data.data_config import SPLITS, DataConfig
 from selfprune.errors import ConfigError, did_you_mean
@@ -29,6 +30,7 @@ from selfprune.proposers.base import ClosedForm, ProposerConfig
 from selfprune.pruners.base import Pruner
 from selfprune.search.search_config import SearchConfig
 from selfprune.storage.path_fields import path_field
+from selfprune.training.schedule import Schedule
 
 Config = TypeVar("Config")
 
@@ -56,6 +58,7 @@ class RunConfig(WithMethod):
         pruner: decides which weights go.
         recovery: repairs in closed form what the pruner leaves of a unit.
         training: trains pruned models, and reports them once more.
+        schedule: whether what goes goes at once, or in cuts between which the model learns.
         proposer: proposes allocations in the main search.
         yardsticks: name -> closed-form allocations that are scored first and reported.
         controls: name -> proposers that search alone, with the tokens that the main search spent, and are reported; they know
@@ -77,6 +80,7 @@ class RunConfig(WithMethod):
     pruner: Any = None
     recovery: Any = None
     training: Any = None
+    schedule: Schedule = field(default_factory=Schedule)
     proposer: Any = None
     yardsticks: dict[str, Any] = field(default_factory=dict)
     controls: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +112,8 @@ class RunConfig(WithMethod):
                 f"yardsticks and controls need names of their own, other than dense, main and winner, got {', '.join(taken)}"
             )
         self.training.check(["winner", *names])
+        self.training.check_schedule(self.schedule)
+        check_cuts(self.schedule, self.method)
         if self.search.finer and self.pruner.level_fraction() is not None:
             raise ConfigError(
                 f"search.finer divides the steps of a level grid, but {self.pruner.level_option()} leaves every unit one "
@@ -122,13 +128,7 @@ class RunConfig(WithMethod):
             raise ConfigError(
                 "search.finer divides the steps of single weights, but heads and channels have steps of their own; leave it out"
             )
-        fraction = self.pruner.level_fraction()
-        if fraction is not None and self.budget.measure is Measure.WEIGHTS and self.budget.sparsity > fraction:
-            most = math.floor(1e6 * fraction) / 1e6  # rounded to the nearest, two thirds would be refused again
-            raise ConfigError(
-                f"{self.pruner.level_option()} removes at most {most:g} of every unit, but budget.sparsity is "
-                f"{self.budget.sparsity:g}; give budget.sparsity={most:g} or another pattern"
-            )
+        check_pattern(self.budget, self.pruner)
         if self.search.ladder.rungs[-1] > self.data.n_search:
             raise ConfigError(
                 f"the last rung of search.ladder.n_windows needs {self.search.ladder.rungs[-1]} search windows, "

@@ -74,6 +74,21 @@ class PrunedCheckpoint:
             told = "; ".join(f"{name}: {reason}" for name, reason in self._carried.left_out.items())
             self.left_out.append(f"not everything in {loaded.source} was copied to the pruned model: {told}")
 
+    def write(self, folder: Path, remedy: str) -> None:
+        """Writes everything.
+
+        Args:
+            folder: where to.
+            remedy: what to do when that fails, as `disk_error` takes it.
+
+        Raises:
+            ModelError: when the source can no longer be read.
+            SelfpruneError: when the disk is full or the folder cannot be written.
+        """
+        for name in self.files:
+            self.write_file(name, folder, remedy)
+        self.write_rest(folder, remedy)
+
     def write_file(self, name: str, folder: Path, remedy: str) -> None:
         """Writes one file of weights.
 

@@ -20,9 +20,7 @@ def save_checkpoint(checkpoint: PrunedCheckpoint, folder: Path) -> None:
         SelfpruneError: when the disk is full or the folder cannot be written.
     """
     with whole_folder(folder) as partial:
-        for name in checkpoint.files:
-            checkpoint.write_file(name, partial, RESUME_A_RUN)
-        checkpoint.write_rest(partial, RESUME_A_RUN)
+        checkpoint.write(partial, RESUME_A_RUN)
 
 
 def holds_checkpoint(folder: Path) -> bool:

@@ -179,15 +179,15 @@ def training_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if "training" not in row:
             continue
         course, before = row["training"], known[row["name"].removesuffix(TRAINED)]
+        cuts = f" and {n_cuts} cuts on the way" if (n_cuts := course.get("n_cuts", 0)) else ""
         said = (
             f"Training took the KL of {before['name']} from {before['kl']:.4f} to {row['kl']:.4f} with {course['n_tokens']:,} "
-            f"tokens in {course['seconds']:.0f} s"
+            f"tokens in {course['seconds']:.0f} s{cuts}"
         )
-        rise = math.log(before["perplexity"] / known["dense"]["perplexity"])
+        rise, back = (math.log(before["perplexity"] / other["perplexity"]) for other in (known["dense"], row))
         if rise > 0:
-            said += (
-                f", and took back {math.log(before['perplexity'] / row['perplexity']) / rise:.0%} of the rise of log-perplexity"
-            )
+            did = f"took back {back / rise:.0%} of" if back >= 0 else f"added {-back / rise:.0%} to"
+            said += f", and {did} the rise of log-perplexity"
         kept = f"the weights kept are those of check {course['best']} of {len(course['scores']) - 1} on the search split"
         sentences.append(f"{said}; {kept}, and it ended since {course['ending']}.")
     return sentences

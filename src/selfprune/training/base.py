@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from selfprune.errors import ConfigError
+from selfprune.training.gradual_cuts import GradualCuts
+from selfprune.training.schedule import Schedule
 from selfprune.training.targets import Targets
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Course:
         best: number of the check whose weights are kept.
         ending: why it ended, as the end of a sentence.
         seconds: of the steps.
+        n_cuts: that were made on the way; 0 where all went before.
     """
 
     n_tokens: int = 0
@@ -47,6 +50,7 @@ class Course:
     best: int = 0
     ending: str = "all tokens were seen"
     seconds: float = 0.0
+    n_cuts: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Lesson:
         seed: of the order of the windows.
         folder: for what a killed training goes on from.
         on_step: called after every step.
+        cuts: that are made on the way, until the last of which nothing is checked; None where all went before.
     """
 
     windows_NT: Tensor
@@ -70,6 +75,7 @@ class Lesson:
     seed: int
     folder: Path
     on_step: OnStep = lambda *_: None
+    cuts: GradualCuts | None = None
 
 
 class Training(ABC):
@@ -90,6 +96,18 @@ class Training(ABC):
         if unknown := [name for name in self.rows if name not in names]:
             raise ConfigError(
                 f"training.rows names {unknown[0]}, but the pruned rows of the report are {', '.join(names)}; name some of these"
+            )
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Refuses cuts on the way where there is no way.
+
+        Raises:
+            ConfigError: when there are some.
+        """
+        if schedule.n_cuts > 1:
+            raise ConfigError(
+                f"schedule.n_cuts={schedule.n_cuts} prunes in steps between which the whole model learns; choose a training that "
+                "steps through it as a whole, such as training=distillation or next_token, or schedule=one_shot"
             )
 
     def held_bytes(self, n_parameters: int) -> int:

@@ -39,10 +39,10 @@ class KeptState:
             ConfigError: when the file cannot be read.
         """
         path = self._folder / STATE
-        if not path.exists() or not (self._folder / BEST).exists():
-            return 0, Course()
-        state = self._read(path)
+        state = self._read(path) if path.exists() else {}
         try:
+            if not state or (state["course"]["scores"] and not (self._folder / BEST).exists()):
+                return 0, Course()
             self._load(state["parameters"])
             for name, other in self._others.items():
                 other.load_state_dict(state[name])

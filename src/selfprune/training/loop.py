@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from selfprune.training.base import Course, Lesson
+from selfprune.errors import ConfigError
+from selfprune.training.base import Course, Lesson, Trained
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.kept_state import KeptState
+from selfprune.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 class WholeModelTraining(GradientTraining):
     """A training whose every step is one of the whole model."""
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """See `Training`; every parameter must be trained."""
+        if schedule.n_cuts > 1 and self.trained is not Trained.FULL:
+            raise ConfigError(
+                f"schedule.n_cuts={schedule.n_cuts} cuts weights while they learn, but training.trained={self.trained.name} "
+                "leaves them as they are; choose training.trained=FULL, or schedule=one_shot"
+            )
+
     def train_in_place(self, student: "LoadedModel", parameters: dict[str, nn.Parameter], lesson: Lesson) -> Course:
         """See `GradientTraining`."""
         from accelerate import Accelerator  # here, since configs are checked without accelerate
@@ -38,18 +48,25 @@ class WholeModelTraining(GradientTraining):
         n_steps = self.n_steps(n_windows, len(student.blocks))
         accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no" if model.device.type == "cpu" else "bf16")
         optimizer, schedule = self.optimizer(parameters.values(), n_steps)
-        kept = KeptState(lesson.folder, parameters, {"optimizer": optimizer, "schedule": schedule})
+        cuts, others = lesson.cuts, {"optimizer": optimizer, "schedule": schedule}
+        kept = KeptState(lesson.folder, parameters, others | ({"cuts": cuts} if cuts else {}))
         first, course = kept.resume()
-        if not course.scores:
+
+        def check_first() -> None:
             course.scores.append(lesson.check())
             kept.keep_best()
+
+        if not course.scores and not cuts:
+            check_first()
         checks = {round(n_steps * (i + 1) / self.n_checks) for i in range(self.n_checks)} - {0}
         if self.checkpoint_blocks:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()
         for step in range(first, n_steps):
-            if _is_over(course, self):
+            if course.scores and _is_over(course, self):
                 break
+            if cuts and cuts.before(step, optimizer) and step == cuts.last:
+                check_first()
             began = time.perf_counter()
             windows = _order(step, n_windows, self.batch_size, lesson.seed)
             loss = _step(model, windows, lesson, self, accelerator)
@@ -63,17 +80,22 @@ class WholeModelTraining(GradientTraining):
             course.seconds += time.perf_counter() - began
             course.n_tokens += self.batch_size * lesson.windows_NT.shape[1]
             if step + 1 in checks:
-                course.scores.append(score := lesson.check())
-                if score < course.scores[course.best]:
-                    course.best = len(course.scores) - 1
-                    kept.keep_best()
+                if course.scores:
+                    course.scores.append(score := lesson.check())
+                    if score < course.scores[course.best]:
+                        course.best = len(course.scores) - 1
+                        kept.keep_best()
                 kept.keep(step + 1, course)
-            rate = course.n_tokens / course.seconds
-            lesson.on_step(step + 1, f"loss {loss:.4g}, {rate:,.0f} tokens a second, best check {min(course.scores):.4g}")
+            best = f", best check {min(course.scores):.4g}" if course.scores else ""
+            lesson.on_step(step + 1, f"loss {loss:.4g}, {course.n_tokens / course.seconds:,.0f} tokens a second{best}")
         if self.checkpoint_blocks:
             model.gradient_checkpointing_disable()
             model.eval()
+        if cuts and not course.scores:
+            cuts.finish(optimizer)
+            check_first()
         kept.restore_best()
+        course.n_cuts = cuts.n_made if cuts else 0
         return course
 
 

@@ -81,7 +81,7 @@ def _of_training(config: RunConfig, n_parameters: int, model: Any) -> int:
     """What a training needs of the disk."""
     n_vocabulary = model.config.get_text_config().vocab_size
     n_bytes: int = config.training.disk_bytes(n_parameters, config.data.n_tokens_per_window, n_vocabulary)
-    return n_bytes
+    return n_bytes + config.schedule.disk_bytes(n_parameters)
 
 
 def _in_folder(config: RunConfig, n_level_bytes: int) -> int:

@@ -59,7 +59,7 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     of_prefixes: int = min(prefix_bytes, search.prefix_cache_mb * 10**6)
     needed += of_prefixes
     # every process has pruned weights, logits and hidden states of its own, and shares all else
-    needed += config.training.held_bytes(n_parameters)
+    needed += config.training.held_bytes(n_parameters) + config.schedule.held_bytes(n_parameters)
     n_more = search.workers if search.workers > 1 else 0
     needed += n_more * (n_parameters * bytes_per_weight + of_windows + of_prefixes)
     return needed

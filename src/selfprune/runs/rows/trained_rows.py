@@ -5,12 +5,11 @@ Each is loaded from its checkpoint, trained and measured; the trained winner is 
 Limits: dense and pruned model are in memory together, the pruned one in fp32 while it is trained.
 """
 
-import gc
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,21 @@ from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import draw_training
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import WindowEvaluator
-from selfprune.exports.pruned_checkpoint import PrunedCheckpoint
-from selfprune.exports.save import holds_checkpoint, save_checkpoint
-from selfprune.models.loading import LoadedModel, load_model, max_positions
-from selfprune.models.model_config import DType, Placement
+from selfprune.models.loading import LoadedModel, max_positions
 from selfprune.models.units import weight_view
 from selfprune.reports.conclusions import TRAINED
 from selfprune.runs.preparation import PreparedRun
 from selfprune.runs.rows.report_rows import Measured, Row
 from selfprune.runs.rows.row_measurer import RowMeasurer
+from selfprune.runs.rows.students import cut_student, gradual_cuts, save_cut, save_whole, whole_student
 from selfprune.search.scoring import digest
-from selfprune.storage.whole_files import whole_folder
 from selfprune.training.base import Lesson
 from selfprune.training.gradient_training import GradientTraining
 from selfprune.training.targets import Targets, prepare_targets
 from selfprune.training.trained_parameters import trained_parameters
 
-FOLDER = "trained"
-"""Of the winner, in the run folder."""
 WORK = "training"
 """Of what a training needs while it lasts, in the run folder."""
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
 def train_rows(
@@ -126,7 +119,8 @@ def _train_and_measure(
     prepared: PreparedRun, measurer: RowMeasurer, teacher: _Teacher, name: str, allocation: Allocation
 ) -> dict[str, Any]:
     training: GradientTraining = prepared.config.training
-    with _student(prepared, measurer, name, allocation) as student:
+    is_gradual, work = prepared.config.schedule.n_cuts > 1, _work(prepared, name, allocation)
+    with whole_student(prepared) if is_gradual else cut_student(prepared, measurer, name, allocation, work) as student:
         windows_NT, targets = teacher.lesson
         check = teacher.on_search.on(student.model, student.blocks)
 
@@ -140,13 +134,13 @@ def _train_and_measure(
             prepared.display.stage(f"training {name}", total=n_steps) as update,
             trained_parameters(student.model, units, training.trained, training.rank, seed) as parameters,
         ):
-            work = _work(prepared, name, allocation)
-            lesson = Lesson(windows_NT, targets, score, prepared.loaded, seed, work, update)
+            cuts = gradual_cuts(prepared, student, allocation, n_steps) if is_gradual else None
+            lesson = Lesson(windows_NT, targets, score, prepared.loaded, seed, work, update, cuts)
             course = training.train_in_place(student, parameters, lesson)
         for parameter in student.model.parameters():  # not the buffers, whose format is the model's own choice
             parameter.data = parameter.data.to(prepared.loaded.model.dtype)
         if name == "winner":
-            _save(prepared, student)
+            (save_whole if is_gradual else save_cut)(prepared, student, work)
         with prepared.display.stage(f"measuring {name} after training"):
             measured = measurer.measure(student)
         return {**measured, "training": {**asdict(course), "sparsity": _sparsity(prepared, student)}}
@@ -157,22 +151,6 @@ def _work(prepared: PreparedRun, name: str, allocation: Allocation) -> Path:
     return prepared.folder / WORK / f"{name}-{digest(allocation, prepared.space.grid)[:16]}"
 
 
-@contextmanager
-def _student(prepared: PreparedRun, measurer: RowMeasurer, name: str, allocation: Allocation) -> Iterator[LoadedModel]:
-    """While open, the pruned model of a row, cut to its size, in fp32."""
-    folder = prepared.folder / "model" if name == "winner" else _work(prepared, name, allocation) / "model"
-    if not holds_checkpoint(folder):
-        measurer.prune(allocation)
-        save_checkpoint(PrunedCheckpoint(prepared.loaded, folder, by_block=False), folder)
-    config = replace(prepared.config.model, path=str(folder), dtype=DType.FLOAT32, placement=Placement.WHOLE, revision=None)
-    prepared.store.restore()
-    student = load_model(config)
-    try:
-        yield student
-    finally:
-        gc.collect()
-
-
 def _sparsity(prepared: PreparedRun, student: LoadedModel) -> float | None:
     """The exact zeros among the weights of units, as a share of them; None where whole heads and channels went."""
     if any(unit.item is not Item.WEIGHT for unit in prepared.loaded.units):
@@ -180,13 +158,3 @@ def _sparsity(prepared: PreparedRun, student: LoadedModel) -> float | None:
     matrices = [weight_view(student.model, unit) for unit in student.units]
     n_zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
     return n_zeros / sum(matrix.numel() for matrix in matrices)
-
-
-def _save(prepared: PreparedRun, student: LoadedModel) -> None:
-    """Writes the trained winner as a checkpoint beside the pruned one, with the same files."""
-    with whole_folder(prepared.folder / FOLDER) as partial:
-        shutil.copytree(prepared.folder / "model", partial, ignore=shutil.ignore_patterns(*WEIGHTS), dirs_exist_ok=True)
-        kept = {path: path.read_bytes() for path in partial.glob("*config.json")}
-        student.model.save_pretrained(partial)
-        for path, content in kept.items():
-            path.write_bytes(content)
