@@ -26,6 +26,8 @@ GROUP_OF_FAMILY = {
 NOT_A_METHOD = {
     "language_models/calls": "a line of the record of all calls",
     "training/gradient_training": "what trainings by gradients share",
+    "training/schedule": "when what goes",
+    "training/gradual_cuts": "the cuts while a model learns",
     "training/loop": "the loop of all trainings by gradients",
     "training/kept_state": "what a training goes on from",
     "training/targets": "the dense model's answers on disk",

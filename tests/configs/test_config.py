@@ -35,8 +35,13 @@ NEEDS = {
     ("budget", "speedup"): [f"budget.latency_table={Path(__file__).parents[1] / 'latency_table.json'}"],
     ("budget", "memory"): ["budget.context=256"],
     ("proposer", "sensitivity"): ["search.n_sensitivity_windows=8"],
+    ("schedule", "iterative"): ["training=distillation"],
+    ("schedule", "cubic"): ["training=next_token"],
     ("data", "files"): ["data.calibration=a.txt", "data.search=b.txt", "data.report=c.txt"],
 }
+
+ALONE = {"objective", "search", "schedule"}
+"""Groups whose choices depend on those of others."""
 
 
 @pytest.fixture
@@ -163,15 +168,37 @@ def test_every_proposer_composes_and_converts_beside_the_others(composed, finish
             assert type(controls[name]) is find_methods("proposer")[name]
 
 
-@pytest.mark.parametrize("chosen", abreast(*sorted(GROUPS.keys() - {"experiment", "objective", "search", "proposer"})), ids=str)
+@pytest.mark.parametrize("chosen", abreast(*sorted(GROUPS.keys() - ALONE - {"experiment", "proposer"})), ids=str)
 def test_every_choice_of_every_group_composes_and_converts(chosen, composed, finished_run):
     needs = [need.format(finished_run=finished_run) for choice in chosen.items() for need in NEEDS.get(choice, [])]
     check_choices(composed(*(f"{group}={name}" for group, name in chosen.items()), *needs), chosen)
 
 
-@pytest.mark.parametrize(("group", "name"), [(group, name) for group in ("objective", "search") for name in GROUPS[group]])
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in sorted(ALONE) for name in GROUPS[group]])
 def test_every_choice_that_depends_on_others_composes_and_converts(group, name, composed):
-    composed(f"{group}={name}")
+    composed(f"{group}={name}", *NEEDS.get((group, name), []))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=iterative"], r"schedule\.n_cuts=4 prunes in steps between which the whole model learns"),
+        (["schedule=cubic", "training=blockwise"], r"schedule\.n_cuts=16 prunes in steps"),
+        (["schedule=cubic", "training=distillation_hira"], r"training\.trained=HIRA leaves them as they are"),
+        (["schedule=iterative", "training=distillation", "recovery=bias_compensation"], r"biases .* would add up"),
+        (
+            ["schedule=iterative", "training=distillation", "pruner=reap", "model=local", "model.path=x"],
+            r"experts do not come back",
+        ),
+        (
+            ["schedule=iterative", "training=distillation", "schedule.share=1"],
+            r"schedule\.share above 0 and below 1, got 4, 1 and 1",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(overrides, message, composed):
+    with pytest.raises(ConfigError, match=message):
+        composed(*overrides)
 
 
 @pytest.mark.parametrize("chosen", abreast("model", "data", "pruner", "budget"), ids=str)

@@ -112,9 +112,7 @@ def test_heads_and_channels_are_trained_at_the_size_that_they_were_cut_to(run_sm
         ("iterative", ["pruner.pattern=2:4", "budget.sparsity=0.25"], 4),
     ],
 )
-def test_what_goes_in_cuts_ends_where_the_allocation_does_and_is_saved_alike(
-    schedule, more, n_cuts, run_small, tmp_path
-):
+def test_what_goes_in_cuts_ends_where_the_allocation_does_and_is_saved_alike(schedule, more, n_cuts, run_small, tmp_path):
     done, rows = run_small("run", *TRAINING, "training.n_tokens=8_192", f"schedule={schedule}", *more)
     course = rows["winner trained"]["training"]
     assert course["n_cuts"] == n_cuts

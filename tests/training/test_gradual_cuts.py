@@ -39,7 +39,9 @@ def test_wrong_schedules_are_told(wrong):
         Schedule(**wrong)
 
 
-@pytest.mark.parametrize(("training", "said"), [(NoTraining(), "the whole model learns"), (Distillation(trained=Trained.LORA), "LORA")])
+@pytest.mark.parametrize(
+    ("training", "said"), [(NoTraining(), "the whole model learns"), (Distillation(trained=Trained.LORA), "LORA")]
+)
 def test_cuts_need_a_training_of_the_weights_themselves(training, said):
     training.check_schedule(Schedule())
     with pytest.raises(ConfigError, match=said):
