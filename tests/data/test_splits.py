@@ -10,7 +10,7 @@ from in_turn import in_turn
 
 from selfprune.data.data_config import DataConfig, Source
 from selfprune.data.self_generated import generate_tokens
-from selfprune.data.splits import check_texts, draw_calibration, draw_splits
+from selfprune.data.splits import check_texts, draw_calibration, draw_splits, draw_training
 from selfprune.embedded.corpus import write_corpus
 from selfprune.errors import ConfigError, DataError
 
@@ -377,3 +377,69 @@ def test_a_real_text_is_dealt_disjoint_windows(name, tiny_tokenizer, tmp_path):
     (tmp_path / name).write_text(path.read_text()[:100_000])
     config = files_config(tmp_path / name, n_tokens_per_window=128, n_calibration=64, n_search=64, n_report=64)
     assert len(set(windows(draw_splits(config, tiny_tokenizer, seed=0)))) == 192
+
+
+def mixed(mixture, **changes):
+    return DataConfig(**(SMALL | {"n_calibration": 10} | changes), mixture=mixture)
+
+
+def test_a_mixture_has_the_windows_of_each_text_by_its_weight_and_changes_nothing_else(tiny_tokenizer, text_file):
+    config = mixed({str(text_file): 3.0, "embedded": 1.0, "self_generated": 1.0})
+    asked = []
+
+    def write(n_tokens, seed):
+        asked.append(n_tokens)
+        return torch.full((n_tokens,), 5) + torch.arange(n_tokens) % 7
+
+    splits, plain = draw_splits(config, tiny_tokenizer, 0, write), draw_splits(mixed({}), tiny_tokenizer, 0)
+    of_file = set(windows(draw_splits(files_config(text_file, n_calibration=40), tiny_tokenizer, 0), "calibration"))
+    found = windows(splits, "calibration")
+    assert len(found) == len(set(found)) == 10
+    assert sum(window in of_file for window in found) == 6
+    assert asked[0] == 2 * 16
+    assert sum(set(window) <= set(range(5, 12)) for window in found) == 2
+    assert windows(splits, "report") == windows(plain, "report")
+    assert splits.hashes["calibration"] != plain.hashes["calibration"]
+    assert not set(found) & set(windows(splits, "search", "report"))
+
+
+def test_shares_of_a_mixture_are_rounded_so_that_they_add_up():
+    sizes = [part.n_calibration for part in mixed({"embedded": 1, "self_generated": 1, "c4": 1}).parts()]
+    assert sorted(sizes) == [3, 3, 4]
+    assert [part.source for part in mixed({"embedded": 1, "c4": 1}).parts()] == [Source.EMBEDDED, Source.HUB]
+
+
+def test_the_text_of_a_training_is_mixed_alike(tiny_tokenizer, text_file):
+    config = mixed({str(text_file): 1.0, "embedded": 1.0}, n_calibration=4)
+    splits = draw_splits(config, tiny_tokenizer, 0)
+    training = [tuple(window) for window in draw_training(config, tiny_tokenizer, 0, 8, splits).tolist()]
+    of_file = set(windows(draw_splits(files_config(text_file, n_calibration=40), tiny_tokenizer, 0), "calibration"))
+    assert sum(window in of_file for window in training) == 4
+    assert not set(training) & set(windows(splits))
+
+
+@in_turn(
+    ("changes", "said"),
+    [
+        ({"mixture": {"embedded": 0.0}}, "weights of data.mixture must be above 0, got 0.0 for embedded"),
+        ({"mixture": {"embedded": float("nan")}}, "weights of data.mixture must be above 0"),
+        ({"mixture": {"a.txt": 1.0}}, r"names a\.txt, a path that means another file elsewhere; give /.*/a\.txt"),
+        ({"mixture": {"embedded": 1.0, "c4": 1000.0}}, "are too few for the weights"),
+        (
+            {"mixture": {"c4": 1.0}, "source": Source.FILES, "calibration": "a", "search": "b", "report": "c"},
+            "takes the place of data.calibration, but that is a",
+        ),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_told(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        DataConfig(**(SMALL | changes))
+
+
+def test_a_file_of_a_mixture_that_is_in_another_splits_folder_is_refused(text_file, tmp_path):
+    (tmp_path / "more.txt").write_text("More.")
+    config = DataConfig(Source.FILES, search=str(text_file), report=str(tmp_path), mixture={str(text_file): 1.0}, **SMALL)
+    with pytest.raises(DataError, match=r"data\.(search|calibration) and data\.report share the file .*text\.txt"):
+        check_texts(config)
+    with pytest.raises(DataError, match="missing"):
+        check_texts(DataConfig(mixture={str(tmp_path / "missing.txt"): 1.0}, **SMALL))

@@ -5,7 +5,9 @@ Shape suffixes: K all tokens of a text.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +45,12 @@ class SplitTexts:
     generate: Generate | None
     cache: dict[str, Tensor] = field(default_factory=dict)
 
+    def parts(self, split: str) -> "list[SplitTexts]":
+        """These, or the texts that a split mixes, each alone."""
+        if split != "calibration" or not self.config.mixture:
+            return [self]
+        return [replace(self, config=part) for part in self.config.parts()]
+
     def n_windows(self, split: str) -> int:
         """As the config says."""
         return int(getattr(self.config, f"n_{split}"))
@@ -59,6 +67,8 @@ class SplitTexts:
 
     def label(self, split: str) -> str:
         """Where it comes from, in words."""
+        if split == "calibration" and self.config.mixture:
+            return " and ".join(part.label(split) for part in self.parts(split))
         return f"{self.source(split).value}:{self.spec(split)}".rstrip(":")
 
     def seed_of(self, split: str) -> int:
@@ -73,13 +83,15 @@ class SplitTexts:
 
     def check_files(self, splits: Sequence[str]) -> None:
         """Refuses a file within several splits' folders: cut from different texts, its windows could overlap."""
-        found = {split: set(find_text_files(self.spec(split), split)) for split in splits if self.source(split) is Source.FILES}
-        for split, other in (("calibration", "report"), ("search", "report"), ("search", "calibration")):
-            shared = found.get(split, set()) & found.get(other, set())
-            if shared and found[split] != found[other]:
+        found: list[tuple[str, set[Path]]] = []
+        for split in sorted(splits, key=("calibration", "search", "report").index):
+            parts = [part for part in self.parts(split) if part.source(split) is Source.FILES]
+            found += [(split, set(find_text_files(part.spec(split), split))) for part in parts]
+        for (split, files), (other, others) in combinations(found, 2):
+            if files & others and files != others:
                 raise DataError(
-                    f"data.{split} and data.{other} share the file {min(shared)} but are not the same text, so their windows "
-                    "could overlap; give both the same file or folder, or separate ones"
+                    f"data.{split} and data.{other} share the file {min(files & others)} but are not the same text, so their "
+                    "windows could overlap; give both the same file or folder, or separate ones"
                 )
 
     def tokens(self, split: str, n_windows: int) -> Tensor:

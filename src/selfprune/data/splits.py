@@ -52,8 +52,9 @@ def check_texts(config: DataConfig, splits: Sequence[str] = SPLITS) -> None:
     texts = SplitTexts(config, None, 0, None)
     texts.check_files(splits)
     for split in splits:
-        if texts.source(split) is Source.HUB:
-            check_hub_text(texts.spec(split), split, whole=texts.n_windows(split) == 0)
+        for part in texts.parts(split):
+            if part.source(split) is Source.HUB:
+                check_hub_text(part.spec(split), split, whole=part.n_windows(split) == 0)
 
 
 def draw_splits(
@@ -112,7 +113,7 @@ def draw_training(
     taken = {hashlib.sha256(token_bytes(window_T)).digest() for windows_NT in splits for window_T in windows_NT}
     texts = SplitTexts(replace(config, n_calibration=n_windows), tokenizer, seed, generate)
     try:
-        return _deal(texts, "calibration", before.start, taken, "training.n_tokens, raise training.n_epochs, or lower")
+        return _deal_parts(texts, "calibration", before.start, taken, "training.n_tokens, raise training.n_epochs, or lower")
     except DataError as error:
         raise DataError(f"training needs text that is in no split: {error}") from error
 
@@ -129,13 +130,18 @@ def _draw(
     texts = SplitTexts(config, tokenizer, seed, generate)
     texts.check_files(splits)
     taken: set[bytes] = set()
-    windows = {split: _deal(texts, split, start, taken, f"data.n_{split} or") for split in splits}
+    windows = {split: _deal_parts(texts, split, start, taken, f"data.n_{split} or") for split in splits}
     return {split: (windows_NT, hash_windows(texts.label(split), windows_NT)) for split, windows_NT in windows.items()}
 
 
 def hash_windows(label: str, windows_NT: Tensor) -> str:
     """SHA-256 of windows and of a label that says where they come from."""
     return sha256(label.encode() + token_bytes(windows_NT))
+
+
+def _deal_parts(texts: SplitTexts, split: str, start: tuple[int, ...], taken: set[bytes], to_lower: str) -> Tensor:
+    """The windows of a split, of one text after the other where it mixes several; see `_deal`."""
+    return torch.cat([_deal(part, split, start, taken, to_lower) for part in texts.parts(split)])
 
 
 def _deal(texts: SplitTexts, split: str, start: tuple[int, ...], taken: set[bytes], to_lower: str) -> Tensor:
