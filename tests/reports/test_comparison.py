@@ -114,6 +114,21 @@ def test_differences_are_paired_by_the_seed(sweep):
     assert found["Wanda", "0.5", "winner"] == ""
 
 
+def test_it_is_told_how_far_allocations_move_between_seeds(tmp_path, told):
+    found = [{"up": 0.5, "down": 0.3}, {"up": 0.6, "down": 0.2}, {"up": 0.5, "down": 0.5}]
+    for seed, sparsities in enumerate(found):
+        report = write_run(tmp_path / str(seed), 0.1, seed=seed) / "report.json"
+        content = json.loads(report.read_text())
+        content["search"]["winner"]["sparsities"] = sparsities
+        report.write_text(json.dumps(content))
+    lines = compare(*find_runs([tmp_path])).lines
+    # 0.1 and 0.1 between the first two, 0 and 0.2, 0.1 and 0.3
+    assert {line.name: line.moved() for line in lines} == {"dense": None, "uniform": None, "winner": pytest.approx(0.8 / 6)}
+    _, table, _ = told(tmp_path, "--format", "markdown")
+    assert "| unit sparsity between seeds |" in table.replace("\n", " ")
+    assert "| 13.33% |" in table
+
+
 def test_one_seed_has_no_spread_and_a_later_run_of_one_config_takes_the_place_of_an_earlier(tmp_path):
     write_run(tmp_path / "a", 0.1)
     os.utime(write_run(tmp_path / "b", 0.3) / "report.json", (1, 1))

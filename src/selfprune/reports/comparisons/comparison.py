@@ -9,7 +9,8 @@ import io
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ FORMATS = {"sparsity": "{:.2%}", "accuracy": "{:.2%}", "tokens": "{:,.0f}", "sec
 """Column -> how it is written; others with four digits."""
 ROUNDING = 1e-7
 """What a mean below counts as zero, as the KL of the dense model to itself."""
+MOVED = "unit sparsity between seeds"
+"""How far the winner's allocation moves when its calibration and search windows are others."""
 COLUMNS = ("sparsity", "KL", "perplexity", "accuracy", "tokens", "seconds", "parameters")
 Group = tuple[str, ...]
 """The values of the keys that differ."""
@@ -38,16 +41,25 @@ class Line:
         name: of the row in their reports.
         split: of their reports.
         numbers: seed -> column -> value; a column that was not measured is missing.
+        allocations: seed -> unit -> its sparsity; of winners alone.
     """
 
     group: Group
     name: str
     split: str
     numbers: dict[str, dict[str, float]] = field(default_factory=dict)
+    allocations: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def values(self, column: str) -> list[float]:
         """A column over the seeds."""
         return [found[column] for _, found in sorted(self.numbers.items()) if column in found]
+
+    def moved(self) -> float | None:
+        """By how much the sparsity of a unit differs between two seeds, on average over both; None where there are not two."""
+        pairs = [(one, other) for one, other in combinations(self.allocations.values(), 2) if one and one.keys() == other.keys()]
+        if not pairs:
+            return None
+        return statistics.fmean(abs(one[unit] - other[unit]) for one, other in pairs for unit in one)
 
 
 @dataclass(frozen=True)
@@ -75,12 +87,22 @@ class Comparison:
         Args:
             against: for every line, the one from which its KL is subtracted seed by seed; no such column when empty.
         """
-        header = [*self.keys, "", "seeds", *self.columns, *(["KL less chosen"] if against else [])]
+        moved = [line.moved() for line in self.lines]
+        is_moved = any(value is not None for value in moved)
+        header = [
+            *self.keys,
+            "",
+            "seeds",
+            *self.columns,
+            *([MOVED] if is_moved else []),
+            *(["KL less chosen"] if against else []),
+        ]
         rows = []
         for i, line in enumerate(self.lines):
             measured = [spread(line.values(column), FORMATS.get(column, "{:.4g}")) for column in self.columns]
             paired = [difference(line, against[i])] if against else []
-            rows.append([*line.group, line.name, str(len(line.numbers)), *measured, *paired])
+            between = ["" if (value := moved[i]) is None else f"{value:.2%}"] if is_moved else []
+            rows.append([*line.group, line.name, str(len(line.numbers)), *measured, *between, *paired])
         return header, rows
 
     def csv(self) -> str:
@@ -142,7 +164,10 @@ def compare(runs: Sequence[FinishedRun], unfinished: Sequence[Path] = ()) -> Com
         for row in run.report["rows"]:
             of_all = row["name"] == DENSE and dense_is_one
             key = (tuple("" for _ in keys) if of_all else group, row["name"], run.split)
-            lines.setdefault(key, Line(*key)).numbers[run.seed] = numbers(row, run.report)
+            line = lines.setdefault(key, Line(*key))
+            line.numbers[run.seed] = numbers(row, run.report)
+            if row["name"] == WINNER:
+                line.allocations[run.seed] = run.report["search"]["winner"].get("sparsities", {})
     splits = list(dict.fromkeys(run.split for run in runs))
     notes = []
     if len(splits) > 1:
@@ -155,7 +180,7 @@ def compare(runs: Sequence[FinishedRun], unfinished: Sequence[Path] = ()) -> Com
     ordered = sorted(lines.values(), key=lambda line: [line.split, *map(_ordering, line.group)])
     if len(splits) > 1:
         shown = ["report split", *shown]
-        ordered = [Line((line.split[:8], *line.group), line.name, line.split, line.numbers) for line in ordered]
+        ordered = [replace(line, group=(line.split[:8], *line.group)) for line in ordered]
     return Comparison(shown, ordered, notes)
 
 
