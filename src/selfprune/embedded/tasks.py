@@ -34,25 +34,29 @@ if TYPE_CHECKING:
 
 HALVES = ("search", "report")
 DOCUMENTS_PER_HALF = 240
+STORY = "selfprune_story"
+ONE_SCENE_IN = 5
+"""Of the scenes that could begin a story, so that about as many are biographies."""
 TASK_FOLDER = Path(__file__).parent / "lm_eval_tasks"
 """lm-eval's `include_path` for these tasks."""
 DOCUMENT_FOLDER = TASK_FOLDER / "documents"
 
 Document = dict[str, Any]
-"""`query`, `choices`, and `gold`, the index of the right choice."""
+"""`query`, `choices`, and `gold`, the index of the right choice; of a story `query`, and `n_sentences`,
+as many as it goes on with, which the world judges."""
 
 
 def build_documents(task: str, half: str) -> list[Document]:
     """The documents of one half of a task; always the same.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `TASKS`, or the story.
         half: one of `HALVES`.
 
     Raises:
         ConfigError: when the task or the half is unknown.
     """
-    for what, name, known in (("task", task, TASKS), ("half", half, HALVES)):
+    for what, name, known in (("task", task, _WRITERS), ("half", half, HALVES)):
         if name not in known:
             raise ConfigError(f"the embedded world has no {what} {name!r}; known, nearest first: {did_you_mean(name, known)}")
     documents = defaultdict(list)
@@ -64,7 +68,7 @@ def build_documents(task: str, half: str) -> list[Document]:
 
 def write_task_data(folder: Path) -> None:
     """Writes every half of every task as `<task>_<half>.jsonl`."""
-    for task, half in product(TASKS, HALVES):
+    for task, half in product(_WRITERS, HALVES):
         lines = [json.dumps(document) + "\n" for document in build_documents(task, half)]
         (folder / f"{task}_{half}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
@@ -128,6 +132,28 @@ def _translations(world: World) -> Iterator[tuple[str, Document]]:
         yield f"{subject} {verb} {object_}", document
 
 
+def _stories(world: World) -> Iterator[tuple[str, Document]]:
+    """The first sentence of a biography, in a phrasing of the corpus, or of a scene that is in no corpus."""
+    for person, category in product(world.words["people"], FACT_TEMPLATES):
+        rng = _generator(STORY, person, category)
+        known = [t for i, t in enumerate(FACT_TEMPLATES[category]) if i != held_out_template(person, category)]
+        yield (
+            f"{person} {category}",
+            {
+                "query": f"{rng.choice(known).format(person)} {world.facts[person][category]}.",
+                "n_sentences": 2,
+            },
+        )
+    nouns = world.words["nouns"]
+    for subject, verb, object_ in product(nouns, world.words["transitive_verbs"], nouns):
+        rng = _generator(STORY, subject, verb, object_)
+        phrases = [Phrase(noun, rng.random() < 0.5, _adjective(rng, world)) for noun in (subject, object_)]
+        sentence = Sentence(phrases[0], verb, phrases[1])
+        if sentence.is_held_out() and stable_hash(STORY, subject, verb, object_) % ONE_SCENE_IN == 0:
+            text = sentence.english()
+            yield f"{subject} {verb} {object_}", {"query": f"{text[0].upper()}{text[1:]}.", "n_sentences": 1}
+
+
 def _distortions(sentence: Sentence, world: World, rng: random.Random) -> Iterator[Sentence]:
     """Another noun; another number; and another adjective, another verb or subject and object exchanged."""
     side = rng.choice(("subject", "object"))
@@ -178,5 +204,7 @@ _WRITERS: dict[str, Callable[[World], Iterator[tuple[str, Document]]]] = {
     "selfprune_agreement": _agreement,
     "selfprune_sums": _sums,
     "selfprune_translation": _translations,
+    STORY: _stories,
 }
-TASKS = tuple(_WRITERS)
+TASKS = tuple(task for task in _WRITERS if task != STORY)
+"""Those with choices."""
