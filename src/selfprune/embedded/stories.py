@@ -1,7 +1,7 @@
 """Whether what a model writes about the embedded world holds there: its grammar, its facts and its sums are known.
 
-A prompt is the first sentence of a biography or of a scene, and the model goes on. Sentences are judged one by one: a fact must be
-true of that person, a noun phrase must be one, a verb must agree with its subject, and a sum must come out.
+A prompt is the first sentence of a biography or of a scene, and the model goes on. Sentences are judged one by one: a fact must
+be true of that person, a noun phrase must be one, a verb must agree with its subject, and a sum must come out.
 """
 
 import re

@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfprune.data.data_config import Bos
 from selfprune.data.window_start import start_tokens
 from selfprune.errors import ConfigError
 from selfprune.evaluators.harness_config import HarnessConfig, check_apart
+from selfprune.evaluators.pairs import NAME as PAIRS
+from selfprune.evaluators.pairs import pairs_task
 from selfprune.evaluators.task_documents import answered_documents, build_requests, set_num_fewshot
 from selfprune.evaluators.task_loading import load_tasks
 from selfprune.evaluators.task_memory import cache_bytes
@@ -47,10 +50,11 @@ class Harness:
 
         self.config, self._version = config, lm_eval.__version__
         with undisturbed():
-            self._loaded = load_tasks([*config.tasks, *config.search_tasks], config.include_path)
+            own = {PAIRS: pairs_task(Path(config.pairs), config.pairs_tokens)} if config.pairs else {}
+            self._loaded = load_tasks([*config.report_tasks, *config.search_tasks], config.include_path, own)
             self.tasks = {name: task for loaded in self._loaded.values() for name, task in loaded["tasks"].items()}
             report, search = (
-                [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.tasks, config.search_tasks)
+                [task for n in part for task in self._loaded[n]["tasks"]] for part in (config.report_tasks, config.search_tasks)
             )
             check_apart(report, search)
             for task in self.tasks.values():
@@ -136,7 +140,7 @@ class Harness:
         Raises:
             ConfigError: when a task is not among the configured ones.
         """
-        loaded = [self._configured(name) for name in (self.config.tasks if names is None else names)]
+        loaded = [self._configured(name) for name in (self.config.report_tasks if names is None else names)]
         tasks = {name: task for each in loaded for name, task in each["tasks"].items()}
         groups = {name: group for each in loaded for name, group in each["groups"].items()}
         if not tasks:

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 
-def load_tasks(names: Sequence[str], include_path: str | None) -> dict[str, dict[str, Any]]:
+def load_tasks(
+    names: Sequence[str], include_path: str | None, own: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Name -> what lm-eval makes of it: its `tasks` and its `groups`, each by name, with their documents.
 
     Args:
         names: of tasks, tags or groups.
         include_path: a folder of further task YAML files.
+        own: name -> what a task is made of that stands in no file.
 
     Raises:
         ConfigError: when a name is unknown, or two names ask one task in different ways.
         DataError: when documents are out of reach or broken, or a task does not fit them.
     """
-    manager = _find_tasks(names, include_path)
-    paths = [manager.task_index[name].yaml_path for name in names]
+    own = own or {}
+    found = [name for name in names if name not in own]
+    manager = _find_tasks(found, include_path)
+    paths = [manager.task_index[name].yaml_path for name in found]
     with _from_the_hub() if any(path is None or path.parent != TASK_FOLDER for path in paths) else contextlib.nullcontext():
-        loaded = {name: _load(name, manager) for name in names}
+        loaded = {name: dict(manager.load([own[name]])) if name in own else _load(name, manager) for name in names}
     _share(loaded)
     return loaded
 

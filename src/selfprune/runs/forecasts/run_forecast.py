@@ -106,7 +106,7 @@ def run_seconds(
     """
     n_rows = 2 + len(config.yardsticks) + len(config.controls)
     n_searched = (1 + len(config.controls)) * config.search.max_tokens
-    of_row = splits.report_NT.numel() + harness.n_request_tokens(config.harness.tasks, loaded.tokenizer)
+    of_row = splits.report_NT.numel() + harness.n_request_tokens(config.harness.report_tasks, loaded.tokenizer)
     of_finalist = harness.n_request_tokens(config.harness.search_tasks, loaded.tokenizer)
     n_rows_measured = n_rows + len(config.training.rows)
     n_passed: float = n_searched + n_rows_measured * of_row + config.training.n_pass_tokens()

@@ -48,7 +48,7 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     n_at_once = max(search.batch_size, windows_per_pass(data.n_tokens_per_window))
     of_windows = data.n_tokens_per_window * n_at_once * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
     of_requests = 0
-    if config.harness.tasks or config.harness.search_tasks:
+    if config.harness.report_tasks or config.harness.search_tasks:
         of_requests = logit_bytes(config.harness.batch_size, n_vocabulary, max_positions(skeleton), bytes_per_weight)
     needed += max(of_windows, of_requests, cache_bytes)
     # under SPREAD they lie beside the weights, on devices that the loading chooses

@@ -45,7 +45,7 @@ class RowMeasurer:
     def of(cls, prepared: PreparedRun) -> "RowMeasurer":
         """That of a run."""
         config, splits = prepared.config, prepared.splits
-        harness = prepared.harness if config.harness.tasks else None
+        harness = prepared.harness if config.harness.report_tasks else None
         return cls(prepared.store, config.method, splits.calibration_NT, splits.report_NT, config.search.batch_size, harness)
 
     @cached_property
