@@ -126,6 +126,20 @@ def test_what_training_brought_is_told_as_a_share_of_the_rise_of_log_perplexity(
     assert [row["name"] for row in compare_with_winner([*rows, {"name": "uniform", "kl": 0.5}])] == ["uniform"]
 
 
+def test_a_training_that_heals_its_own_text_alone_is_told_and_cuts_on_the_way_are_counted():
+    course = {"n_tokens": 1_000, "scores": [0.3, 0.1], "best": 1, "ending": "all was seen", "seconds": 6.0, "n_cuts": 4}
+    rows = [
+        {"name": "dense", "kl": 0.0, "perplexity": 10.0},
+        {"name": "winner", "kl": 0.3, "perplexity": 20.0},
+        {"name": "winner trained", "kl": 0.4, "perplexity": 40.0, "training": course},
+    ]
+    did, narrow = training_sentences(rows)
+    assert "tokens in 6 s and 4 cuts on the way, and added 100% to the rise of log-perplexity" in did
+    assert "KL of winner trained fell from 0.3000 to 0.1000, and on the report split it rose" in narrow
+    course["best"] = 0
+    assert len(training_sentences(rows)) == 1, "nothing was healed, so nothing is narrow"
+
+
 def test_who_went_too_far_is_told_where_to_ask():
     assert safety_sentence([{"name": "winner", "kl": 0.05}]) == ""
     assert "above 0.05 nats per token" in safety_sentence([{"name": "dense", "kl": 0}, {"name": "winner", "kl": 0.2}])

@@ -190,4 +190,10 @@ def training_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             said += f", and {did} the rise of log-perplexity"
         kept = f"the weights kept are those of check {course['best']} of {len(course['scores']) - 1} on the search split"
         sentences.append(f"{said}; {kept}, and it ended since {course['ending']}.")
+        first, best = course["scores"][0], course["scores"][course["best"]]
+        if best < first and row["kl"] > before["kl"]:
+            sentences.append(
+                f"On the search split the KL of {row['name']} fell from {first:.4f} to {best:.4f}, and on the report split it "
+                "rose: the training text heals what it needs itself and harms the rest; train on a wider one, as by data=mixture."
+            )
     return sentences

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from selfprune.configs.plain_command import PlainParser, exit_code
 from selfprune.errors import ConfigError
 from selfprune.reports.insight.edge import Edge, Point, crossing, edge_sentence, find_edge
+from selfprune.reports.insight.knee import Knee, find_knee, knee_sentence
 from selfprune.reports.markdown import table_lines
 from selfprune.reports.pictures import COLOURS, save_figure
 from selfprune.runs.library.calls import search_allocation
@@ -102,9 +103,10 @@ def _tell(name: str, arguments: Sequence[str]) -> None:
         return found
 
     points = walk(search, parsed.low, parsed.high, parsed.tolerance, parsed.max_kl)
-    edge = find_edge(points, parsed.max_kl)
-    _write(parsed.folder, points, edge, parsed.max_kl)
-    sys.stdout.write(f"{edge_sentence(edge, points, parsed.max_kl)}\n{parsed.folder / 'cliff.md'}\n")
+    edge, knee = find_edge(points, parsed.max_kl), find_knee(points)
+    told = " ".join([edge_sentence(edge, points, parsed.max_kl), *([knee_sentence(knee)] if knee else [])])
+    _write(parsed.folder, points, edge, knee, parsed.max_kl, told)
+    sys.stdout.write(f"{told}\n{parsed.folder / 'cliff.md'}\n")
 
 
 def _check(low: float, high: float, tolerance: float, max_kl: float, options: Sequence[str]) -> None:
@@ -119,7 +121,7 @@ def _check(low: float, high: float, tolerance: float, max_kl: float, options: Se
         raise ConfigError(f"cliff chooses the sparsities and folders of its runs itself, but was given {taken[0]}; leave it out")
 
 
-def _write(folder: Path, points: Sequence[Point], edge: Edge, max_kl: float) -> None:
+def _write(folder: Path, points: Sequence[Point], edge: Edge, knee: Knee | None, max_kl: float, told: str) -> None:
     """The answer as a page, a picture, and for machines."""
     rows = [
         [
@@ -133,16 +135,17 @@ def _write(folder: Path, points: Sequence[Point], edge: Edge, max_kl: float) -> 
         for point in points
     ]
     header = ["sparsity", "KL", "KL of uniform", "perplexity", "tasks that are worse", "safe"]
-    lines = ["# How far this model can be pruned", "", edge_sentence(edge, points, max_kl), "", *table_lines(header, rows), ""]
+    lines = ["# How far this model can be pruned", "", told, "", *table_lines(header, rows), ""]
     lines += ["KL to the dense model in nats per token and perplexity are the winner's on the report split.", ""]
     lines += ["![KL over sparsity](cliff.png)", ""]
-    save_figure(_figure(points, edge, max_kl), folder / "cliff.png")
-    record = {"max_kl": max_kl, "edge": asdict(edge), "points": [asdict(point) | {"kl": point.kl} for point in points]}
+    save_figure(_figure(points, edge, knee, max_kl), folder / "cliff.png")
+    measured = [asdict(point) | {"kl": point.kl} for point in points]
+    record = {"max_kl": max_kl, "edge": asdict(edge), "knee": asdict(knee) if knee else None, "points": measured}
     write_whole(folder / "cliff.json", json.dumps(record, indent=2) + "\n")
     write_whole(folder / "cliff.md", "\n".join(lines))
 
 
-def _figure(points: Sequence[Point], edge: Edge, max_kl: float) -> Figure:
+def _figure(points: Sequence[Point], edge: Edge, knee: Knee | None, max_kl: float) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     at = [100 * point.sparsity for point in points]
@@ -154,6 +157,8 @@ def _figure(points: Sequence[Point], edge: Edge, max_kl: float) -> Figure:
     if edge.sparsity is not None and not edge.is_open:
         axes.axvspan(100 * edge.low, 100 * edge.high, color=COLOURS[2], alpha=0.25, label="95% interval of the edge")
         axes.axvline(100 * edge.sparsity, color=COLOURS[2])
+    if knee:
+        axes.axvline(100 * knee.sparsity, color=COLOURS[3], linestyle="--", label="knee")
     axes.set(xlabel="sparsity (% of the budget's measure)", ylabel="report KL (nats per token)", yscale="log")
     axes.legend()
     return figure
