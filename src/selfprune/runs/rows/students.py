@@ -100,13 +100,12 @@ def part_of(allocation: Allocation, levels: Mapping[str, Levels], share: float) 
     return part | {name: allocation[name] if i < round(share * len(whole)) else 0 for i, name in enumerate(whole)}
 
 
-def save_cut(prepared: PreparedRun, student: LoadedModel, work: Path) -> None:
+def save_cut(prepared: PreparedRun, student: LoadedModel) -> None:
     """Writes the trained winner as a checkpoint beside the pruned one, with the same files.
 
     Args:
         prepared: what is shared.
         student: cut to its size before.
-        work: not needed.
     """
     with whole_folder(prepared.folder / FOLDER) as folder:
         student.model.save_pretrained(folder)

@@ -139,8 +139,10 @@ def _train_and_measure(
             course = training.train_in_place(student, parameters, lesson)
         for parameter in student.model.parameters():  # not the buffers, whose format is the model's own choice
             parameter.data = parameter.data.to(prepared.loaded.model.dtype)
-        if name == "winner":
-            (save_whole if is_gradual else save_cut)(prepared, student, work)
+        if name == "winner" and is_gradual:
+            save_whole(prepared, student, work)
+        elif name == "winner":
+            save_cut(prepared, student)
         with prepared.display.stage(f"measuring {name} after training"):
             measured = measurer.measure(student)
         return {**measured, "training": {**asdict(course), "sparsity": _sparsity(prepared, student)}}
