@@ -28,6 +28,7 @@ NOT_A_METHOD = {
     "training/gradient_training": "what trainings by gradients share",
     "training/schedule": "when what goes",
     "training/gradual_cuts": "the cuts while a model learns",
+    "training/hidden_states": "a loss of distillation",
     "training/loop": "the loop of all trainings by gradients",
     "training/kept_state": "what a training goes on from",
     "training/targets": "the dense model's answers on disk",

@@ -1,6 +1,8 @@
 """Trainings of tiny models: what is zero stays zero, what was broken off goes on alike, and what diverges is undone."""
 
 import math
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from selfprune.models.units import stored_weight, weight_view
 from selfprune.training import targets as targets_module
 from selfprune.training.base import Lesson, Trained
 from selfprune.training.distillation import Distillation
+from selfprune.training.hidden_states import hidden_loss
 from selfprune.training.next_token import NextToken
 from selfprune.training.none import NoTraining
 from selfprune.training.targets import Targets, prepare_targets
@@ -128,6 +131,40 @@ def test_checks_without_a_better_score_end_it(pruned, tmp_path):
     course = trained(loaded, tmp_path, config, lesson_of(loaded, check=lambda: next(scores)))
     assert (course.scores, course.best) == ([1.0, 0.5, 0.6, 0.7], 1)
     assert course.ending == "2 checks brought no better score"
+
+
+def test_hidden_states_come_nearer_to_the_dense_models_where_they_have_a_weight(load_tiny, pruned, tmp_path):
+    dense = load_tiny("llama")
+    metric = Distillation(**SMALL, n_top=8).metric()
+    targets = prepare_targets(metric, dense.model, WINDOWS_NT, 4, tmp_path / "targets")
+
+    @torch.no_grad()
+    def distance(loaded):
+        own, others = (m.model(WINDOWS_NT, output_hidden_states=True).hidden_states for m in (loaded, dense))
+        return float(sum((a - b).square().sum() / b.square().sum() for a, b in zip(own, others, strict=True)))
+
+    before, found = distance(pruned()), {}
+    for weight in (0.0, 10.0):
+        loaded = pruned()
+        config = Distillation(**{**SMALL, "n_tokens": 12 * 8 * 4}, n_epochs=4, n_top=8, hidden_weight=weight, learning_rate=3e-3)
+        with trained_parameters(loaded.model, loaded.units, config.trained, config.rank, seed=0) as parameters:
+            lesson = Lesson(
+                WINDOWS_NT, targets, partial(next, count(99, -1)), dense, 0, tmp_path / str(weight)
+            )  # the last is kept
+            config.train_in_place(loaded, parameters, lesson)
+        found[weight] = distance(loaded)
+    assert found[10.0] < 0.9 * before
+    assert found[10.0] < found[0.0]
+
+
+def test_hidden_states_need_every_block_and_a_weight_that_is_one(load_tiny):
+    hidden = [torch.zeros(1, 8, 4)] * 2
+    dense = load_tiny("llama")
+    with pytest.raises(ConfigError, match=r"training\.hidden_weight compares .* the pruned model has 1; give"):
+        hidden_loss(hidden, dense.model, WINDOWS_NT[:1])
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="hidden_weight must be finite and not negative"):
+            Distillation(**SMALL, hidden_weight=weight)
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 2}, {"checkpoint_blocks": True}])

@@ -35,7 +35,7 @@ def load_tasks(
     found = [name for name in names if name not in own]
     manager = _find_tasks(found, include_path)
     paths = [manager.task_index[name].yaml_path for name in found]
-    with _from_the_hub() if any(path is None or path.parent != TASK_FOLDER for path in paths) else contextlib.nullcontext():
+    with _from_the_hub() if any(path is None or TASK_FOLDER not in path.parents for path in paths) else contextlib.nullcontext():
         loaded = {name: dict(manager.load([own[name]])) if name in own else _load(name, manager) for name in names}
     _share(loaded)
     return loaded

@@ -18,6 +18,7 @@ from torch import nn
 from selfprune.errors import ConfigError
 from selfprune.training.base import Course, Lesson, Trained
 from selfprune.training.gradient_training import GradientTraining
+from selfprune.training.hidden_states import hidden_loss
 from selfprune.training.kept_state import KeptState
 from selfprune.training.schedule import Schedule
 
@@ -38,6 +39,10 @@ class WholeModelTraining(GradientTraining):
                 f"schedule.n_cuts={schedule.n_cuts} cuts weights while they learn, but training.trained={self.trained.name} "
                 "leaves them as they are; choose training.trained=FULL, or schedule=one_shot"
             )
+
+    def weight_of_hidden(self) -> float:
+        """What the loss on hidden states counts beside the metric; 0 does without."""
+        return 0.0
 
     def train_in_place(self, student: "LoadedModel", parameters: dict[str, nn.Parameter], lesson: Lesson) -> Course:
         """See `GradientTraining`."""
@@ -99,16 +104,19 @@ class WholeModelTraining(GradientTraining):
         return course
 
 
-def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: GradientTraining, accelerator: "Accelerator") -> float:
+def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: WholeModelTraining, accelerator: "Accelerator") -> float:
     """The mean loss of a batch, whose gradients are left on the parameters."""
-    total = 0.0
+    total, weight = 0.0, config.weight_of_hidden()
     for start in range(0, len(windows), config.micro_batch):
         part = list(windows[start : start + config.micro_batch])
         tokens_NT = lesson.windows_NT[part].to(model.device)
         with accelerator.autocast():
-            logits_NTV = model(input_ids=tokens_NT, use_cache=False).logits
+            output = model(input_ids=tokens_NT, use_cache=False, output_hidden_states=weight > 0)
         assert lesson.targets is not None
-        loss = lesson.targets.scores(logits_NTV, tokens_NT, part).mean() * len(part) / len(windows)
+        loss = lesson.targets.scores(output.logits, tokens_NT, part).mean()
+        if weight:
+            loss = loss + weight * hidden_loss(output.hidden_states, lesson.dense.model, tokens_NT)
+        loss = loss * len(part) / len(windows)
         accelerator.backward(loss)
         total += float(loss.detach())
     return total
