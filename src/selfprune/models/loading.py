@@ -16,6 +16,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.allocations.unit import Item, Unit
+from selfprune.checkpoints.gguf_source import SUFFIX, dequantised, doubt_of_gguf
 from selfprune.checkpoints.source import hub_is_reachable, open_source, source_folder
 from selfprune.errors import ModelError
 from selfprune.models.forward_check import check_by_running, check_entry, check_skeleton
@@ -117,7 +118,9 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     blocks_path, blocks = find_blocks(model)
     check = check_entry if config.placement is Placement.STREAM else check_by_running
     _attempt(config, path, Step.TRIAL, lambda: check(model, blocks_path, blocks, device))
-    return LoadedModel(model, tokenizer, units, blocks, device, source, tuple(doubts_of_loading(config.path, model, unused)))
+    of_file = doubt_of_gguf(Path(config.path).expanduser()) if config.path.endswith(SUFFIX) else ""
+    doubts = *([of_file] if of_file else []), *doubts_of_loading(config.path, model, unused)
+    return LoadedModel(model, tokenizer, units, blocks, device, source, doubts)
 
 
 def preflight_memory(config: ModelConfig, more: MoreBytes = lambda *_: 0) -> Preflight:
@@ -139,8 +142,12 @@ def find_source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     looks_like_path = (
         config.path == "embedded" or folder.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1
     )
+    if folder.is_file() and folder.suffix == SUFFIX:
+        folder = dequantised(folder)
     if folder.is_file():
-        raise ModelError(f"model.path must be a folder or a hub id, got the file {config.path}; give the folder that holds it")
+        raise ModelError(
+            f"model.path must be a folder, a hub id or a GGUF file, got the file {config.path}; give the folder that holds it"
+        )
     if looks_like_path and not folder.is_dir():
         raise ModelError(
             f"model.path={config.path}: there is no folder {folder}; give the folder of a Hugging Face checkpoint, or a hub id"
