@@ -48,7 +48,7 @@ class DataConfig:
         n_search: windows for the search.
         n_report: windows for the report; 0 takes the whole text in order, as WikiText-2 perplexity is measured.
         mixture: in place of `calibration`, text -> weight: `embedded`, `self_generated`, or what `calibration` takes of FILES, as
-            a whole path, or of HUB; each has its share of the calibration windows.
+            a whole path, or of HUB; each has its share of the calibration windows, and one of weight 0 is left out.
     """
 
     source: Source = Source.EMBEDDED
@@ -100,15 +100,15 @@ class DataConfig:
         """
         if not self.mixture:
             return [self]
-        total = math.fsum(self.mixture.values())
-        exact = [self.n_calibration * weight / total for weight in self.mixture.values()]
+        weights = {text: weight for text, weight in self.mixture.items() if weight}
+        exact = [self.n_calibration * weight / math.fsum(weights.values()) for weight in weights.values()]
         n_left = self.n_calibration - sum(map(math.floor, exact))
         rounded_up = sorted(range(len(exact)), key=lambda i: math.floor(exact[i]) - exact[i])[:n_left]
         sizes = [math.floor(one) + (i in rounded_up) for i, one in enumerate(exact)]
         alone = replace(self, mixture={}, source=Source.EMBEDDED, calibration="", search="", report="", n_report=1)
         return [
             replace(alone, source=source, calibration=text if source in (Source.FILES, Source.HUB) else "", n_calibration=size)
-            for (text, source), size in zip(((text, _source_of(text)) for text in self.mixture), sizes, strict=True)
+            for (text, source), size in zip(((text, _source_of(text)) for text in weights), sizes, strict=True)
             if size
         ]
 
@@ -119,15 +119,15 @@ class DataConfig:
             raise ConfigError(
                 f"data.mixture takes the place of data.calibration, but that is {self.calibration}; leave one of them out"
             )
-        wrong = [text for text, weight in self.mixture.items() if not (weight > 0 and math.isfinite(weight))]
-        if wrong:
-            raise ConfigError(f"the weights of data.mixture must be above 0, got {self.mixture[wrong[0]]} for {wrong[0]}")
+        wrong = [text for text, weight in self.mixture.items() if not (weight >= 0 and math.isfinite(weight))]
+        if wrong or not any(self.mixture.values()):
+            raise ConfigError(f"the weights of data.mixture must not be negative, nor all 0, got {self.mixture}")
         near = [text for text in self.mixture if _source_of(text) is Source.FILES and not os.path.isabs(text)]
         if near:
             raise ConfigError(
                 f"data.mixture names {near[0]}, a path that means another file elsewhere; give {os.path.abspath(near[0])}"
             )
-        if len(self.parts()) < len(self.mixture):
+        if len(self.parts()) < sum(weight > 0 for weight in self.mixture.values()):
             raise ConfigError(
                 f"data.n_calibration={self.n_calibration} windows are too few for the weights of data.mixture, by which a text "
                 "has none; give more windows, or weights that are nearer to each other"
