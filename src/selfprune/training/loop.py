@@ -65,8 +65,7 @@ class WholeModelTraining(GradientTraining):
             check_first()
         checks = {round(n_steps * (i + 1) / self.n_checks) for i in range(self.n_checks)} - {0}
         if self.checkpoint_blocks:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()
+            _keep_activations(model, False)
         for step in range(first, n_steps):
             if course.scores and _is_over(course, self):
                 break
@@ -94,14 +93,23 @@ class WholeModelTraining(GradientTraining):
             best = f", best check {min(course.scores):.4g}" if course.scores else ""
             lesson.on_step(step + 1, f"loss {loss:.4g}, {course.n_tokens / course.seconds:,.0f} tokens a second{best}")
         if self.checkpoint_blocks:
-            model.gradient_checkpointing_disable()
-            model.eval()
+            _keep_activations(model, True)
         if cuts and not course.scores:
             cuts.finish(optimizer)
             check_first()
         kept.restore_best()
         course.n_cuts = cuts.n_made if cuts else 0
         return course
+
+
+def _keep_activations(model: Any, is_kept: bool) -> None:
+    """Whether activations within blocks are kept, by the name that transformers has for it, which changes with version 6."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if is_kept:
+        getattr(model, f"{name}_checkpointing_disable")()
+    else:
+        getattr(model, f"{name}_checkpointing_enable")(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    model.train(not is_kept)
 
 
 def _step(model: Any, windows: Sequence[int], lesson: Lesson, config: WholeModelTraining, accelerator: "Accelerator") -> float:
