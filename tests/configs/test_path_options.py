@@ -89,8 +89,8 @@ def test_paths_of_methods_are_known_wherever_the_method_stands(here):
 def test_every_option_that_names_a_place_is_a_path():
     found = {name for options in (RunConfig, PruneConfig, LatencyConfig) for name, _ in path_options(options)}
     assert found == {
-        "model.path", "data.calibration", "data.search", "data.report", "harness.include_path", "search.levels.folder",
-        "budget.latency_table", "run_folder", "resume", "allocation", "output",
+        "model.path", "data.calibration", "data.search", "data.report", "harness.include_path", "harness.pairs",
+        "search.levels.folder", "budget.latency_table", "run_folder", "resume", "allocation", "output",
     }  # fmt: skip
 
 

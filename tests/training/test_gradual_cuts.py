@@ -80,7 +80,7 @@ def test_what_is_away_stays_zero_whatever_the_optimiser_remembers_and_comes_back
     model.step(3, [[0.0, 0.0], [0.0, 0.0]])
     assert model.matrix[0].tolist()[1] == 0
     assert model.matrix[1, 0] == 0
-    assert float(model.matrix[0, 0]) == pytest.approx(1.0, abs=0.11), "it is larger than those that went"
+    assert model.matrix[0, 0].item() == pytest.approx(1.0, abs=0.11), "it is larger than those that went"
     for step in range(4, 8):
         model.step(step, push)
         assert model.matrix[0, 1] == model.matrix[1, 0] == 0
