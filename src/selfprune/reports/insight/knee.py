@@ -5,7 +5,8 @@
 by least squares, the knee on a fine grid (two-phase regression: Hinkley, 1969, Biometrika 56). The interval comes from drawing
 report windows anew (bootstrap), the same for all points.
 
-Limits: four points at least, since three give no more than the two lines; a curve without a turn shows by the interval's width.
+Limits: five points at least, since the lines have four numbers; a curve without a turn shows by the interval's width. The interval
+knows of windows, and not of what lies between the points.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from selfprune.reports.insight.edge import N_DRAWS, Point
 
-N_POINTS = 4
+N_POINTS = 5
 N_GRID = 121
 
 
