@@ -5,8 +5,8 @@
 by least squares, the knee on a fine grid (two-phase regression: Hinkley, 1969, Biometrika 56). The interval comes from drawing
 report windows anew (bootstrap), the same for all points.
 
-Limits: five points at least, since the lines have four numbers; a curve without a turn shows by the interval's width. The interval
-knows of windows, and not of what lies between the points.
+Limits: five points at least, since the lines have four numbers. The interval knows of windows, and not of what lies between the
+points.
 """
 
 from collections.abc import Sequence
