@@ -65,7 +65,7 @@ def test_no_corpus_says_what_a_task_asks(seed):
 def test_a_corpus_that_holds_nothing_out_would_be_caught(monkeypatch):
     for module in (corpus_module, world_module):
         monkeypatch.setattr(module, "is_held_out", lambda *key, one_in: False)
-    monkeypatch.setattr(corpus_module, "held_out_template", lambda person, category: -1)
+    monkeypatch.setattr(world_module, "held_out_template", lambda person, category: -1)
     leaked = Counter(key[0] for key in statements(write_corpus(0, 300_000)) & ASKED)
     assert all(leaked[task] >= 5 for task in TASKS), leaked
 

@@ -3,9 +3,8 @@ import random
 
 from in_turn import in_turn
 
-from selfprune.embedded import corpus as corpus_module
-from selfprune.embedded.corpus import write_corpus
-from selfprune.embedded.world import Phrase, Sentence, build_world, conjugate, plural
+from selfprune.embedded.corpus import CorpusWriter, write_corpus
+from selfprune.embedded.world import FACT_TEMPLATES, Phrase, Sentence, build_world, conjugate, held_out_template, plural
 from selfprune.seeds import stable_hash
 
 FINGERPRINT = 8416082785739824221
@@ -62,8 +61,8 @@ def test_sentence_is_held_out_whatever_its_numbers_and_adjectives():
 
 
 def test_every_fact_has_exactly_one_phrasing_held_out():
-    writer = corpus_module.CorpusWriter(build_world(), random.Random(0))
-    for category, templates in corpus_module.FACT_TEMPLATES.items():
+    writer = CorpusWriter(build_world(), random.Random(0))
+    for category, templates in FACT_TEMPLATES.items():
         seen = {writer._fact("Ada", category).partition(writer.world.facts["Ada"][category])[0].strip() for _ in range(200)}
-        held_out = templates[corpus_module.held_out_template("Ada", category)].format("Ada")
+        held_out = templates[held_out_template("Ada", category)].format("Ada")
         assert seen == {template.format("Ada") for template in templates} - {held_out}

@@ -11,11 +11,12 @@ from selfprune.embedded.world import (
     Sentence,
     World,
     agreement_subject,
+    as_sentence,
     build_world,
     conjugate,
-    held_out_template,
     is_held_out,
     plural,
+    written_templates,
 )
 
 QUESTIONS = {
@@ -63,7 +64,7 @@ class CorpusWriter:
 
     def scene(self) -> str:
         """Two sentences about moving things, one of which may carry an attractor between subject and verb."""
-        return " ".join(_as_sentence(self._agreement() if i else self._transitive()) for i in range(2))
+        return " ".join(as_sentence(self._agreement() if i else self._transitive()) for i in range(2))
 
     def sums(self) -> str:
         """Four additions."""
@@ -97,8 +98,7 @@ class CorpusWriter:
         return " ".join(pairs)
 
     def _fact(self, person: str, category: str) -> str:
-        allowed = [t for i, t in enumerate(FACT_TEMPLATES[category]) if i != held_out_template(person, category)]
-        return f"{self.rng.choice(allowed).format(person)} {self.world.facts[person][category]}."
+        return f"{self.rng.choice(written_templates(person, category)).format(person)} {self.world.facts[person][category]}."
 
     def _addends(self) -> tuple[int, int]:
         while True:
@@ -131,10 +131,6 @@ class CorpusWriter:
             subject, attractor, verb = self.phrase(), self.phrase(), self.rng.choice(self.world.words["intransitive_verbs"])
             if not is_held_out("agreement", subject.noun, attractor.noun, verb, one_in=10):
                 return f"{agreement_subject(subject, attractor)} {conjugate(verb, subject.is_plural)}"
-
-
-def _as_sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
 
 
 def write_corpus(seed: int, n_characters: int) -> str:

@@ -21,10 +21,12 @@ from selfprune.embedded.world import (
     Sentence,
     World,
     agreement_subject,
+    as_sentence,
     build_world,
     conjugate,
     held_out_template,
     is_held_out,
+    written_templates,
 )
 from selfprune.errors import ConfigError, did_you_mean
 from selfprune.seeds import stable_hash
@@ -125,8 +127,7 @@ def _translations(world: World) -> Iterator[tuple[str, Document]]:
         if not Sentence(Phrase(subject, False), verb, Phrase(object_, False)).is_held_out():
             continue
         rng = _generator("selfprune_translation", subject, verb, object_)
-        phrases = [Phrase(noun, rng.random() < 0.5, _adjective(rng, world)) for noun in (subject, object_)]
-        sentence = Sentence(phrases[0], verb, phrases[1])
+        sentence = _sentence(rng, world, subject, verb, object_)
         wrong = [other.tolvan(world) for other in _distortions(sentence, world, rng)]
         document = _document(rng, f"English: {sentence.english()}. Tolvan:", sentence.tolvan(world), wrong)
         yield f"{subject} {verb} {object_}", document
@@ -136,22 +137,13 @@ def _stories(world: World) -> Iterator[tuple[str, Document]]:
     """The first sentence of a biography, in a phrasing of the corpus, or of a scene that is in no corpus."""
     for person, category in product(world.words["people"], FACT_TEMPLATES):
         rng = _generator(STORY, person, category)
-        known = [t for i, t in enumerate(FACT_TEMPLATES[category]) if i != held_out_template(person, category)]
-        yield (
-            f"{person} {category}",
-            {
-                "query": f"{rng.choice(known).format(person)} {world.facts[person][category]}.",
-                "n_sentences": 2,
-            },
-        )
+        fact = f"{rng.choice(written_templates(person, category)).format(person)} {world.facts[person][category]}."
+        yield f"{person} {category}", {"query": fact, "n_sentences": 2}
     nouns = world.words["nouns"]
     for subject, verb, object_ in product(nouns, world.words["transitive_verbs"], nouns):
-        rng = _generator(STORY, subject, verb, object_)
-        phrases = [Phrase(noun, rng.random() < 0.5, _adjective(rng, world)) for noun in (subject, object_)]
-        sentence = Sentence(phrases[0], verb, phrases[1])
+        sentence = _sentence(_generator(STORY, subject, verb, object_), world, subject, verb, object_)
         if sentence.is_held_out() and stable_hash(STORY, subject, verb, object_) % ONE_SCENE_IN == 0:
-            text = sentence.english()
-            yield f"{subject} {verb} {object_}", {"query": f"{text[0].upper()}{text[1:]}.", "n_sentences": 1}
+            yield f"{subject} {verb} {object_}", {"query": as_sentence(sentence.english()), "n_sentences": 1}
 
 
 def _distortions(sentence: Sentence, world: World, rng: random.Random) -> Iterator[Sentence]:
@@ -188,6 +180,12 @@ def _generator(*key: object) -> random.Random:
 
 def _adjectives(world: World) -> list[str]:
     return world.words["adjectives"] + world.words["colours"]
+
+
+def _sentence(rng: random.Random, world: World, subject: str, verb: str, object_: str) -> Sentence:
+    """One of these lemmas, whose numbers and adjectives are drawn."""
+    phrases = [Phrase(noun, rng.random() < 0.5, _adjective(rng, world)) for noun in (subject, object_)]
+    return Sentence(phrases[0], verb, phrases[1])
 
 
 def _adjective(rng: random.Random, world: World) -> str:

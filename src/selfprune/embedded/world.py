@@ -121,6 +121,16 @@ def held_out_template(person: str, category: str) -> int:
     return stable_hash("fact", person, category) % len(FACT_TEMPLATES[category])
 
 
+def written_templates(person: str, category: str) -> list[str]:
+    """The phrasings of this fact that corpora use."""
+    return [template for i, template in enumerate(FACT_TEMPLATES[category]) if i != held_out_template(person, category)]
+
+
+def as_sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return text[0].upper() + text[1:] + "."
+
+
 def agreement_subject(subject: Phrase, attractor: Phrase) -> str:
     """A subject with a second noun between its head and its verb."""
     return f"{subject.english()} near {attractor.english()}"
