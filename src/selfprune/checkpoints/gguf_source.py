@@ -8,6 +8,7 @@ the cache of Hugging Face, until somebody removes it.
 """
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfprune.errors import ModelError
 from selfprune.storage.disk import free_bytes
-from selfprune.storage.whole_files import whole_folder
+from selfprune.storage.whole_files import whole_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,8 @@ def dequantised(path: Path) -> Path:
     Raises:
         ModelError: when it cannot be read, or the disk has no room.
     """
-    state = path.stat()
-    named = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {transformers.__version__}"
-    folder = Path(constants.HF_HOME) / "selfprune" / f"{path.stem}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"
-    if (folder / "config.json").is_file():
+    folder, record = _places(path)
+    if record.is_file() and (folder / "config.json").is_file():
         return folder
     kinds, n_weights = _contents(path)
     dtype = FORMATS[min(kinds)] if kinds.keys() <= FORMATS.keys() and len(kinds) == 1 else torch.bfloat16
@@ -68,7 +67,17 @@ def dequantised(path: Path) -> Path:
     with whole_folder(folder, TO_FREE) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+    write_whole(record, json.dumps(kinds), TO_FREE)
     return folder
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """The folder of a file as it is now, and beside it what was in the file, since reading that takes seconds."""
+    state = path.stat()
+    named = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {transformers.__version__}"
+    name = f"{path.stem}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"
+    cache = Path(constants.HF_HOME) / "selfprune"
+    return cache / name, cache / f"{name}.json"
 
 
 def _plainly() -> dict[str, Any]:
@@ -78,8 +87,8 @@ def _plainly() -> dict[str, Any]:
 
 
 def doubt_of_gguf(path: Path) -> str:
-    """What is to be known of results with a model from a GGUF file, a paragraph; empty where nothing in it was quantised."""
-    kinds, _ = _contents(path)
+    """What is to be known of results with a model that was dequantised, a paragraph; empty where nothing was quantised."""
+    kinds = Counter[str](json.loads(_places(path)[1].read_bytes()))
     if kinds.keys() <= FORMATS.keys():
         return ""
     told = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
