@@ -133,9 +133,9 @@ class StepwiseProposer:
             fuller = self._moved(here, group, -1)
             if fuller == here:
                 continue
-            for end in sorted(self._walk(fuller, kept=group), key=lambda end: end[0])[:1]:
-                ends.append(end)
-                score, here = min((score, here), end, key=lambda end: end[0])
+            if found := self._walk(fuller, kept=group):
+                ends.append(min(found, key=lambda end: end[0]))
+                score, here = min((score, here), ends[-1], key=lambda end: end[0])
         return [end for end in ends if end[0] < first] or sorted(ends, key=lambda end: end[0])[:1] or [(first, start)]
 
     def _trimmed(self, end: Allocation) -> Allocation:
