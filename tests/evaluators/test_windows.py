@@ -131,7 +131,7 @@ def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_score(mod
     prune(model)
     single = {name: WindowEvaluator({name: metric}, model, blocks, WINDOWS_NT, 4) for name, metric in metrics.items()}
     nll = single["nll"].evaluate(DENSE)
-    blocks[0].register_forward_pre_hook(count)
+    blocks[0].mlp.register_forward_pre_hook(count)
     evaluation = both.evaluate(["pruned"] * 2)
     assert n_passes == 3
     assert evaluation["nll"] == nll["nll"]
@@ -171,7 +171,7 @@ def test_the_loss_of_windows_is_the_sum_of_their_scores_and_has_their_gradient(n
     logits_NTV.requires_grad_()
     wide_NTV = logits_NTV.detach().double().requires_grad_()
     with torch.enable_grad():
-        ours = loss(logits_NTV)
+        ours = loss(slice(0, 3), logits_NTV)
         if n_top is None:
             plain = nn.functional.cross_entropy(wide_NTV[:, :-1].flatten(0, 1), tokens_NT[:, 1:].flatten()) * len(tokens_NT)
         else:

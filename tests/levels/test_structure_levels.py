@@ -78,7 +78,7 @@ def test_the_first_order_value_of_an_item_that_returns_is_that_of_the_loss(loade
         weight_OI.copy_(torch.lerp(store.weight_at(unit, level).double(), store.weight_at(unit, denser).double(), part))
         losses.append(float(loss(loaded.model(input_ids=WINDOWS_NT).logits)))
         if not part:
-            backward_blocks(loaded, WINDOWS_NT, add, loss)
+            backward_blocks(loaded, WINDOWS_NT, add, lambda _, logits_NTV: loss(logits_NTV))
     assert values[0] != 0
     assert values[0] * 1e-3 == pytest.approx(losses[1] - losses[0], rel=0.05)
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.evaluators.window_metrics.base import WindowMetric, mean_per_window, negative_log_likelihood
+from selfprune.models.blocks.calls import logits_of_few
 from selfprune.models.blocks.prefix_forward import PrefixForward
 
 LOGIT_BYTES = 16
-"""Memory for every logit of a batch besides the logits: the same in fp32, their exponentials, and both again for gradients."""
+"""Memory at most for every logit besides it: the same in fp32, its exponential, and both again for gradients."""
 
 
 class WindowEvaluator:
@@ -92,22 +93,25 @@ class WindowEvaluator:
                 scores[name].append(float(self._score(name, logits_1TV, window)))
         return scores
 
-    def loss(self, windows: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The tokens [N, T] of some windows, and the sum of their scores as a function of logits, for gradients."""
+    def loss(self, windows: Sequence[int]) -> tuple[Tensor, Callable[[slice, Tensor], Tensor]]:
+        """The tokens [N, T] of some windows, and the sum of the scores of some of them as a function of logits, for gradients."""
         first = next(iter(self.metrics))
 
-        def total(logits_NTV: Tensor) -> Tensor:
-            each = zip(windows, torch.split(logits_NTV, 1), strict=True)
+        def total(few: slice, logits_NTV: Tensor) -> Tensor:
+            each = zip(windows[few], torch.split(logits_NTV, 1), strict=True)
             return torch.stack([self._score(first, logits_1TV, window) for window, logits_1TV in each]).sum()
 
         return self._windows_NT[list(windows)], total
 
+    @torch.no_grad()
     def _each_logits(self, versions: Sequence[Hashable], windows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Every window with its logits [1, T, V], one by one, since what a metric makes of them is several times their size."""
+        """Every window with its logits [1, T, V]."""
         for start in range(0, len(windows), self.batch_size):
             together = windows[start : start + self.batch_size]
-            logits_NTV = self.forward(together, self._windows_NT[list(together)], versions)
-            yield from zip(together, torch.split(logits_NTV, 1), strict=True)
+            tokens_NT = self._windows_NT[list(together)]
+            hidden_NTD = self.forward(together, tokens_NT, versions)
+            for few, logits_NTV in logits_of_few(self.forward.model, self.forward.blocks, tokens_NT, hidden_NTD):
+                yield from zip(together[few], torch.split(logits_NTV, 1), strict=True)
 
     def _score(self, name: str, logits_1TV: Tensor, window: int) -> Tensor:
         return self.metrics[name].window_scores(logits_1TV, self._tokens(window), self._targets[name][window])[0]

@@ -32,7 +32,7 @@ def gradients_of(loaded, windows_NT, loss=None):
         found[unit.name] = gradient_OI.clone()
         calls[unit.name] += 1
 
-    backward_blocks(loaded, windows_NT, take, loss)
+    backward_blocks(loaded, windows_NT, take, loss and (lambda _, logits_NTV: loss(logits_NTV)))
     assert calls == Counter(unit.name for unit in loaded.units)
     return found
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from selfprune.models.blocks.calls import logits_from
 from selfprune.models.blocks.prefix_forward import PrefixForward
 from selfprune.models.units import find_blocks, list_units, weight_view
 
@@ -46,6 +47,11 @@ def candidates(make_tiny_model):
     return Candidates(make_tiny_model, "llama")
 
 
+def logits_of(forward, keys, batch_NT, versions):
+    with torch.no_grad():
+        return logits_from(forward.model, forward.blocks, batch_NT, forward(keys, batch_NT, versions))
+
+
 def leftovers(blocks):
     return [b for b in blocks if "forward" in vars(b) or b._forward_pre_hooks or b._forward_hooks]
 
@@ -62,7 +68,7 @@ def test_logits_equal_those_of_full_passes_bit_by_bit(family, make_tiny_model):
     for versions in sequence:
         candidates.load(versions)
         for key, batch_NT in BATCHES.items():
-            assert torch.equal(forward(key, batch_NT, versions), candidates.logits(batch_NT)), versions
+            assert torch.equal(logits_of(forward, key, batch_NT, versions), candidates.logits(batch_NT)), versions
         # the last block always runs, since only its input is kept
         n_run += len(WINDOWS_NT) * (N_BLOCKS - (0 if before is None else min(n_equal_at_start(before, versions), N_BLOCKS - 1)))
         before = versions
@@ -74,7 +80,7 @@ def test_logits_equal_those_of_full_passes_bit_by_bit(family, make_tiny_model):
 def test_nothing_is_kept_without_bytes(candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=0)
     for _ in range(3):
-        assert torch.equal(forward(KEYS, BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
+        assert torch.equal(logits_of(forward, KEYS, BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
     assert forward.n_blocks_run == forward.n_blocks_asked == 3 * len(KEYS) * N_BLOCKS
 
 
@@ -83,7 +89,7 @@ def test_only_as_many_sequences_are_kept_as_fit(candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=bytes_of_three)
     for _ in range(2):
         for key, batch_NT in BATCHES.items():
-            assert torch.equal(forward(key, batch_NT, [0] * N_BLOCKS), candidates.logits(batch_NT))
+            assert torch.equal(logits_of(forward, key, batch_NT, [0] * N_BLOCKS), candidates.logits(batch_NT))
     assert forward.n_blocks_run == 3 * (N_BLOCKS + 1) + 2 * 2 * N_BLOCKS
 
 
@@ -91,8 +97,8 @@ def test_sequences_with_different_keys_do_not_mix(candidates):
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
     forward("abc", BATCHES[KEYS], [0] * N_BLOCKS)
     other_NT = BATCHES[KEYS].flip(1)
-    assert torch.equal(forward("def", other_NT, [0] * N_BLOCKS), candidates.logits(other_NT))
-    assert torch.equal(forward("abc", BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
+    assert torch.equal(logits_of(forward, "def", other_NT, [0] * N_BLOCKS), candidates.logits(other_NT))
+    assert torch.equal(logits_of(forward, "abc", BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
 
 
 def test_sequences_are_known_in_whatever_company_they_come_again(candidates):
@@ -104,10 +110,10 @@ def test_sequences_are_known_in_whatever_company_they_come_again(candidates):
     n_run = forward.n_blocks_run
     candidates.load([0, 0, 2, 0])
     order = [4, 1, 0]
-    assert torch.equal(forward(order, WINDOWS_NT[order], [0, 0, 2, 0]), candidates.logits(WINDOWS_NT[order]))
+    assert torch.equal(logits_of(forward, order, WINDOWS_NT[order], [0, 0, 2, 0]), candidates.logits(WINDOWS_NT[order]))
     assert forward.n_blocks_run - n_run == 3 * 2
     candidates.load([0, 0, 2, 3])
-    assert torch.equal(forward(KEYS, BATCHES[KEYS], [0, 0, 2, 3]), candidates.logits(BATCHES[KEYS]))
+    assert torch.equal(logits_of(forward, KEYS, BATCHES[KEYS], [0, 0, 2, 3]), candidates.logits(BATCHES[KEYS]))
     # the third of them still stands where it was, before block 2
     assert forward.n_blocks_run - n_run == 3 * 2 + 3 * 2
 
@@ -137,7 +143,7 @@ def test_a_failure_in_the_middle_leaves_model_and_cache_usable(failing, candidat
     assert leftovers(candidates.blocks) == []
     for versions in ([0, 4, 2, 3], [0, 4, 1, 3], [0, 1, 2, 3]):
         candidates.load(versions)
-        assert torch.equal(forward(KEYS, BATCHES[KEYS], versions), candidates.logits(BATCHES[KEYS]))
+        assert torch.equal(logits_of(forward, KEYS, BATCHES[KEYS], versions), candidates.logits(BATCHES[KEYS]))
 
 
 def test_a_forward_that_was_patched_onto_a_block_stays(candidates):
@@ -146,5 +152,5 @@ def test_a_forward_that_was_patched_onto_a_block_stays(candidates):
     block.forward = patched
     forward = PrefixForward(candidates.model, candidates.blocks, max_bytes=10**8)
     for _ in range(2):
-        assert torch.equal(forward(KEYS, BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
+        assert torch.equal(logits_of(forward, KEYS, BATCHES[KEYS], [0] * N_BLOCKS), candidates.logits(BATCHES[KEYS]))
     assert vars(block)["forward"] is patched

@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from selfprune.errors import ModelError
 
+N_LOGITS_TOGETHER = 2**23
+"""Logits of several sequences held together; more take memory and save no time."""
+
 
 @dataclass(frozen=True)
 class BlockCalls:
@@ -33,8 +36,8 @@ class BlockCalls:
         return first_tensor(block(hidden_NTD, *arguments, **keywords))
 
 
-class _StopForwardError(Exception):
-    """Ends a forward pass once the last block's arguments are known."""
+class StopForwardError(Exception):
+    """Ends a forward pass once all that is wanted of it is known."""
 
 
 class _UnpackedError(Exception):
@@ -78,14 +81,14 @@ def capture_calls(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tenso
         caught.append(arguments)
         calls.append((arguments[1:], keywords))
         if len(calls) == len(blocks):
-            raise _StopForwardError
+            raise StopForwardError
 
     with ExitStack() as stack:
         for block in blocks:
             stack.enter_context(bypassed(block))
             stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
         stack.enter_context(_naming(model, blocks))
-        with suppress(_StopForwardError):
+        with suppress(StopForwardError):
             model(input_ids=batch_NT, use_cache=False)
     return BlockCalls(caught[0][0], calls)
 
@@ -98,6 +101,21 @@ def logits_from(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor,
         stack.enter_context(bypassed(blocks[-1], hidden_NTD))
         logits_NTV: Tensor = model(input_ids=batch_NT, use_cache=False).logits
     return logits_NTV
+
+
+def sequences_at_once(n_tokens: int, vocab_size: int) -> int:
+    """Of how many sequences the logits are held together."""
+    return max(1, N_LOGITS_TOGETHER // (n_tokens * vocab_size))
+
+
+def logits_of_few(
+    model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor, hidden_NTD: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Which sequences, and their logits [N, T, V] as of `logits_from`: many where the vocabulary is small, else one by one."""
+    n_at_once = sequences_at_once(batch_NT.shape[1], model.config.get_text_config().vocab_size)
+    for start in range(0, len(batch_NT), n_at_once):
+        few = slice(start, start + n_at_once)
+        yield few, logits_from(model, blocks, batch_NT[few], hidden_NTD[few])
 
 
 @contextmanager

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.blocks.calls import capture_calls, logits_from
+from selfprune.models.blocks.calls import capture_calls, logits_of_few
 from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import stored_weight, weight_matrix
 
 OnGradient = Callable[[Unit, Tensor], None]
-Loss = Callable[[Tensor], Tensor]
-"""A number from logits [N, T, V]."""
+Loss = Callable[[slice, Tensor], Tensor]
+"""What some of the windows add to a number, from their logits [N, T, V]."""
 
 
 def backward_blocks(loaded: LoadedModel, window_NT: Tensor, on_gradient: OnGradient, loss: Loss | None = None) -> None:
@@ -63,15 +63,18 @@ def _run_with_gradients(weights: list[nn.Parameter], run: Callable[[], Tensor]) 
         return run()
 
 
-def next_token_loss(window_NT: Tensor, logits_NTV: Tensor) -> Tensor:
-    """Mean negative log-likelihood of every token but the first, in nats."""
-    targets_K = window_NT[:, 1:].flatten().to(logits_NTV.device)
-    return nn.functional.cross_entropy(logits_NTV[:, :-1].float().flatten(0, 1), targets_K)
+def next_token_loss(window_NT: Tensor, few: slice, logits_NTV: Tensor) -> Tensor:
+    """What some of the windows add to the mean negative log-likelihood of every token but the first, in nats."""
+    targets_K = window_NT[few, 1:].flatten().to(logits_NTV.device)
+    total = nn.functional.cross_entropy(logits_NTV[:, :-1].float().flatten(0, 1), targets_K, reduction="sum")
+    return total / window_NT[:, 1:].numel()
 
 
 def _loss_gradient(loaded: LoadedModel, window_NT: Tensor, hidden_NTD: Tensor, loss: Loss) -> Tensor:
-    """Gradient of the loss with respect to the last block's output [N, T, D]."""
+    """Gradient of the loss with respect to the last block's output [N, T, D], of few windows at once."""
+    found = []
     with torch.enable_grad():
         hidden_NTD = hidden_NTD.detach().requires_grad_()
-        (gradient_NTD,) = torch.autograd.grad(loss(logits_from(loaded.model, loaded.blocks, window_NT, hidden_NTD)), hidden_NTD)
-    return gradient_NTD
+        for few, logits_NTV in logits_of_few(loaded.model, loaded.blocks, window_NT, hidden_NTD):
+            found.append(torch.autograd.grad(loss(few, logits_NTV), hidden_NTD)[0][few])
+    return torch.cat(found)

@@ -1,16 +1,16 @@
 """Forward passes that skip the blocks whose result is known.
 
-Shape suffixes: N sequences, T tokens, D hidden width, V vocabulary.
+Shape suffixes: N sequences, T tokens, D hidden width.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selfprune.models.blocks.calls import bypassed
+from selfprune.models.blocks.calls import StopForwardError, bypassed, first_tensor
 
 
 class PrefixForward:
@@ -31,7 +31,7 @@ class PrefixForward:
 
     Example:
         >>> forward = PrefixForward(model, blocks, max_bytes=2**30)
-        >>> logits_NTV = forward(["window 0", "window 1"], batch_NT, versions=[(0, 5), (3, 3)])
+        >>> hidden_NTD = forward(["window 0", "window 1"], batch_NT, versions=[(0, 5), (3, 3)])
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], max_bytes: int) -> None:
@@ -45,7 +45,7 @@ class PrefixForward:
 
     @torch.no_grad()
     def __call__(self, keys: Sequence[Hashable], batch_NT: Tensor, versions: Sequence[Hashable]) -> Tensor:
-        """Logits [N, T, V].
+        """The last block's hidden states [N, T, D].
 
         Args:
             keys: name the sequences; the same key must always come with the same tokens.
@@ -61,12 +61,15 @@ class PrefixForward:
             for index in range(n_reused, len(self.blocks)):
                 hook = _entering(path, given if index == n_reused else None)
                 stack.callback(self.blocks[index].register_forward_pre_hook(hook).remove)
-            logits: Tensor = self.model(input_ids=batch_NT, use_cache=False).logits
+            path_end: list[Tensor] = []
+            stack.callback(self.blocks[-1].register_forward_hook(_leaving(path_end)).remove)
+            with suppress(StopForwardError):
+                self.model(input_ids=batch_NT, use_cache=False)
         self.n_blocks_run += len(keys) * (len(self.blocks) - n_reused)
         self.n_blocks_asked += len(keys) * len(self.blocks)
         for i, key in enumerate(keys):
             self._keep(key, list(versions), n_reused, [hidden_NTD[i : i + 1] for hidden_NTD in path])
-        return logits
+        return path_end[0]
 
     def clear(self) -> None:
         """Forgets all hidden states."""
@@ -97,5 +100,15 @@ def _entering(path: list[Tensor], given: Tensor | None) -> Callable[[nn.Module, 
         hidden_NTD = arguments[0] if given is None else given
         path.append(hidden_NTD)
         return (hidden_NTD, *arguments[1:])
+
+    return hook
+
+
+def _leaving(end: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    """A hook that notes the output of the last block, beyond which nothing is wanted."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        end.append(first_tensor(output))
+        raise StopForwardError
 
     return hook

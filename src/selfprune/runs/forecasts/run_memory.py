@@ -9,6 +9,7 @@ from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import number_dtype
+from selfprune.models.blocks.calls import sequences_at_once
 from selfprune.models.blocks.walk import windows_per_pass
 from selfprune.models.loading import LoadedModel, max_positions
 from selfprune.models.memory_check import free_memory_bytes
@@ -23,7 +24,7 @@ GRADIENT_BYTES = 4
 def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int, cache_bytes: int = 0) -> int:
     """Memory of a run besides the weights, built levels apart.
 
-    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of a batch, of
+    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of some
     windows or of lm-eval's requests, or the keys and values of those that are written; the hidden states of the calibration
     windows before and after a block; those of the search windows before every block, as far as they may be kept; what every
     process of `search.workers` has of its own; and the model that is trained.
@@ -45,8 +46,10 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     prefix_bytes = config.n_search_windows * data.n_tokens_per_window * text_config.num_hidden_layers * hidden_bytes
     needed: int = n_parameters * per_parameter + data.n_tokens_per_window * per_position
     # gradients are taken in passes of their own size
-    n_at_once = max(search.batch_size, windows_per_pass(data.n_tokens_per_window))
-    of_windows = data.n_tokens_per_window * n_at_once * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
+    n_tokens = data.n_tokens_per_window
+    n_at_once = max(search.batch_size, windows_per_pass(n_tokens))
+    n_together = min(n_at_once, sequences_at_once(n_tokens, n_vocabulary))
+    of_windows = n_tokens * n_together * n_vocabulary * (bytes_per_weight + LOGIT_BYTES)
     of_requests = 0
     if config.harness.report_tasks or config.harness.search_tasks:
         of_requests = logit_bytes(config.harness.batch_size, n_vocabulary, max_positions(skeleton), bytes_per_weight)
