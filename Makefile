@@ -1,5 +1,6 @@
 # make setup   the environment with everything that the tests need
 # make run     the search on the embedded model; ARGS="pruner=magnitude seed=1" adds options
+# make smollm2 the search on a real language model, SmolLM2-135M-Instruct, which it fetches; ARGS as above
 # make test    lint, format, types and tests; ARGS="-k wanda -x" goes to pytest
 # make docs    the manual as a site, in docs/_build
 #
@@ -20,13 +21,18 @@ DEVELOPMENT := $(VENV)/.development-installed
 # so the cache must be allowed, and a set-up for tests ends by looking for them, since workers would each compile all for themselves.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run test docs
+.PHONY: setup run smollm2 test docs
 .NOTPARALLEL:
 
 setup: $(DEVELOPMENT)
 
 run: $(RUNTIME)
 	$(BIN)/python -m selfprune $(ARGS)
+
+smollm2: $(RUNTIME)
+	@$(BIN)/python -c "import gguf" 2>/dev/null || $(INSTALL) --no-build-isolation -e '.[gguf]'
+	$(BIN)/python experiments/smollm2/prepare.py
+	$(BIN)/python -m selfprune +experiment=smollm2 $(ARGS)
 
 test: $(DEVELOPMENT)
 	$(BIN)/ruff check

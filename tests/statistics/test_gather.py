@@ -238,7 +238,7 @@ def test_experts_that_hide_their_inputs_are_refused():
         pytest.raises(ModelError, match="the inputs of the fused experts first, second could not be seen"),
         gather(model, EXPERTS, lambda unit: Recorder()),
     ):
-        model(torch.randn(5, 3), [0, 1], linear=lambda inputs_KI, weight_OI: inputs_KI @ weight_OI.T)
+        model(torch.randn(5, 3), [0, 1], linear=lambda inputs_KI, weight_OI: torch.einsum("ki,oi->ko", inputs_KI, weight_OI))
 
 
 def test_wanda_gives_shared_units_one_statistic_too(load_tiny):

@@ -26,7 +26,7 @@ from selfprune.models.model_config import DType, ModelConfig, Placement
 from selfprune.models.per_layer import register
 from selfprune.models.placement import entry_device, loading_options, n_parameters_at_once
 from selfprune.models.structures import list_items
-from selfprune.models.units import find_blocks, list_units, n_parameters
+from selfprune.models.units import find_blocks, has_transposed_experts, lay_out_experts, list_units, n_parameters
 from selfprune.models.vocabulary import check_vocabulary
 from selfprune.models.weight_checks import check_numbers, check_shapes, doubts_of_loading
 
@@ -103,6 +103,11 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     path, options = find_source(config)
     skeleton = load_skeleton(config, path, options)
     units = list_units(skeleton)
+    if config.placement is not Placement.WHOLE and has_transposed_experts(skeleton):
+        raise ModelError(
+            f"model.placement={config.placement.name} is not for a {type(skeleton).__name__}, whose experts are stored as "
+            "(expert, in, out) and are laid out anew in memory; give model.placement=WHOLE"
+        )
     check_skeleton(skeleton, find_blocks(skeleton)[1])
     preflight = _check_memory(config, skeleton)
     logger.info("loading %s: %s parameters, %d units", config.path, f"{preflight.n_parameters:,}", len(units))
@@ -114,6 +119,7 @@ def load_model(config: ModelConfig, scratch: Path | None = None) -> LoadedModel:
     if config.placement is Placement.WHOLE:
         model = _attempt(config, path, Step.DEVICE, lambda: model.to(device))
     model.eval().requires_grad_(False)
+    lay_out_experts(model)
     source = _attempt(config, path, Step.FILES, lambda: source_folder(path, options))
     blocks_path, blocks = find_blocks(model)
     check = check_entry if config.placement is Placement.STREAM else check_by_running
@@ -144,6 +150,8 @@ def find_source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     )
     if folder.is_file() and folder.suffix == SUFFIX:
         folder = dequantised(folder)
+    if folder.suffix == SUFFIX and not folder.exists():
+        raise ModelError(f"model.path={config.path}: there is no such file; fetch it, or give the path of another GGUF file")
     if folder.is_file():
         raise ModelError(
             f"model.path must be a folder, a hub id or a GGUF file, got the file {config.path}; give the folder that holds it"

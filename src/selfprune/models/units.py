@@ -1,5 +1,8 @@
 """Lists the units of a model and gives their weights, found by structure and not by a table of names.
 
+Experts that a model stores as (expert, in, out), as GPT-OSS and Llama 4 do, are laid out in memory as (expert, out, in), which
+the model does not notice; so every matrix is a view.
+
 Shape suffixes: O out, I in, E experts, C items, W columns per item.
 """
 
@@ -59,11 +62,11 @@ def list_units(model: nn.Module) -> tuple[Unit, ...]:
     """
     path, blocks = find_blocks(model)
     units, seen = [], set()
-    hidden_size = getattr(model.config.get_text_config(), "hidden_size", None)  # type: ignore[operator, union-attr]
-    if not isinstance(hidden_size, int):
+    hidden_size = _hidden_size(model)
+    if hidden_size is None:
         raise ModelError(
-            f"the configuration of {type(model).__name__} should say how wide its hidden states are, as hidden_size, got "
-            f"{hidden_size}; selfprune cannot prune this architecture"
+            f"the configuration of {type(model).__name__} should say how wide its hidden states are, as hidden_size, and "
+            "does not; selfprune cannot prune this architecture"
         )
     for index, block in enumerate(blocks):
         weights = dict(_prunable_weights(block, hidden_size))
@@ -79,7 +82,10 @@ def list_units(model: nn.Module) -> tuple[Unit, ...]:
 
 
 def weight_view(model: nn.Module, unit: Unit) -> Tensor:
-    """The unit's matrix [O, I], which shares the model's memory; fused experts [E, O, I] become [E*O, I]."""
+    """The unit's matrix [O, I], which shares the model's memory; fused experts [E, O, I] become [E*O, I].
+
+    Those that are stored as [E, I, O] must have been laid out by `lay_out_experts`, else it is a copy.
+    """
     return weight_matrix(model, unit, stored_weight(model, unit).detach())
 
 
@@ -94,7 +100,8 @@ def weight_matrix(model: nn.Module, unit: Unit, stored: Tensor) -> Tensor:
     """The unit's weight, or a tensor stored like it (its gradient), seen as a matrix [O, I]."""
     owner = _owner(model, unit)
     if isinstance(owner, nn.Parameter):
-        return stored.flatten(0, 1)
+        parent = model.get_submodule(unit.matrix.rpartition(".")[0])
+        return (stored.transpose(1, 2) if _experts(parent, _hidden_size(model))[1] else stored).flatten(0, 1)
     return stored.T if isinstance(owner, Conv1D) else stored
 
 
@@ -102,6 +109,19 @@ def n_row_groups(model: nn.Module, unit: Unit) -> int:
     """How many matrices are stacked in `weight_view`: the number of fused experts, else 1."""
     owner = _owner(model, unit)
     return owner.shape[0] if isinstance(owner, nn.Parameter) else 1
+
+
+def has_transposed_experts(model: nn.Module) -> bool:
+    """Whether experts are stored as (expert, in, out)."""
+    return any(_experts(module, _hidden_size(model))[1] for module in model.modules())
+
+
+def lay_out_experts(model: nn.Module) -> None:
+    """Lets the memory of experts that are stored as (expert, in, out) hold them as (expert, out, in), one parameter at a time."""
+    for module in model.modules():
+        weights, is_transposed = _experts(module, _hidden_size(model))
+        for weight_EIO in weights.values() if is_transposed else ():
+            weight_EIO.data = weight_EIO.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -174,9 +194,15 @@ def _holds_linear(block: nn.Module) -> bool:
     return any(name and isinstance(module, nn.Linear | Conv1D) for name, module in block.named_modules())
 
 
+def _hidden_size(model: nn.Module) -> int | None:
+    """The width of the hidden states, where the configuration tells it."""
+    found = getattr(model.config.get_text_config(), "hidden_size", None)  # type: ignore[operator, union-attr]
+    return found if isinstance(found, int) else None
+
+
 def _prunable_weights(block: nn.Module, hidden_size: int) -> Iterator[tuple[str, Tensor]]:
     """Kind -> weight of one block."""
-    fused = {path: weights for path, m in block.named_modules() if (weights := _fused_experts(m, hidden_size))}
+    fused = {path: weights for path, m in block.named_modules() if (weights := _experts(m, hidden_size)[0])}
     n_experts = {path[: path.rfind(".") + 1]: next(iter(weights.values())).shape[0] for path, weights in fused.items()}
     n_experts |= {path[: path.rfind(".") + 1]: len(m) for path, m in block.named_modules() if isinstance(m, nn.ModuleList)}
     for path, module in block.named_modules():
@@ -189,13 +215,15 @@ def _prunable_weights(block: nn.Module, hidden_size: int) -> Iterator[tuple[str,
             yield f"{path}.{name}", weight
 
 
-def _fused_experts(module: nn.Module, hidden_size: int) -> dict[str, nn.Parameter]:
-    """The expert weights [E, O, I] of a module: the first reads the hidden state, the last writes it; transposed ones do not."""
+def _experts(module: nn.Module, hidden_size: int | None) -> tuple[dict[str, nn.Parameter], bool]:
+    """The stacked weights of a module, of which the first reads the hidden state and the last writes it; whether [E, I, O]."""
     weights = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
-    if len(weights) < 2 or getattr(module, "is_transposed", False):
-        return {}
+    if len(weights) < 2:
+        return {}, False
     first, *_, last = weights.values()
-    return weights if first.shape[2] == hidden_size and last.shape[1] == hidden_size else {}
+    if not getattr(module, "is_transposed", False) and first.shape[2] == last.shape[1] == hidden_size:
+        return weights, False
+    return (weights, True) if first.shape[1] == last.shape[2] == hidden_size else ({}, False)
 
 
 def _check_understood(path: str, block: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -213,6 +241,6 @@ def _check_understood(path: str, block: nn.Module, weights: dict[str, Tensor]) -
         found = "; ".join(f"{name} {tuple(p.shape)}" for name, p in unlisted.items())
         raise ModelError(
             f"the block {path} ({type(block).__name__}) is not understood: expected linear layers and fused experts stored "
-            f"(expert, out, in), found more than a tenth of its weights elsewhere: {found}; selfprune cannot prune this "
-            "architecture"
+            "(expert, out, in) or (expert, in, out), found more than a tenth of its weights elsewhere: "
+            f"{found}; selfprune cannot prune this architecture"
         )

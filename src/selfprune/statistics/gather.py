@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -68,6 +69,10 @@ def gather(
         statistics.setdefault(unit.name, make(unit))
 
 
+_PRODUCTS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+"""How layers of experts multiply tokens with a weight, their second argument."""
+
+
 class _Sharing:
     """Decides in the first pass which unit shares whose statistics, and holds every later pass to it."""
 
@@ -122,7 +127,7 @@ class _Sharing:
 
 
 class _ExpertInputs(TorchFunctionMode):
-    """Sees the inputs of fused experts: linear maps whose weight is a slice of a three-dimensional parameter."""
+    """Sees the inputs of fused experts: linear maps whose weight is a slice of a three-dimensional parameter, or all of it."""
 
     def __init__(self, watched: list[tuple[Tensor, Unit, Statistics]], on_inputs: OnInputs) -> None:
         super().__init__()
@@ -132,11 +137,17 @@ class _ExpertInputs(TorchFunctionMode):
         self._routing: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.linear:
+        if func in _PRODUCTS:
             for parameter_EOI, unit, statistics in self.watched:
                 offset = args[1].data_ptr() - parameter_EOI.data_ptr()
                 if 0 <= offset < parameter_EOI.numel() * parameter_EOI.element_size():
                     self.n_seen += 1
+                    if args[1].dim() == 3:  # every expert with as many tokens, of which those that are not sent to it are zero
+                        for expert, inputs_TI in enumerate(args[0]):
+                            sent_KI = inputs_TI[inputs_TI.any(dim=1)]
+                            self.on_inputs(unit, sent_KI, expert)
+                            statistics.update(sent_KI, expert)
+                        break
                     expert = offset // (parameter_EOI.stride(0) * parameter_EOI.element_size())
                     self.on_inputs(unit, args[0], expert)
                     if isinstance(statistics, RoutedOutputs):

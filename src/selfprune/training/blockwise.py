@@ -120,7 +120,7 @@ class Blockwise(GradientTraining):
 
 def _run(visit: "BlockVisit", batch: int) -> Tensor:
     hidden_NTD = visit.inputs[batch].detach()
-    return visit.calls[len(hidden_NTD)].run(visit.index, visit.block, hidden_NTD)
+    return visit.calls[batch].run(visit.index, visit.block, hidden_NTD)
 
 
 def _loss(found_NTD: Tensor, wanted_NTD: Tensor) -> Tensor:

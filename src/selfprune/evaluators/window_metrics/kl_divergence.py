@@ -55,7 +55,8 @@ class KLDivergence(WindowMetric):
     def window_scores(self, logits_NTV: Tensor, batch_NT: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Σ_K p·log(p/q) + p_tail·log(p_tail/q_tail), mean over the tokens of each window [N]."""
         logp_NTK, ids_NTK = targets
-        kl_M: Tensor = _TokenKL.apply(logits_NTV.flatten(0, 1), logp_NTK.flatten(0, 1), ids_NTK.flatten(0, 1).long())
+        flat = (each.flatten(0, 1) for each in (logits_NTV, logp_NTK, ids_NTK.long()))
+        kl_M: Tensor = _TokenKL.apply(*flat)  # type: ignore[no-untyped-call]
         return mean_per_window(kl_M.view(logits_NTV.shape[:-1]))
 
 

@@ -112,7 +112,8 @@ def logits_of_few(
     model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor, hidden_NTD: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """Which sequences, and their logits [N, T, V] as of `logits_from`: many where the vocabulary is small, else one by one."""
-    n_at_once = sequences_at_once(batch_NT.shape[1], model.config.get_text_config().vocab_size)
+    config: Any = model.config
+    n_at_once = sequences_at_once(batch_NT.shape[1], config.get_text_config().vocab_size)
     for start in range(0, len(batch_NT), n_at_once):
         few = slice(start, start + n_at_once)
         yield few, logits_from(model, blocks, batch_NT[few], hidden_NTD[few])
@@ -130,19 +131,13 @@ def _naming(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
         ) from error
 
 
-def check_same_arguments(entry: BlockCalls, other: BlockCalls, model: nn.Module) -> None:
-    """Checks that blocks get the same masks and rotary embeddings for different tokens, since one batch's serve for all.
+def same_arguments(entry: BlockCalls, other: BlockCalls) -> bool:
+    """Whether blocks get the same masks and rotary embeddings for other tokens, so that one batch's serve for all.
 
-    Raises:
-        ModelError: when they do not.
+    Where they do not, as with per-layer embeddings, every batch must keep its own.
     """
-    for index, (call, other_call) in enumerate(zip(entry.calls, other.calls, strict=True)):
-        for ours, theirs in zip(tree_leaves(call), tree_leaves(other_call), strict=True):
-            if isinstance(ours, Tensor) and not ours.equal(theirs):
-                raise ModelError(
-                    f"block {index} of {type(model).__name__} takes arguments that depend on the tokens (as per-layer "
-                    "embeddings do) beside the hidden states; selfprune cannot walk this architecture block by block"
-                )
+    calls = zip(tree_leaves(entry.calls), tree_leaves(other.calls), strict=True)
+    return all(not isinstance(ours, Tensor) or ours.equal(theirs) for ours, theirs in calls)
 
 
 def first_tensor(output: Any) -> Tensor:

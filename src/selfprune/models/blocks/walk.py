@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.allocations.unit import Unit
-from selfprune.models.blocks.calls import BlockCalls, capture_calls, logits_from
+from selfprune.models.blocks.calls import BlockCalls, capture_calls, logits_from, same_arguments
 from selfprune.models.blocks.residency import resident
 from selfprune.models.loading import LoadedModel
 
@@ -29,7 +29,7 @@ class BlockVisit:
         block: the block.
         units: its units.
         inputs: per batch the hidden states [N, T, D] that reach it.
-        calls: what it takes besides, by the number of windows in a batch.
+        calls: per batch what it takes besides.
         hidden: per batch the hidden states [N, T, D] that the last run gave, or the inputs before the first.
     """
 
@@ -37,13 +37,13 @@ class BlockVisit:
     block: nn.Module
     units: list[Unit]
     inputs: list[Tensor]
-    calls: dict[int, BlockCalls]
+    calls: list[BlockCalls]
     hidden: list[Tensor]
 
     def forward(self) -> None:
         """Runs the block on all inputs; the last run's outputs feed the next block."""
         for i, hidden_NTD in enumerate(self.inputs):
-            self.hidden[i] = self.calls[len(hidden_NTD)].run(self.index, self.block, hidden_NTD)
+            self.hidden[i] = self.calls[i].run(self.index, self.block, hidden_NTD)
 
 
 def windows_per_pass(n_tokens_per_window: int) -> int:
@@ -74,17 +74,19 @@ def walk_blocks(
         ModelError: when a block does not take and return hidden states.
     """
     batches = torch.split(windows_NT.to(loaded.device), batch_size)
-    entries: dict[int, BlockCalls] = {}
-    current = []
+    shared: dict[int, BlockCalls] = {}
+    calls, current = [], []
     for i, batch_NT in enumerate(batches):
         entry = capture_calls(loaded.model, loaded.blocks, batch_NT)
-        entries.setdefault(len(batch_NT), BlockCalls(torch.empty(0), entry.calls))
+        own = BlockCalls(torch.empty(0), entry.calls)
+        first = shared.setdefault(len(batch_NT), own)
+        calls.append(first if same_arguments(first, own) else own)
         current.append(entry.hidden_NTD if hidden is None else hidden[i].to(loaded.device))
 
     for index, block in list(enumerate(loaded.blocks))[start:]:
         units = [unit for unit in loaded.units if unit.block == index]
         # lists are filled anew, so that no block's inputs outlive its visit
-        visit = BlockVisit(index, block, units, current, entries, hidden=list(current))
+        visit = BlockVisit(index, block, units, current, calls, hidden=list(current))
         with resident(block):
             yield visit
         current = visit.hidden
