@@ -76,7 +76,7 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
         ModelError: when the model does not run, its blocks run otherwise, the logits are not finite, or a token sees a later one.
     """
     tokens_NT = _probe(model, device)
-    with _watched(blocks) as (order, breaks), torch.no_grad(), _telling_own_failure(model):
+    with _watched(blocks) as (order, breaks, given), torch.no_grad(), _telling_own_failure(model):
         logits_NTV = model(input_ids=tokens_NT, attention_mask=torch.ones_like(tokens_NT), use_cache=False).logits
     if order != list(range(len(blocks))):
         raise ModelError(
@@ -105,15 +105,11 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
         )
     with torch.no_grad():
         check_entry(model, path, blocks, device)
-        _check_alone(model, path, blocks, tokens_NT)
+        _check_alone(model, path, blocks, tokens_NT, given)
 
 
-def _check_alone(model: Any, path: str, blocks: list[nn.Module], tokens_NT: Tensor) -> None:
-    """Checks that a block gives the same whether those before it have run or not, as where gradients walk back."""
-    entry = capture_calls(model, blocks, tokens_NT)
-    given = [entry.hidden_NTD]
-    for index, block in enumerate(blocks):
-        given.append(entry.run(index, block, given[-1]))
+def _check_alone(model: Any, path: str, blocks: list[nn.Module], tokens_NT: Tensor, given: list[Tensor]) -> None:
+    """Checks that every block gives what it gave when the model ran, though none of those before it has run, as gradients do."""
     entry = capture_calls(model, blocks, tokens_NT)
     for index in reversed(range(len(blocks))):
         try:
@@ -123,29 +119,35 @@ def _check_alone(model: Any, path: str, blocks: list[nn.Module], tokens_NT: Tens
         if not _are_same(alone_NTD, given[index + 1]):
             raise ModelError(
                 f"the block {path}.{index} of {type(model).__name__} needs more than hidden states of the blocks before it, such "
-                "as keys and values that they share; selfprune runs blocks one at a time, so it cannot prune this architecture"
+                "as keys and values that they share, or a state; selfprune runs blocks one at a time, so it cannot prune this "
+                "architecture"
             )
 
 
 @contextmanager
-def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int]]]:
-    """While open, notes the order in which blocks run, and which of them get other hidden states than the last one gave."""
+def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int], list[Tensor]]]:
+    """While open, notes the order in which blocks run, which get other hidden states than the last one gave, and all of these.
+
+    They are what the first block gets, and then what each one gives.
+    """
     order: list[int] = []
     breaks: list[int] = []
     given: list[Tensor] = []
 
     def before(index: int, arguments: tuple[Any, ...]) -> None:
         order.append(index)
-        if given and arguments and not _are_same(given[-1], arguments[0]):
+        if not given and arguments:
+            given.append(arguments[0].clone())
+        elif given and arguments and not _are_same(given[-1], arguments[0]):
             breaks.append(index)
 
     def after(output: Any) -> None:
-        given[:] = [first_tensor(output)]
+        given.append(first_tensor(output).clone())
 
     hooks = [b.register_forward_pre_hook(lambda _, arguments, i=i: before(i, arguments)) for i, b in enumerate(blocks)]
     hooks += [block.register_forward_hook(lambda _, __, output: after(output)) for block in blocks]
     try:
-        yield order, breaks
+        yield order, breaks, given
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,6 +45,23 @@ def test_every_batch_has_embeddings_of_its_own_where_blocks_take_such(tiny_token
     assert nll_per_token(loaded, WINDOWS_NT, batch_size=2) == pytest.approx(float(expected), rel=1e-5)
 
 
+BAMBA = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n_blocks", [2, 4])
+def test_blocks_that_return_attention_weights_besides_are_walked(n_blocks, tiny_tokenizer, tmp_path):
+    """With as many sequences in a batch as outputs are taken apart, one could be taken for the other."""
+    config = AutoConfig.for_model("bamba", **BAMBA, num_hidden_layers=n_blocks)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(ModelConfig(str(tmp_path), device="cpu"))
+    expected = cross_entropy(loaded.model(input_ids=WINDOWS_NT).logits[:, :-1].flatten(0, 1), WINDOWS_NT[:, 1:].flatten())
+    assert nll_per_token(loaded, WINDOWS_NT, batch_size=2) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_blocks_that_share_keys_and_values_are_refused(tiny_tokenizer, tmp_path):
     with pytest.raises(ModelError, match=r"layers\.2 of Gemma4ForCausalLM needs more than hidden states"):
         load_model(gemma_4(tiny_tokenizer, tmp_path, n_shared=1))

@@ -40,12 +40,11 @@ class StopForwardError(Exception):
     """Ends a forward pass once all that is wanted of it is known."""
 
 
-class _UnpackedError(Exception):
-    """A model wants more of a block than hidden states."""
-
-
 class _Handed(Tensor):
-    """Hidden states in place of a block's output: models take it as it is, or (Falcon, BLOOM) its first item."""
+    """Hidden states in place of a block's output: models take it as it is, its first item (BLOOM), or two of which one is None.
+
+    The second is attention weights that nobody asked for, as in Bamba; where it is more, `check_by_running` sees it.
+    """
 
     # whatever is computed with it is a plain tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -53,9 +52,9 @@ class _Handed(Tensor):
     def __getitem__(self, index: Any) -> Tensor:
         return self if isinstance(index, int) and index == 0 else super().__getitem__(index)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        # the sequences of a batch would be taken for several outputs, in silence if there are as many
-        raise _UnpackedError
+    def __iter__(self) -> Iterator[Any]:
+        # else the sequences of a batch would be taken for several outputs, in silence if there are as many
+        return iter((self, None))
 
 
 def capture_calls(model: nn.Module, blocks: Sequence[nn.Module], batch_NT: Tensor) -> BlockCalls:
@@ -123,7 +122,9 @@ def logits_of_few(
 def _naming(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
     try:
         yield
-    except _UnpackedError as error:
+    except ValueError as error:
+        if "to unpack" not in str(error):
+            raise
         raise ModelError(
             f"{type(model).__name__} takes more than hidden states from each of its blocks ({type(blocks[0]).__name__}), such as "
             "attention weights or recurrent states; selfprune runs blocks one at a time and hands nothing but hidden states from "
