@@ -4,9 +4,9 @@
         --report own=C.txt other=D.txt
 
 FOLDER is a Hugging Face checkpoint. Every text of `--calibrate` (a file, or `self_generated`: the model writes it, or `noise`:
-tokens at random) serves with every number of windows and every seed; every pruned model is measured on the same windows of every text of
-`--report`, as KL to the dense model. A file may serve for both: its first half calibrates, and its second is reported on. What
-`results.jsonl` has already is not measured again, and `table.md` is made of it.
+tokens at random) serves with every number of windows and every seed; every pruned model is measured on the same windows of every
+text of `--report`, as KL to the dense model. A file may serve for both: its first half calibrates, and its second is reported on.
+What `results.jsonl` has already is not measured again, and `table.md` is made of it.
 
 Shape suffixes: N windows, T tokens.
 """
