@@ -52,7 +52,7 @@ class WindowEvaluator:
         prefix_bytes: int = 0,
     ) -> None:
         self.metrics, self.batch_size = metrics, batch_size
-        self.forward = PrefixForward(model, blocks, prefix_bytes)
+        self.forward = PrefixForward(model, blocks, 0)  # nothing is asked twice yet
         self.n_windows, self.n_tokens_per_window = windows_NT.shape
         self._windows_NT = windows_NT.to(next(model.parameters()).device)
         self._targets: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in metrics}
@@ -67,7 +67,7 @@ class WindowEvaluator:
             self.dense_scores.append(float(self._score(next(iter(metrics)), logits_1TV, window)))
         self.tokens_per_second = windows_NT.numel() / (time.perf_counter() - began)
         self.dense_nll_per_token = math.fsum(nll) / len(nll)
-        self.forward.clear()
+        self.forward = PrefixForward(model, blocks, prefix_bytes)
 
     def on(self, model: nn.Module, blocks: Sequence[nn.Module]) -> "WindowEvaluator":
         """The same windows and dense answers for another model, such as the pruned one cut to its size.

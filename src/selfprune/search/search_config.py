@@ -63,7 +63,7 @@ class SearchConfig:
     batch_size: int = 4
     workers: int = 1
     pool: PoolKind = PoolKind.PROCESSES
-    prefix_cache_mb: int = 1024
+    prefix_cache_mb: int = 256
     levels: LevelsConfig = field(default_factory=LevelsConfig)
 
     def __post_init__(self) -> None:
