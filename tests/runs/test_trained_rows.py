@@ -103,6 +103,16 @@ def test_heads_and_channels_are_trained_at_the_size_that_they_were_cut_to(run_sm
     assert trained == pruned
     sizes = [os.path.getsize(tmp_path / "run" / name / "model.safetensors") for name in ("model", "trained")]
     assert abs(sizes[0] - sizes[1]) < 4_000
+    moved = rows["winner trained"]["training"]["moved"]
+    layers = json.loads((tmp_path / "run/report.json").read_text())["layers"]
+    assert layers["blocks"]["moved"] == moved
+    before, after = (dict(load(tmp_path / "run" / name).named_parameters()) for name in ("model", "trained"))
+    names = [name for name in before if name.startswith("model.layers.1.")]
+    whole, changed = (
+        sum(float(each.square().sum()) for each in tensors)
+        for tensors in zip(*((before[name].detach(), (after[name] - before[name]).detach()) for name in names), strict=True)
+    )
+    assert 0 < moved["1"] == pytest.approx((changed / whole) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(

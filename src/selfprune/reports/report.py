@@ -26,7 +26,7 @@ from selfprune.reports.conclusions import (
     verdict_sentence,
 )
 from selfprune.reports.dialogues import sample_dialogues
-from selfprune.reports.insight.layers import layer_record
+from selfprune.reports.insight.layers import layer_record, moved_by_training
 from selfprune.reports.insight.seen_moves import read_moves
 from selfprune.reports.ledger import count_by_proposer, count_by_search
 from selfprune.reports.markdown import front_lines, front_records, language_model_lines, table_lines, warning_lines
@@ -62,9 +62,8 @@ def write_report(folder: Path, results: Results, harness: dict[str, Any], extend
     report["model"] = size_record(folder / "model", results.n_parameters, results.kept_per_token)
     report["speed"] = results.speed
     main, moves = [c for c in results.candidates if c.search == "main"], read_moves(folder / "evaluations.jsonl")
-    report["layers"] = layer_record(
-        results.grid, results.winner.allocation, results.block_numbers, results.sensitivities, moves, main
-    )
+    numbers = {**results.block_numbers, **moved_by_training(report["rows"])}
+    report["layers"] = layer_record(results.grid, results.winner.allocation, numbers, results.sensitivities, moves, main)
     report["environment"] = {**environment, "overrides": overrides, "lm_eval_tasks": harness}
     files = {
         "table.csv": table_csv(report),

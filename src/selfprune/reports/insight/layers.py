@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from selfprune.allocations.candidate import Candidate
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation
+from selfprune.reports.conclusions import TRAINED
 from selfprune.reports.insight.seen_moves import SeenMoves, foretold_changes, seen_at
 
 MIN_PAIRS = 4
@@ -49,6 +50,17 @@ def layer_record(
         "correlations": [*_correlations("units", of_units), *_correlations("blocks", of_blocks)],
         "agreement": _agreement(grid, moves, candidates),
     }
+
+
+def moved_by_training(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """`moved`, each block -> how far training moved the winner's weights there, relative to their norm; nothing without one.
+
+    Args:
+        rows: of the report.
+    """
+    training: Mapping[str, Any] = next((row["training"] for row in rows if row["name"] == "winner" + TRAINED), {})
+    moved = {int(block): float(number) for block, number in training.get("moved", {}).items()}
+    return {"moved": moved} if moved else {}
 
 
 def rank_correlation(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | None:

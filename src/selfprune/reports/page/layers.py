@@ -12,6 +12,7 @@ MEANINGS = {
     "removed": "share of weights that went",
     "influence": "block influence (1 − cosine of hidden states in and out)",
     "alikeness": "alikeness (linear CKA of hidden states in and out)",
+    "moved": "norm of what training changed of the weights, over their own",
     "cost": "rise of the score per weight that goes, by gradients",
     "sensitivity": "score of the unit pruned alone",
 }

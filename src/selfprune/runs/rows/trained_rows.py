@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from selfprune.allocations.unit import Allocation, Item
+from selfprune.checkpoints.source import open_source
 from selfprune.data.self_generated import text_writer
 from selfprune.data.splits import draw_training
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
@@ -139,18 +140,38 @@ def _train_and_measure(
             course = training.train_in_place(student, parameters, lesson)
         for parameter in student.model.parameters():  # not the buffers, whose format is the model's own choice
             parameter.data = parameter.data.to(prepared.loaded.model.dtype)
+        moved = {} if is_gradual else _moved(student, len(prepared.loaded.blocks))
         if name == "winner" and is_gradual:
             save_whole(prepared, student, work)
         elif name == "winner":
             save_cut(prepared, student)
         with prepared.display.stage(f"measuring {name} after training"):
             measured = measurer.measure(student)
-        return {**measured, "training": {**asdict(course), "sparsity": _sparsity(prepared, student)}}
+        return {**measured, "training": {**asdict(course), "sparsity": _sparsity(prepared, student), "moved": moved}}
 
 
 def _work(prepared: PreparedRun, name: str, allocation: Allocation) -> Path:
     """Where a training keeps its state; another winner has another place."""
     return prepared.folder / WORK / f"{name}-{digest(allocation, prepared.space.grid)[:16]}"
+
+
+def _moved(student: LoadedModel, n_blocks: int) -> dict[str, float]:
+    """Block -> norm of what training changed of its weights, over their norm in the checkpoint that it began with.
+
+    Nothing is told where whole blocks went, whose numbers are others than those of the dense model.
+    """
+    if len(student.blocks) != n_blocks or student.source is None:
+        return {}
+    stored = open_source(student.source)
+    found = {}
+    for index in range(n_blocks):
+        prefix = student.block_prefix(index)
+        pairs = [(p, stored[n]) for n, p in student.model.named_parameters() if n.startswith(prefix) and n in stored]
+        before = [(p, tensor.read().to(p.device).float()) for p, tensor in pairs if tuple(tensor.shape) == tuple(p.shape)]
+        if whole := math.fsum(float(was.square().sum()) for _, was in before):
+            changed = math.fsum(float((p.detach().float() - was).square().sum()) for p, was in before)
+            found[str(index)] = round(math.sqrt(changed / whole), 8)
+    return found
 
 
 def _sparsity(prepared: PreparedRun, student: LoadedModel) -> float | None:
