@@ -47,6 +47,12 @@ AS_LOADED = {
         {"vocab_size": 300, "emb_dim": 64, "n_layers": 2, "n_heads": 4},
         "XLMWithLMHeadModel changes the hidden states between its blocks transformer.attentions.0 and transformer.attentions.1",
     ),
+    "prophetnet": (
+        "prophetnet",
+        {"vocab_size": 300, "hidden_size": 64, "num_decoder_layers": 2, "num_decoder_attention_heads": 4, "decoder_ffn_dim": 96}
+        | {"is_decoder": True, "is_encoder_decoder": False, "pad_token_id": 0},
+        "should be given one stream of hidden states .*\\[2, 8\\] tokens became \\[2, 24, 64\\]",
+    ),
     "xmod": ("xmod", SMALL | {"is_decoder": True}, "XmodForCausalLM itself fails on 8 tokens .*Input language unknown"),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ Shape suffixes: N sequences, T tokens, V vocabulary.
 
 import logging
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfprune.errors import ModelError
-from selfprune.models.blocks.calls import capture_calls, first_tensor
+from selfprune.models.blocks.calls import capture_calls, first_tensor, logits_from
 from selfprune.models.blocks.residency import resident
 from selfprune.models.weight_checks import overflow
 
@@ -58,6 +58,11 @@ def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.de
         raise ModelError(
             f"the blocks {path} of {type(model).__name__} should run once each, but {len(entry.calls)} of {len(blocks)} ran; it "
             "cannot be pruned"
+        )
+    if entry.hidden_NTD.shape[:2] != tokens_NT.shape:
+        raise ModelError(
+            f"the blocks {path} of {type(model).__name__} should be given one stream of hidden states [sequences, tokens, width], "
+            f"but {list(tokens_NT.shape)} tokens became {list(entry.hidden_NTD.shape)}; selfprune cannot prune this architecture"
         )
     with resident(blocks[0]), torch.no_grad(), _telling_own_failure(model):
         entry.run(0, blocks[0], entry.hidden_NTD)
@@ -106,16 +111,19 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
     with torch.no_grad():
         check_entry(model, path, blocks, device)
         _check_alone(model, path, blocks, tokens_NT, given)
+        again_NTV = _attempted(lambda: logits_from(model, blocks, tokens_NT, given[-1]))
+    if not _are_same(again_NTV, logits_NTV):
+        raise ModelError(
+            f"{type(model).__name__} makes its logits of more than the hidden states of the last block {path}.{len(blocks) - 1}; "
+            "selfprune scores models by these alone, so it cannot prune this architecture"
+        )
 
 
 def _check_alone(model: Any, path: str, blocks: list[nn.Module], tokens_NT: Tensor, given: list[Tensor]) -> None:
     """Checks that every block gives what it gave when the model ran, though none of those before it has run, as gradients do."""
     entry = capture_calls(model, blocks, tokens_NT)
     for index in reversed(range(len(blocks))):
-        try:
-            alone_NTD = entry.run(index, blocks[index], given[index])
-        except Exception:  # whatever a model makes of what it misses
-            alone_NTD = torch.empty(0)
+        alone_NTD = _attempted(lambda: entry.run(index, blocks[index], given[index]))  # noqa: B023
         if not _are_same(alone_NTD, given[index + 1]):
             raise ModelError(
                 f"the block {path}.{index} of {type(model).__name__} needs more than hidden states of the blocks before it, such "
@@ -151,6 +159,14 @@ def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int], li
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _attempted(run: Callable[[], Tensor]) -> Tensor:
+    """What a model gives; nothing where it misses something, of which it may make any error."""
+    try:
+        return run()
+    except Exception:
+        return torch.empty(0)
 
 
 def _are_same(one: Tensor, other: Tensor) -> bool:
