@@ -62,7 +62,8 @@ def check_entry(model: Any, path: str, blocks: list[nn.Module], device: torch.de
     if entry.hidden_NTD.shape[:2] != tokens_NT.shape:
         raise ModelError(
             f"the blocks {path} of {type(model).__name__} should be given one stream of hidden states [sequences, tokens, "
-            f"width], but {list(tokens_NT.shape)} tokens became {list(entry.hidden_NTD.shape)}; selfprune cannot prune this architecture"
+            f"width], but {list(tokens_NT.shape)} tokens became {list(entry.hidden_NTD.shape)}; selfprune cannot prune this "
+            "architecture"
         )
     with resident(blocks[0]), torch.no_grad(), _telling_own_failure(model):
         entry.run(0, blocks[0], entry.hidden_NTD)
