@@ -92,11 +92,9 @@ class _TokenKL(torch.autograd.Function):
         other_M1 = (mass_p_M1 - ratio_M1 * mass_q_M1) * gradient_M1
         by_logit_MV = torch.empty_like(logits_MV)
         parts = few_at_once(logits_MV)
-        rest = (torch.split(each, len(parts[0])) for each in (by_logit_MV, logq_MK, ids_MK, among_MK, other_M1))
-        for part_V, out_V, logq_K, ids_K, among_K, other_1 in zip(parts, *rest, strict=True):
-            part_V = part_V.float()
-            logsumexp_1 = part_V.gather(-1, ids_K[:, :1]) - logq_K[:, :1]
-            out_V.copy_((part_V - logsumexp_1).exp_().mul_(other_1).scatter_(-1, ids_K, among_K))
+        rest = (torch.split(each, len(parts[0])) for each in (by_logit_MV, ids_MK, among_MK, other_M1))
+        for part_V, out_V, ids_K, among_K, other_1 in zip(parts, *rest, strict=True):
+            out_V.copy_(part_V.softmax(dim=-1, dtype=torch.float32).mul_(other_1).scatter_(-1, ids_K, among_K))
         return by_logit_MV, None, None
 
 
