@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from selfprune.errors import ConfigError
+from selfprune.evaluators.window_metrics import base
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.window_metrics.perplexity import Perplexity
 from selfprune.evaluators.windows import WindowEvaluator
+from selfprune.models.blocks import calls
 from selfprune.models.units import find_blocks, list_units, weight_view
 
 V = 300
@@ -208,3 +210,32 @@ def test_broken_weights_give_a_score_that_is_not_finite_and_no_exception(broken,
     evaluator = build(model, metric)
     weight_view(model, list_units(model)[-1])[:] = broken
     assert not math.isfinite(fmean(evaluator.evaluate(["broken"] * 2)["score"]))
+
+
+@pytest.mark.parametrize("metric", [KLDivergence(32), KLDivergence(V), Perplexity()], ids=["kl", "all of kl", "perplexity"])
+def test_neither_scores_nor_gradients_depend_on_how_many_logits_are_worked_on_at_once(metric, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    tokens_NT = torch.randint(V, (2, 37), generator=generator)
+    dense_NTV, pruned_NTV = (3 * torch.randn(2, 37, V, generator=generator) for _ in range(2))
+    found = []
+    for n_at_once in (2**20, 1):
+        monkeypatch.setattr(base, "N_LOGITS_IN_CACHE", n_at_once)
+        logits_NTV = pruned_NTV.clone().requires_grad_()
+        with torch.enable_grad():
+            scores_N = metric.window_scores(logits_NTV, tokens_NT, metric.prepare(dense_NTV, tokens_NT))
+            found.append((scores_N, torch.autograd.grad(scores_N.sum(), logits_NTV)[0]))
+    (whole_N, of_whole_NTV), (parts_N, of_parts_NTV) = found
+    assert torch.equal(whole_N, parts_N)
+    assert of_whole_NTV.any()
+    assert torch.equal(of_whole_NTV, of_parts_NTV)
+
+
+def test_the_logits_of_a_large_vocabulary_are_held_for_one_window_at_a_time(model, monkeypatch):
+    evaluator = build(model, KLDivergence(32))
+    prune(model)
+    together = evaluator.evaluate(["pruned"] * 2)
+    sizes = []
+    monkeypatch.setattr(calls, "N_LOGITS_TOGETHER", 1)
+    model.lm_head.register_forward_hook(lambda *seen: sizes.append(seen[2].shape[0]))
+    assert evaluator.evaluate(["pruned"] * 2) == together
+    assert set(sizes) == {1}
