@@ -193,13 +193,15 @@ def tiny(name: str) -> Any:
     import torch
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(small(type(AutoConfig.for_model(name))), dtype=torch.float32).eval()
+    config = small(type(AutoConfig.for_model(name)))
+    with torch.device("meta"):
+        n_parameters = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    if n_parameters > 100_000_000:
+        raise ValueError(f"its smallest configuration has {n_parameters:,} parameters")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
             parameter.data.normal_(std=0.02)
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if n_parameters > 100_000_000:
-        raise ValueError(f"its smallest configuration has {n_parameters:,} parameters")
     return model
 
 

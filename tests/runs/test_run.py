@@ -279,11 +279,12 @@ def test_no_search_has_the_gradients_of_another_for_nothing(tiny_model_folder, t
     assert firsts["main"] == firsts["random"] > 0
 
 
-def test_a_run_gives_the_same_archive_and_the_same_model_for_all_batch_sizes(tiny_model_folder, tmp_path):
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_a_run_gives_the_same_archive_and_the_same_model_for_all_batch_sizes_and_memories(pruner, tiny_model_folder, tmp_path):
     made = []
-    for batch_size in (1, 3, 8):
-        options = [*ONE_SEARCH, "pruner=sparsegpt", "search.max_tokens=1_000", f"search.batch_size={batch_size}"]
-        folder = run_here(tmp_path / f"run{batch_size}", *tiny(tiny_model_folder), *options)
+    for options in (["batch_size=1", "memory=WHOLE"], ["batch_size=3", "memory=LEAN"], ["batch_size=8", "memory=AUTO"]):
+        more = [f"pruner={pruner}", "search.max_tokens=1_000", *(f"search.{option}" for option in options)]
+        folder = run_here(tmp_path / str(len(made)), *tiny(tiny_model_folder), *ONE_SEARCH, *more)
         made.append([(folder / name).read_bytes() for name in ("archive.jsonl", "model/model.safetensors")])
     assert made[1:] == [made[0], made[0]]
 

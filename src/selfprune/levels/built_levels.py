@@ -25,6 +25,7 @@ from selfprune import __version__
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Item, Unit
 from selfprune.errors import ConfigError, naming_unit
+from selfprune.levels.dense_weights import DenseWeights
 from selfprune.levels.level_store import LevelStore
 from selfprune.levels.levels_config import LevelsConfig
 from selfprune.models.loading import LoadedModel
@@ -48,6 +49,7 @@ class BuiltLevels(LevelStore):
         pruner: makes the levels.
         statistics: still empty; levels are kept in their cache.
         memory_bytes: bound on the levels that are also kept in memory.
+        dense: keeps the dense weights; copies when None.
 
     Example:
         >>> statistics = open_statistics(loaded, grid, pruner, windows_NT, batch_size, LevelsConfig(LevelKind.BUILT), folder)
@@ -67,8 +69,9 @@ class BuiltLevels(LevelStore):
         pruner: Pruner,
         statistics: KeptStatistics,
         memory_bytes: int,
+        dense: DenseWeights | None = None,
     ) -> None:
-        super().__init__(loaded, grid, pruner)
+        super().__init__(loaded, grid, pruner, dense)
         self.n_built = 0
         self._statistics, self._cache = statistics, statistics.cache
         self._recent = _RecentTensors(memory_bytes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selfprune.allocations.level_grid import LevelGrid
 from selfprune.allocations.unit import Allocation, Unit
+from selfprune.levels.dense_weights import DenseWeights
 from selfprune.models.loading import LoadedModel
 from selfprune.models.units import weight_view
 from selfprune.pruners.base import Pruner
@@ -24,6 +25,7 @@ class LevelStore(ABC):
         loaded: the dense model.
         grid: units and their levels.
         pruner: decides what goes.
+        dense: keeps the dense weights; copies when None.
 
     Example:
         >>> for units, statistics in calibrate_blocks(loaded, windows_NT, pruner, batch_size):
@@ -37,12 +39,12 @@ class LevelStore(ABC):
         allocation: what the model holds now.
     """
 
-    def __init__(self, loaded: LoadedModel, grid: LevelGrid, pruner: Pruner) -> None:
+    def __init__(self, loaded: LoadedModel, grid: LevelGrid, pruner: Pruner, dense: DenseWeights | None = None) -> None:
         self.loaded = loaded
         self.grid = grid
         self.allocation: Allocation = {unit.name: 0 for unit in grid.units}
         self._pruner = pruner
-        self._dense: dict[str, Tensor] = {}
+        self._dense = dense or DenseWeights()
         self._dense_biases = {name: loaded.model.get_parameter(name).clone() for name in loaded.biases}
 
     def take(self, units: Sequence[Unit], statistics: dict[str, Statistics]) -> None:
@@ -55,7 +57,8 @@ class LevelStore(ABC):
         Raises:
             PruningError: when a unit's scores or statistics are not finite; the message names the unit.
         """
-        self._dense |= {unit.name: weight_view(self.loaded.model, unit).clone() for unit in units}
+        for unit in units:
+            self._dense.take(unit, weight_view(self.loaded.model, unit))
         self._take(units, statistics)
 
     @torch.no_grad()

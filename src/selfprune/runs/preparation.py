@@ -39,6 +39,7 @@ from selfprune.pruning.block_numbers import look_at_blocks
 from selfprune.pruning.calibration import calibrate
 from selfprune.pruning.measurements import Measurements, needed_measurements
 from selfprune.runs.forecasts.run_forecast import forecast_loaded, not_counted, run_seconds
+from selfprune.runs.forecasts.run_memory import open_dense
 from selfprune.runs.showing.display import Display
 from selfprune.runs.showing.tracking import Trackers
 from selfprune.search.dense_answers import DenseModelAnswers
@@ -200,12 +201,11 @@ def _draw_splits(config: RunConfig, loaded: LoadedModel, harness: Harness, kinds
 
 def _open_store(config: RunConfig, loaded: LoadedModel, grid: LevelGrid, windows_NT: Tensor, folder: Path) -> LevelStore:
     """The level store, still empty."""
-    levels = config.search.levels
+    dense, levels = open_dense(config, loaded), config.search.levels
     if config.level_kind is LevelKind.MASKS:
-        return MaskLevels(loaded, grid, config.method)
-    n_at_once = windows_per_pass(windows_NT.shape[1])
-    statistics = open_statistics(loaded, grid, config.method, windows_NT, n_at_once, levels, folder)
-    return BuiltLevels(loaded, grid, config.method, statistics, int(levels.memory_gb * 1e9))
+        return MaskLevels(loaded, grid, config.method, dense)
+    statistics = open_statistics(loaded, grid, config.method, windows_NT, windows_per_pass(windows_NT.shape[1]), levels, folder)
+    return BuiltLevels(loaded, grid, config.method, statistics, int(levels.memory_gb * 1e9), dense)
 
 
 def _proposers(config: RunConfig) -> list[ProposerConfig]:

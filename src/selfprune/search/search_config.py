@@ -8,6 +8,14 @@ from selfprune.levels.levels_config import LevelsConfig
 from selfprune.search.ladder import Ladder
 
 
+class Memory(str, Enum):
+    """Where the dense weights are while a search changes the model's: see `SearchConfig`."""
+
+    AUTO = "AUTO"
+    WHOLE = "WHOLE"
+    LEAN = "LEAN"
+
+
 class PoolKind(str, Enum):
     """What the processes of `search.workers` are."""
 
@@ -44,6 +52,9 @@ class SearchConfig:
             single process with one thread. They prune and measure the rows of the report, too.
         pool: PROCESSES are of this machine, on CPU, and share the memory of weights and levels; RAY starts actors in the cluster
             that RAY_ADDRESS names, or here, each with a copy of all, and a GPU where the model is on one.
+        memory: WHOLE keeps a copy of the units' dense weights, and their levels, beside the model; LEAN reads the weights from
+            the checkpoint when a unit's level changes, and keeps levels in main memory; AUTO is WHOLE where that fits. Results
+            are the same.
         prefix_cache_mb: bound on the hidden states kept for prefix reuse, in MB.
         levels: how candidates get their weights.
     """
@@ -63,6 +74,7 @@ class SearchConfig:
     batch_size: int = 4
     workers: int = 1
     pool: PoolKind = PoolKind.PROCESSES
+    memory: Memory = Memory.AUTO
     prefix_cache_mb: int = 256
     levels: LevelsConfig = field(default_factory=LevelsConfig)
 

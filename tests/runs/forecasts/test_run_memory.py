@@ -10,8 +10,9 @@ from selfprune.models.blocks.walk import N_LOGITS_AT_ONCE
 from selfprune.models.loading import load_model
 from selfprune.models.model_config import ModelConfig
 from selfprune.runs.forecasts import run_memory
-from selfprune.runs.forecasts.run_memory import check_generation
+from selfprune.runs.forecasts.run_memory import check_generation, chosen_memory, held_bytes
 from selfprune.runs.run_preflight import preflight
+from selfprune.search.search_config import Memory
 
 
 def configured(*overrides):
@@ -80,3 +81,19 @@ def test_keys_and_values_count_where_they_take_more_than_logits_and_are_refused_
     # a run without such tasks was asked already whether it fits
     monkeypatch.setattr(run_memory, "free_memory_bytes", lambda _: 0)
     assert check_generation(config, loaded, 0) == 0
+
+
+def test_the_dense_weights_are_not_copied_where_a_copy_does_not_fit(tiny_model_folder, monkeypatch):
+    folder = tiny_model_folder("llama")
+    model = load_model(ModelConfig(str(folder), device="cpu")).model
+    sizes = model.num_parameters(), 4
+    auto, whole, lean = (
+        configured("model=local", f"model.path={folder}", "model.device=cpu", f"search.memory={memory}") for memory in Memory
+    )
+    held = held_bytes(whole, model, *sizes)
+    assert held - held_bytes(lean, model, *sizes) == 4 * model.num_parameters()
+    for free, expected in ((held, Memory.WHOLE), (held - 1, Memory.LEAN), (None, Memory.WHOLE)):
+        monkeypatch.setattr(run_memory, "free_memory_bytes", lambda _, free=free: free)
+        assert chosen_memory(auto, model, *sizes) is expected
+        assert held_bytes(auto, model, *sizes) == held_bytes(whole if expected is Memory.WHOLE else lean, model, *sizes)
+        assert (chosen_memory(whole, model, *sizes), chosen_memory(lean, model, *sizes)) == (Memory.WHOLE, Memory.LEAN)

@@ -7,6 +7,7 @@ from selfprune.errors import ModelError
 from selfprune.evaluators.task_memory import logit_bytes
 from selfprune.evaluators.window_metrics.kl_divergence import KLDivergence
 from selfprune.evaluators.windows import LOGIT_BYTES
+from selfprune.levels.dense_weights import DenseWeights, StoredDenseWeights
 from selfprune.levels.levels_config import LevelKind
 from selfprune.levels.mask_levels import number_dtype
 from selfprune.models.blocks.calls import sequences_at_once
@@ -16,18 +17,14 @@ from selfprune.models.memory_check import free_memory_bytes
 from selfprune.models.model_config import Placement
 from selfprune.models.structures import list_items
 from selfprune.models.units import n_parameters, n_row_groups, weight_view
+from selfprune.search.search_config import Memory
 
 GRADIENT_BYTES = 4
 """Memory per weight while a pruner gathers gradients."""
 
 
 def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int, cache_bytes: int = 0) -> int:
-    """Memory of a run besides the weights, built levels apart.
-
-    A copy of the weights and, for masks, the level at which each goes; what is kept of the texts; the logits of some
-    windows or of lm-eval's requests, or the keys and values of those that are written; the hidden states of the calibration
-    windows before and after a block; those of the search windows before every block, as far as they may be kept; what every
-    process of `search.workers` has of its own; and the model that is trained.
+    """Memory of a run besides the weights, built levels apart, with `search.memory` as `chosen_memory` has it.
 
     Args:
         config: of the run.
@@ -36,7 +33,32 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
         bytes_per_weight: of one weight.
         cache_bytes: of the keys and values of tasks that let the model write.
     """
-    per_parameter = bytes_per_weight + (GRADIENT_BYTES if config.method.needs_gradients else 0)
+    memory = chosen_memory(config, skeleton, n_parameters, bytes_per_weight)
+    return _held_bytes(config, skeleton, n_parameters, bytes_per_weight, cache_bytes, memory)
+
+
+def chosen_memory(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int) -> Memory:
+    """What `search.memory` is: AUTO is LEAN where all that a run holds would not fit otherwise, tasks that write left out."""
+    if config.search.memory is not Memory.AUTO:
+        return config.search.memory
+    free = free_memory_bytes(config.model.torch_device())
+    needed = _held_bytes(config, skeleton, n_parameters, bytes_per_weight, 0, Memory.WHOLE)
+    if next(iter(skeleton.parameters())).is_meta:
+        needed += n_parameters * bytes_per_weight
+    return Memory.WHOLE if free is None or needed <= free else Memory.LEAN
+
+
+def _held_bytes(
+    config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_weight: int, cache_bytes: int, memory: Memory
+) -> int:
+    """Memory of a run besides the weights, built levels apart, as one kind of `search.memory` has it.
+
+    Unless that is LEAN, a copy of the weights; for masks, the level at which each goes; what is kept of the texts; the logits of
+    some windows or of lm-eval's requests, or the keys and values of those that are written; the hidden states of the calibration
+    windows before and after a block; those of the search windows before every block, as far as they may be kept; what every
+    process of `search.workers` has of its own; and the model that is trained.
+    """
+    per_parameter = (bytes_per_weight if memory is Memory.WHOLE else 0) + (GRADIENT_BYTES if config.method.needs_gradients else 0)
     text_config = skeleton.config.get_text_config()
     data, search, n_vocabulary = config.data, config.search, text_config.vocab_size
     kept = [(config.evaluator, data.n_search), (KLDivergence(), data.n_report)]
@@ -58,7 +80,8 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     if config.level_kind is LevelKind.MASKS and config.model.placement is not Placement.SPREAD:
         units = list_items(skeleton, config.method.items())
         levels = config.grid(units).levels
-        needed += sum(unit.n_items * number_dtype(levels[unit.name].n_steps).itemsize for unit in units)
+        if memory is Memory.WHOLE or config.model.torch_device().type == "cpu":
+            needed += sum(unit.n_items * number_dtype(levels[unit.name].n_steps).itemsize for unit in units)
     of_prefixes: int = min(prefix_bytes, search.prefix_cache_mb * 10**6)
     needed += of_prefixes
     # every process has pruned weights, logits and hidden states of its own, and shares all else
@@ -66,6 +89,12 @@ def held_bytes(config: RunConfig, skeleton: Any, n_parameters: int, bytes_per_we
     n_more = search.workers if search.workers > 1 else 0
     needed += n_more * (n_parameters * bytes_per_weight + of_windows + of_prefixes)
     return needed
+
+
+def open_dense(config: RunConfig, loaded: LoadedModel) -> DenseWeights:
+    """What keeps the dense weights while a search changes those of the model."""
+    memory = chosen_memory(config, loaded.model, loaded.n_parameters, loaded.model.dtype.itemsize)
+    return StoredDenseWeights(loaded.source) if memory is Memory.LEAN and loaded.source else DenseWeights()
 
 
 def level_bytes(config: RunConfig, skeleton: Any, bytes_per_weight: int) -> tuple[int, int]:
