@@ -104,7 +104,7 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
         )
         raise ModelError(f"{type(model).__name__} gives NaN or infinite logits as loaded; {cause}")
     prefix_NTV = logits_NTV[:, :-1].float()
-    if (prefix_NTV[0] - prefix_NTV[1]).abs().max() > 8 * torch.finfo(logits_NTV.dtype).eps * prefix_NTV.abs().max():
+    if not _are_close(prefix_NTV[0], prefix_NTV[1], logits_NTV.dtype):
         raise ModelError(
             f"{type(model).__name__} is not a causal language model: its early logits depend on a later token; give a "
             "decoder-only model"
@@ -113,7 +113,7 @@ def check_by_running(model: Any, path: str, blocks: list[nn.Module], device: tor
         check_entry(model, path, blocks, device)
         _check_alone(model, path, blocks, tokens_NT, given)
         again_NTV = _attempted(lambda: logits_from(model, blocks, tokens_NT, given[-1]))
-    if not _are_same(again_NTV, logits_NTV):
+    if not _are_close(again_NTV, logits_NTV):
         raise ModelError(
             f"{type(model).__name__} makes its logits of more than the hidden states of the last block {path}.{len(blocks) - 1}; "
             "selfprune scores models by these alone, so it cannot prune this architecture"
@@ -125,7 +125,7 @@ def _check_alone(model: Any, path: str, blocks: list[nn.Module], tokens_NT: Tens
     entry = capture_calls(model, blocks, tokens_NT)
     for index in reversed(range(len(blocks))):
         alone_NTD = _attempted(lambda: entry.run(index, blocks[index], given[index]))  # noqa: B023
-        if not _are_same(alone_NTD, given[index + 1]):
+        if not _are_close(alone_NTD, given[index + 1]):
             raise ModelError(
                 f"the block {path}.{index} of {type(model).__name__} needs more than hidden states of the blocks before it, such "
                 "as keys and values that they share, or a state; selfprune runs blocks one at a time, so it cannot prune this "
@@ -173,6 +173,14 @@ def _attempted(run: Callable[[], Tensor]) -> Tensor:
 def _are_same(one: Tensor, other: Tensor) -> bool:
     """Whether tensors hold the same numbers, of which those that are none count as the same."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def _are_close(one: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether tensors hold the same numbers up to the rounding of a format, as where masks or kernels were chosen otherwise."""
+    if one.shape != other.shape:
+        return False
+    difference, largest = (each.float().abs().max() for each in (one - other, other))
+    return bool(difference <= 8 * torch.finfo(dtype or other.dtype).eps * largest)
 
 
 @contextmanager
