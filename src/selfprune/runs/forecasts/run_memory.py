@@ -53,10 +53,11 @@ def _held_bytes(
 ) -> int:
     """Memory of a run besides the weights, built levels apart, as one kind of `search.memory` has it.
 
-    Unless that is LEAN and the checkpoint holds them in the same format, a copy of the weights; for masks, the level at which each
-    goes; what is kept of the texts; the logits of some windows or of lm-eval's requests, or the keys and values of those that are
-    written; the hidden states of the calibration windows before and after a block; those of the search windows before every block,
-    as far as they may be kept; what every process of `search.workers` has of its own; and the model that is trained.
+    Unless that is LEAN and the checkpoint holds them in the same format, a copy of the weights; for masks, the level at which
+    each goes; what is kept of the texts; the logits of some windows or of lm-eval's requests, or the keys and values of those
+    that are written; the hidden states of the calibration windows before and after a block; those of the search windows before
+    every block, as far as they may be kept; what every process of `search.workers` has of its own; and the model that is
+    trained.
     """
     text_config = skeleton.config.get_text_config()
     is_copied = memory is Memory.WHOLE or getattr(text_config.dtype, "itemsize", bytes_per_weight) != bytes_per_weight
