@@ -12,18 +12,18 @@ Shape suffixes: N windows, T tokens.
 """
 
 import argparse
-import copy
 import json
-import math
 import statistics
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.results import spread
 from selfprune.configs.methods import find_methods
 from selfprune.data.encoding import encode_text
 from selfprune.data.self_generated import generate_tokens
@@ -70,7 +70,10 @@ def measured(arguments: argparse.Namespace, known: set[tuple[Any, ...]]) -> Iter
     """The KL on every report text of one pruned model after the other."""
     loaded = load_model(ModelConfig(str(arguments.model), device="cpu"))
     windows_NT, reports = texts(arguments, loaded)
-    evaluators = {name: evaluator_of(loaded, report_NT) for name, report_NT in reports.items()}
+    evaluators = {
+        name: WindowEvaluator({"kl": KLDivergence()}, loaded.model, loaded.blocks, report_NT, N_AT_ONCE)
+        for name, report_NT in reports.items()
+    }
     dense = {unit.name: weight_view(loaded.model, unit).clone() for unit in loaded.units}
     runs = product(arguments.pruner, arguments.calibrate, sorted(arguments.n_windows), arguments.seeds)
     for pruner, source, n_windows, seed in runs:
@@ -95,7 +98,7 @@ def measured(arguments: argparse.Namespace, known: set[tuple[Any, ...]]) -> Iter
         versions = [(name, n_windows, seed)] * len(loaded.blocks)
         for text, evaluator in evaluators.items():
             row[f"kl on {text}"] = round(statistics.fmean(evaluator.evaluate(versions)["kl"]), 6)
-        yield copy.copy(row)
+        yield row
 
 
 def texts(arguments: argparse.Namespace, loaded: LoadedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -119,12 +122,6 @@ def texts(arguments: argparse.Namespace, loaded: LoadedModel) -> tuple[dict[str,
     return windows, reports
 
 
-def evaluator_of(loaded: LoadedModel, windows_NT: Tensor) -> WindowEvaluator:
-    """Knows the dense model's answers."""
-    with torch.no_grad():
-        return WindowEvaluator({"kl": KLDivergence()}, loaded.model, loaded.blocks, windows_NT, N_AT_ONCE)
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Medians and ranges over seeds."""
     lines = ["# KL to the dense model by calibration text and number of windows", ""]
@@ -135,18 +132,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         groups.setdefault(key_of(row)[:-1], []).append(row)
     for key, group in sorted(groups.items(), key=lambda each: [str(part).zfill(6) for part in each[0]]):
-        cells = [spread([row[name] for row in group if name in row]) for name in measures]
+        cells = [spread(pd.Series([row.get(name) for row in group])) for name in measures]
         lines.append(f"| {' | '.join([*map(str, key), str(len(group)), *cells])} |")
     return "\n".join(lines) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    """The median, with the range of several."""
-    if not values:
-        return ""
-    digits = max(3, 2 - math.floor(math.log10(max(values[0], 1e-9))))
-    told = f"{statistics.median(values):.{digits}f}"
-    return told if len(values) == 1 else f"{told} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

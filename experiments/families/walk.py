@@ -27,6 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -180,7 +181,7 @@ def counted(name: str, output: Path) -> tuple[str, str]:
         told = f"the pruned checkpoint lacks {info['missing_keys']}, and has {info['unexpected_keys']} besides"
         return "failed", one_line(told)
     units = list_units(again)
-    weights = [stored_weight(again, unit) for unit in {unit.matrix: unit for unit in units}.values()]
+    weights = [stored_weight(again, unit) for unit in units]
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     cut = ", cut" if again.config.get_text_config().model_type in FAMILIES else ""
     if not 0.45 < zeros < 0.55:
@@ -190,8 +191,6 @@ def counted(name: str, output: Path) -> tuple[str, str]:
 
 def tiny(name: str) -> Any:
     """A random model of a small configuration."""
-    import torch
-
     torch.manual_seed(0)
     config = small(type(AutoConfig.for_model(name)))
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from selfprune.errors import naming_unit
 from selfprune.levels.dense_weights import DenseWeights
 from selfprune.levels.level_store import LevelStore
 from selfprune.models.loading import LoadedModel
-from selfprune.models.units import by_item, spread
+from selfprune.models.units import by_item, spread, weight_view
 from selfprune.pruners.base import Pruner
 from selfprune.statistics.base import Statistics
 
@@ -60,7 +60,7 @@ class MaskLevels(LevelStore):
         """Notes for each item the number of the first level that removes it, one above the last where none does."""
         for unit in units:
             with naming_unit(unit.name):
-                ranks = self._pruner.ranks(by_item(unit, self._dense[unit.name]), statistics[unit.name])
+                ranks = self._pruner.ranks(by_item(unit, weight_view(self.loaded.model, unit)), statistics[unit.name])
             levels = self.grid.levels[unit.name]
             boundaries = torch.tensor(levels.items, device=ranks.device)
             first = torch.bucketize(ranks, boundaries, right=True).to(number_dtype(levels.n_steps))

@@ -145,9 +145,9 @@ def _watched(blocks: list[nn.Module]) -> Iterator[tuple[list[int], list[int], li
 
     def before(index: int, arguments: tuple[Any, ...]) -> None:
         order.append(index)
-        if not given and arguments:
+        if arguments and not given:
             given.append(arguments[0].clone())
-        elif given and arguments and not _are_same(given[-1], arguments[0]):
+        elif arguments and not _are_same(given[-1], arguments[0]):
             breaks.append(index)
 
     def after(output: Any) -> None:
